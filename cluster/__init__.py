@@ -1,0 +1,1 @@
+"""The `diptych` command and the clusters it runs on."""

@@ -1,0 +1,1 @@
+"""Bytes in object storage to two augmented views on the device."""

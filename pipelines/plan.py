@@ -1,0 +1,172 @@
+"""Which rows make up each global batch: (index, seed, epoch, step) to lanes of shuffled windows.
+
+A lane is a virtual worker. An epoch permutes the fragments, lays their rows end to end and cuts that line
+into equal lanes; a lane is read in windows that are shuffled whole. Step k's global batch is rows
+[k * b, (k + 1) * b) of every lane, with b = batch_size / lanes, so it is the same for any number of
+workers. Pure NumPy.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Int
+
+from pipelines.philox import Key, derive_key, permutation
+
+# First part of a key's path: no two uses of the seed share a stream.
+_FRAGMENTS, _ROWS = 1, 2
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows [start, stop) of one fragment."""
+
+    fragment: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows that are read together, and shuffled where there is a `key`.
+
+    `skip` rows are left out at the front of the shuffled window: they were consumed before a resume.
+    """
+
+    pieces: tuple[Piece, ...]
+    key: Key | None = None
+    skip: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows that the window yields."""
+        return sum(piece.stop - piece.start for piece in self.pieces) - self.skip
+
+    def order(self) -> Int[np.ndarray, " rows"]:
+        """Positions within the concatenated pieces, in the order in which they are yielded."""
+        size = self.rows + self.skip
+        return (np.arange(size) if self.key is None else permutation(self.key, size))[self.skip :]
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """All rows laid end to end, the fragments in the order of `key`."""
+
+    order: Int[np.ndarray, " fragments"]
+    ends: Int[np.ndarray, " fragments"]
+
+    @classmethod
+    def of(cls, rows: Int[np.ndarray, " fragments"], key: Key) -> "Line":
+        order = permutation(key, len(rows))
+        return cls(order, np.cumsum(rows[order]))
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        """Rows [start, stop) of the line, fragment by fragment."""
+        at = int(np.searchsorted(self.ends, start, side="right"))
+        while start < stop:
+            begins = int(self.ends[at - 1]) if at else 0
+            end = min(stop, int(self.ends[at]))
+            if end > start:
+                yield Piece(int(self.order[at]), start - begins, end - begins)
+            start, at = end, at + 1
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The order of a whole training run; `rows` holds the row count of every fragment of the index.
+
+    Raises ValueError where lanes do not divide the batch or the data set is smaller than a batch.
+    """
+
+    rows: Int[np.ndarray, " fragments"]
+    seed: int
+    lanes: int
+    batch_size: int
+    window_rows: int
+
+    def __post_init__(self) -> None:
+        check_lanes(self.batch_size, self.lanes)
+        if self.steps_per_epoch < 1:
+            raise ValueError(
+                f"the data set has {self.rows.sum()} images, less than one batch of batch_size="
+                f"{self.batch_size} in lanes={self.lanes}; try --batch-size "
+                f"{max(1, int(self.rows.sum()) // self.lanes) * self.lanes}"
+            )
+
+    @property
+    def lane_batch_size(self) -> int:
+        return self.batch_size // self.lanes
+
+    @property
+    def lane_rows(self) -> int:
+        return int(self.rows.sum()) // self.lanes
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.lane_rows // self.lane_batch_size
+
+    @property
+    def window_size(self) -> int:
+        """Rows of a whole window: as many batches as fit into `window_rows`, at least one."""
+        return max(1, self.window_rows // self.lane_batch_size) * self.lane_batch_size
+
+    def position(self, step: int) -> tuple[int, int]:
+        """(epoch, step within it) of a global step."""
+        return divmod(step, self.steps_per_epoch)
+
+    def windows(self, lanes: range, start_step: int, stop_step: int) -> Iterator[Window]:
+        """What a worker that serves `lanes` reads for steps [start_step, stop_step), in its order.
+
+        The lanes take turns window by window, so that all of them reach a step together.
+        """
+        epoch, first_step = self.position(start_step)
+        while epoch * self.steps_per_epoch < stop_step:
+            last_step = min(self.steps_per_epoch, stop_step - epoch * self.steps_per_epoch)
+            stop = last_step * self.lane_batch_size
+            first = first_step * self.lane_batch_size
+            for number in range(first // self.window_size, -(-stop // self.window_size)):
+                skip = max(0, first - number * self.window_size)
+                yield from (self.window(epoch, lane, number, skip) for lane in lanes)
+            epoch, first_step = epoch + 1, 0
+
+    def window(self, epoch: int, lane: int, number: int, skip: int = 0) -> Window:
+        start = number * self.window_size
+        stop = min(start + self.window_size, self.steps_per_epoch * self.lane_batch_size)
+        offset = lane * self.lane_rows
+        pieces = self._line(epoch).pieces(offset + start, offset + stop)
+        return Window(tuple(pieces), derive_key(self.seed, _ROWS, epoch, lane, number), skip)
+
+    @lru_cache(maxsize=2)  # noqa: B019 - a plan lives as long as its run
+    def _line(self, epoch: int) -> Line:
+        return Line.of(self.rows, derive_key(self.seed, _FRAGMENTS, epoch))
+
+
+def sweep(
+    rows: Int[np.ndarray, " fragments"], rank: int, world_size: int, *, seed: int, limit: int | None, window_rows: int
+) -> Iterator[Window]:
+    """What worker `rank` reads so that all workers together see every row once, as evaluation does.
+
+    With a `limit`, that many rows out of randomly chosen fragments, the same for any number of workers.
+    """
+    total = int(rows.sum()) if limit is None else min(limit, int(rows.sum()))
+    line = Line.of(rows, derive_key(seed, _FRAGMENTS, 0))
+    first, last = total * rank // world_size, total * (rank + 1) // world_size
+    for start in range(first, last, window_rows):
+        yield Window(tuple(line.pieces(start, min(start + window_rows, last))))
+
+
+def check_lanes(batch_size: int, lanes: int, workers: int = 1) -> None:
+    """Raise ValueError unless workers divide lanes and lanes divide batch_size."""
+    if batch_size % lanes:
+        nearest = max(1, batch_size // lanes) * lanes
+        raise ValueError(f"batch_size={batch_size} must divide by lanes={lanes}; try --batch-size {nearest}")
+    if lanes % workers:
+        fits = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0)
+        raise ValueError(f"lanes={lanes} must divide by workers={workers}; try --workers out of {fits}")
+
+
+def lanes_of(rank: int, world_size: int, lanes: int) -> range:
+    """The lanes that worker `rank` serves: rank, rank + world_size, ..."""
+    return range(rank, lanes, world_size)

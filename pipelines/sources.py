@@ -1,0 +1,97 @@
+"""URI to Index: which files hold the images, in which row groups, read from metadata alone."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Int
+from pyarrow import fs
+
+from pipelines import storage
+from pipelines.config import DataConfig
+
+_READERS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """Every fragment (a row group of a Parquet file) of a data set, sorted by path.
+
+    A sample's number is its row's place in this order: it does not depend on who reads it.
+    """
+
+    uri: str
+    paths: tuple[str, ...]
+    file: Int[np.ndarray, " fragments"]
+    row_group: Int[np.ndarray, " fragments"]
+    rows: Int[np.ndarray, " fragments"]
+    has_labels: bool
+
+    @property
+    def first_sample(self) -> Int[np.ndarray, " fragments"]:
+        return np.cumsum(self.rows) - self.rows
+
+
+def build_index(uri: str, data: DataConfig, progress: Callable[[int, int], None] | None = None) -> Index:
+    """Read the metadata of every Parquet file at `uri`; calls progress(done, files) after each.
+
+    Raises ValueError, naming the URI, where it does not exist, holds no Parquet file or no image, or
+    lacks a column.
+    """
+    filesystem, path = storage.resolve(uri)
+    paths = _list_parquet(filesystem, path, uri)
+    footers: list[tuple[Int[np.ndarray, " groups"], bool]] = []
+    with ThreadPoolExecutor(_READERS) as pool:
+        for footer in pool.map(lambda file: _read_footer(filesystem, file, data), paths):
+            footers.append(footer)
+            if progress:
+                progress(len(footers), len(paths))
+    counts = [rows for rows, _ in footers]
+    index = Index(
+        uri=uri,
+        paths=tuple(paths),
+        file=np.repeat(np.arange(len(paths)), [len(rows) for rows in counts]),
+        row_group=np.concatenate([np.arange(len(rows)) for rows in counts]),
+        rows=np.concatenate(counts),
+        has_labels=all(labels for _, labels in footers),
+    )
+    if index.rows.sum() == 0:
+        raise ValueError(f"{uri} holds no image: its {len(paths)} Parquet files have no rows")
+    return index
+
+
+def _list_parquet(filesystem: fs.FileSystem, path: str, uri: str) -> list[str]:
+    try:
+        info = filesystem.get_file_info(path)
+        if info.type == fs.FileType.NotFound:
+            raise ValueError(f"{uri} does not exist; give a Parquet file or a folder of them")
+        if info.type == fs.FileType.File:
+            return [path]
+        found = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+    except OSError as error:
+        raise ValueError(f"cannot list {uri}: {storage.first_line(error)}") from error
+    paths = sorted(f.path for f in found if f.type == fs.FileType.File and f.path.endswith(".parquet"))
+    if not paths:
+        raise ValueError(f"{uri} holds no image: no .parquet file lies below it")
+    return paths
+
+
+def _read_footer(
+    filesystem: fs.FileSystem, path: str, data: DataConfig
+) -> tuple[Int[np.ndarray, " groups"], bool]:
+    """Rows of each row group, and whether there is a label column."""
+    try:
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            metadata, columns = file.metadata, file.schema_arrow.names
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"cannot read {path}: {storage.first_line(error)}") from error
+    if data.image_column not in columns:
+        raise ValueError(
+            f"{path} holds no image: no column {data.image_column!r} among {', '.join(columns)}; "
+            "name it with --data.image-column"
+        )
+    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return np.array(rows, np.int64), data.label_column in columns

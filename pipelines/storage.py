@@ -1,0 +1,87 @@
+"""Files by URI, on this machine or in object storage, each written whole or not at all."""
+
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+# Where the driver runs, credentials and the endpoint come from; workers on other machines get them from
+# their own environment or from the job's.
+AWS_VARIABLES = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+)
+
+
+def resolve(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system that holds `uri`, and the path within it.
+
+    Raises ValueError for a scheme that pyarrow has no file system for.
+    """
+    if "://" not in uri:
+        return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    scheme = urlsplit(uri).scheme
+    if scheme == "s3":
+        # Servers other than Amazon's often know no trailing checksums; Amazon's does not need them.
+        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    try:
+        return fs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"cannot open {uri}: {first_line(error)}; use a path, file:// or s3://") from error
+
+
+def join(uri: str, *parts: str) -> str:
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def read(uri: str) -> bytes | None:
+    """The file's content, or None where there is none."""
+    filesystem, path = resolve(uri)
+    if filesystem.get_file_info(path).type != fs.FileType.File:
+        return None
+    with filesystem.open_input_stream(path) as file:
+        return file.read()
+
+
+def write(uri: str, content: bytes) -> None:
+    """Write `content` whole or not at all: readers see the old file or the new one."""
+    filesystem, path = resolve(uri)
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        with filesystem.open_output_stream(path) as file:  # An object appears when it is closed.
+            file.write(content)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def names(uri: str) -> list[str]:
+    """Sorted names of the files directly below `uri`; none where it does not exist."""
+    filesystem, path = resolve(uri)
+    found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in found if info.type == fs.FileType.File)
+
+
+def remove(uri: str) -> None:
+    filesystem, path = resolve(uri)
+    filesystem.delete_file(path)
+
+
+def first_line(error: BaseException) -> str:
+    """An error's message without the pages that storage clients add to it."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,47 @@
+"""Windows to Arrow tables through Ray Data, read ahead by the cluster, in the plan's order."""
+
+import pickle
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import pyarrow as pa
+import ray.data
+
+from pipelines.config import DataConfig
+from pipelines.plan import Window
+from pipelines.reader import SCHEMA, read_window
+from pipelines.sources import Index
+
+# What the readers of one worker take of the cluster: two tasks at a time, half a core each.
+READER_CPUS = 0.5
+READERS = 2
+
+# Ray Data keeps a block per window from the start (0.7 ms each), so a long run is streamed in parts.
+_WINDOWS_PER_DATASET = 256
+
+
+def stream_windows(index: Index, data: DataConfig, windows: Iterable[Window]) -> Iterator[pa.Table]:
+    """Tables as reader.SCHEMA, whose rows are those of the windows, in order.
+
+    A window's rows may come in several tables, where they are larger than a block of Ray's object store.
+    Raises ValueError as read_window does.
+    """
+
+    def read(batch: pa.Table) -> pa.Table:
+        return read_window(index, data, pickle.loads(batch["window"][0].as_py()))
+
+    windows = iter(windows)
+    while part := list(islice(windows, _WINDOWS_PER_DATASET)):
+        items = [{"window": pickle.dumps(window)} for window in part]
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            read, batch_size=None, batch_format="pyarrow", num_cpus=READER_CPUS, concurrency=READERS
+        )
+        dataset.context.execution_options.preserve_order = True
+        dataset.context.enable_progress_bars = False
+        try:
+            for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+                yield table.select(SCHEMA.names)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ValueError):
+                raise ValueError(str(error.cause)) from error
+            raise

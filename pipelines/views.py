@@ -1,0 +1,19 @@
+"""Views: the contract between data and training."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """A worker's share of one step: the views of its images, in the same order.
+
+    images: one tensor per view, normalised. labels: -1 where there is none. samples: rows of the index.
+    """
+
+    images: tuple[Float[Tensor, "n 3 height width"], ...]
+    labels: Int[Tensor, " n"]
+    samples: Int[np.ndarray, " n"]

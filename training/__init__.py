@@ -1,0 +1,1 @@
+"""Encoders, losses and the training loop, from one process to a Ray cluster."""
