@@ -1,2 +1,93 @@
-"""x"""
-def main(): pass
+"""The `diptych` command, composed of the packages' commands."""
+
+import sys
+import tomllib
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import cyclopts.config
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.argument import ArgumentCollection
+from pydantic import ValidationError
+
+from training.config import TrainConfig
+
+
+def _read_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Fill the flags that were not given from the TOML file that CONFIG names."""
+    for argument in arguments:
+        if argument.name == "CONFIG" and argument.tokens:
+            path = _find_config(argument.tokens[0].value)
+            try:
+                values = tomllib.loads(path.read_text())
+            except tomllib.TOMLDecodeError as error:
+                raise ValueError(f"{path} is not TOML: {error}") from error
+            values.setdefault("name", path.stem)
+            cyclopts.config.Dict(values, source=str(path), use_commands_as_keys=False)(app, commands, arguments)
+
+
+def _find_config(name: str) -> Path:
+    """A path to a TOML file, or the name of a shipped config."""
+    if Path(name).is_file():
+        return Path(name)
+    shipped = Path(str(files("training"))) / "configs"
+    if (path := shipped / f"{name}.toml").is_file():
+        return path
+    names = ", ".join(sorted(path.stem for path in shipped.glob("*.toml")))
+    raise ValueError(f"no config {name!r}: neither a TOML file nor one of {names}")
+
+
+app = App(
+    name="diptych",
+    help="Pre-train image encoders without labels, on any Ray cluster.",
+    version=version("diptych"),
+    config=_read_config,
+    default_parameter=Parameter(negative_iterable=()),
+)
+
+
+@app.command
+def train(config: str | None = None, /, *, run: Annotated[TrainConfig, Parameter(name="*")]) -> None:
+    """Train an encoder; every field of the config is a flag.
+
+    Parameters
+    ----------
+    config
+        A TOML file, or the name of a shipped config. Flags take precedence over it.
+    """
+    # torch takes seconds to import; help and an error in the config should not.
+    from cluster.train import run_training
+
+    run_training(run)
+
+
+def main() -> None:
+    """Run a command; bad input ends in one line and exit code 2."""
+    try:
+        app(exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        _fail(_one_line(error))
+    except ValueError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    print(f"diptych: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _one_line(error: CycloptsError) -> str:
+    cause = error.__cause__
+    if not isinstance(cause, ValidationError):
+        return " ".join(str(error).split())
+    return "; ".join(_wrong_field(**line) for line in cause.errors())
+
+
+def _wrong_field(*, type: str, loc: tuple[str | int, ...], msg: str, input: object, **_: object) -> str:
+    key = ".".join(str(part) for part in loc)
+    if type == "missing":
+        return f"{key} is missing; give it in the config or as --{key.replace('_', '-')}"
+    message = msg.removeprefix("Value error, ")
+    return message if isinstance(input, dict) else f"{key}={input}: {message}"

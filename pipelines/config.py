@@ -80,7 +80,7 @@ class DataConfig:
     """Which images, and how they are read and augmented."""
 
     train: str
-    """Training images: a Parquet file or a folder of them, as a path, file:// or s3://."""
+    """Training images: a Parquet file, a folder of them or a pattern with *, as a path, file:// or s3://."""
     test: str | None = None
     """Labelled held-out images, for evaluation alone. When unset, nothing is evaluated."""
     image_column: str = "image"

@@ -43,7 +43,7 @@ def training_views(
     def requests() -> Iterator[Request]:
         for step, batch in zip(range(start_step, stop_step), batches, strict=False):
             epoch, _ = plan.position(step)
-            yield _request(batch, recipes, plan.seed, epoch)
+            yield make_request(batch, recipes, seed=plan.seed, epoch=epoch)
 
     made = make_views(
         requests(), recipes, batch_size=plan.lane_batch_size * len(lanes), threads=device.threads, gpu=device.gpu
@@ -59,7 +59,7 @@ def evaluation_views(
     batches = (
         table.slice(start, batch_size) for table in tables for start in range(0, table.num_rows, batch_size)
     )
-    requests = (_request(batch, (recipe,), seed=0, epoch=0) for batch in batches)
+    requests = (make_request(batch, (recipe,), seed=0, epoch=0) for batch in batches)
     made = make_views(requests, (recipe,), batch_size=batch_size, threads=device.threads, gpu=device.gpu)
     return map(_views, made)
 
@@ -73,7 +73,18 @@ def evaluation_recipe(data: DataConfig) -> ViewRecipe:
     )  # fmt: skip
 
 
-def image_bytes(batch: pa.Table) -> list[UInt8[np.ndarray, " bytes"]]:
+def make_request(batch: pa.Table, recipes: tuple[ViewRecipe, ...], *, seed: int, epoch: int) -> Request:
+    """What make_views needs for the images of `batch` (rows as reader.SCHEMA), which it returns as the tag."""
+    samples = batch["sample"].to_numpy()
+    sizes = np.stack([batch["height"].to_numpy(), batch["width"].to_numpy()], axis=1).astype(np.int64)
+    draws = tuple(
+        draw(recipe, seed=seed, epoch=epoch, view=view, samples=samples, sizes=sizes)
+        for view, recipe in enumerate(recipes)
+    )
+    return Request(_image_bytes(batch), draws, tag=batch)
+
+
+def _image_bytes(batch: pa.Table) -> list[UInt8[np.ndarray, " bytes"]]:
     """The encoded images as views of Arrow's own memory."""
     column = batch["image"].combine_chunks()
     column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
@@ -81,16 +92,6 @@ def image_bytes(batch: pa.Table) -> list[UInt8[np.ndarray, " bytes"]]:
     ends = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
     whole = np.frombuffer(content, np.uint8)
     return [whole[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
-
-
-def _request(batch: pa.Table, recipes: tuple[ViewRecipe, ...], seed: int, epoch: int) -> Request:
-    samples = batch["sample"].to_numpy()
-    sizes = np.stack([batch["height"].to_numpy(), batch["width"].to_numpy()], axis=1).astype(np.int64)
-    draws = tuple(
-        draw(recipe, seed=seed, epoch=epoch, view=view, samples=samples, sizes=sizes)
-        for view, recipe in enumerate(recipes)
-    )
-    return Request(image_bytes(batch), draws, tag=batch)
 
 
 def _views(made: Made) -> Views:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 import pyarrow as pa
@@ -64,19 +65,28 @@ def build_index(uri: str, data: DataConfig, progress: Callable[[int, int], None]
 
 
 def _list_parquet(filesystem: fs.FileSystem, path: str, uri: str) -> list[str]:
+    folder, pattern = _split_pattern(path)
     try:
-        info = filesystem.get_file_info(path)
+        info = filesystem.get_file_info(folder)
         if info.type == fs.FileType.NotFound:
             raise ValueError(f"{uri} does not exist; give a Parquet file or a folder of them")
         if info.type == fs.FileType.File:
             return [path]
-        found = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+        found = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
     except OSError as error:
         raise ValueError(f"cannot list {uri}: {storage.first_line(error)}") from error
-    paths = sorted(f.path for f in found if f.type == fs.FileType.File and f.path.endswith(".parquet"))
+    files = (file.path for file in found if file.type == fs.FileType.File)
+    paths = sorted(file for file in files if fnmatchcase(file, pattern or "*.parquet"))
     if not paths:
-        raise ValueError(f"{uri} holds no image: no .parquet file lies below it")
+        raise ValueError(f"{uri} holds no image: no file there matches {pattern or '*.parquet'}")
     return paths
+
+
+def _split_pattern(path: str) -> tuple[str, str | None]:
+    """The folder to list, and the whole pattern where `path` has wildcards."""
+    if "*" not in path:
+        return path, None
+    return path[: path.index("*")].rpartition("/")[0], path
 
 
 def _read_footer(

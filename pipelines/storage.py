@@ -7,18 +7,6 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-# Where the driver runs, credentials and the endpoint come from; workers on other machines get them from
-# their own environment or from the job's.
-AWS_VARIABLES = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-)
-
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     """The file system that holds `uri`, and the path within it.

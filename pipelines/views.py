@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -17,3 +18,9 @@ class Views:
     images: tuple[Float[Tensor, "n 3 height width"], ...]
     labels: Int[Tensor, " n"]
     samples: Int[np.ndarray, " n"]
+
+    def to(self, device: torch.device) -> "Views":
+        """The same views on `device`, channels last on a GPU, where convolutions are faster so."""
+        layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+        images = tuple(view.to(device, non_blocking=True, memory_format=layout) for view in self.images)
+        return Views(images, self.labels, self.samples)

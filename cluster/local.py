@@ -1,0 +1,30 @@
+"""The Ray cluster that a command runs on: the one RAY_ADDRESS names, or a private one on this machine."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+
+@contextmanager
+def cluster(cpus: float) -> Iterator[None]:
+    """Connect to the cluster, or start one with at least `cpus` logical CPUs; leave or end it afterwards.
+
+    Logical CPUs only limit how many processes run at once: with more of them than cores, all are slower.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    settings = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**settings)
+    else:
+        # The dashboard would take a share of a small machine's cores.
+        cores = max(os.cpu_count() or 1, int(cpus + 0.999))
+        ray.init(num_cpus=cores, include_dashboard=False, **settings)
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,91 @@
+"""A training run from its config to its report, as the commands run it."""
+
+import sys
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from cluster.local import cluster
+from pipelines.plan import check_lanes
+from pipelines.sources import Index, build_index
+from training.checkpoint import Checkpoints
+from training.config import TrainConfig
+from training.metrics import read_metrics
+from training.record import claim_run
+from training.report import write_report
+from training.run import make_plan, run_uri, total_steps
+
+
+def run_training(config: TrainConfig) -> list[dict[str, Any]]:
+    """Train, showing progress on the terminal; the lines of the run's metrics.jsonl.
+
+    Raises ValueError where the config, the data or the cluster will not do, before anything is written.
+    """
+    check_lanes(config.batch_size, config.lanes, config.workers or 1)
+    index = _index(config.data.train, config)
+    test_index = _index(config.data.test, config) if config.data.test else None
+    if test_index and not (index.has_labels and test_index.has_labels):
+        raise ValueError(
+            f"evaluation needs labels: no column {config.data.label_column!r} in the images; "
+            "name it with --data.label-column or leave out --data.test"
+        )
+    steps = total_steps(config, make_plan(config, index))
+    run = run_uri(config)
+    claim_run(run, config)
+    done = Checkpoints(run, config.checkpoint.keep).latest_step() or 0
+    if done >= steps:
+        print(f"{run} is finished: {done} steps. Its report is {write_report(config)}")
+        return read_metrics(run)
+    _launch(config, index, test_index, steps, done)
+    print(f"report: {write_report(config)}")
+    return read_metrics(run)
+
+
+def _launch(config: TrainConfig, index: Index, test_index: Index | None, steps: int, done: int) -> None:
+    # Ray takes seconds to import; an error in the config should not.
+    from training.worker import CPUS_PER_WORKER, RunFailed, launch
+
+    print(f"{index.rows.sum():,} images; starting {config.workers or 'the'} workers ...")
+    with cluster(cpus=(config.workers or 1) * CPUS_PER_WORKER), _ProgressBar(steps, done) as bar:
+        try:
+            launch(config, index, test_index, bar.show)
+        except RunFailed as error:
+            sys.exit(f"diptych: {error}")
+
+
+def _index(uri: str, config: TrainConfig) -> Index:
+    bar = tqdm(desc=f"index {uri}", unit="file", leave=False, delay=1)
+
+    def progress(done: int, files: int) -> None:
+        bar.total = files
+        bar.update(done - bar.n)
+
+    with bar:
+        return build_index(uri, config.data, progress)
+
+
+class _ProgressBar:
+    """The steps of a run on the terminal, and a line for each evaluation."""
+
+    def __init__(self, steps: int, done: int) -> None:
+        self._bar = tqdm(total=steps, initial=done, desc="train", unit="step")
+
+    def __enter__(self) -> "_ProgressBar":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def show(self, values: dict[str, Any]) -> None:
+        if "knn_top1" in values:
+            pixels = values.get("knn_top1_pixels")
+            beside = f" (raw pixels {pixels:.1%})" if pixels is not None else ""
+            self._bar.write(f"step {values['step']}: kNN accuracy {values['knn_top1']:.1%}{beside}")
+            return
+        self._bar.set_postfix_str(
+            f"epoch {values['epoch']}, loss {values['loss']:.3f}, {values['images_per_second']:,.0f} images/s"
+        )
+        self._bar.update(values["step"] - self._bar.n)

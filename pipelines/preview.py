@@ -1,0 +1,51 @@
+"""A contact sheet: images, each with its two views below it, as a PNG."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from pipelines.config import ViewRecipe
+from pipelines.dali import make_views
+from pipelines.feed import make_request
+
+_GAP = 4
+_SMALLEST_SIDE = 96
+
+
+def contact_sheet(table: pa.Table, recipe: ViewRecipe, *, seed: int, epoch: int = 0, images: int = 12) -> bytes:
+    """A PNG of the first few images of `table` (rows as reader.SCHEMA): image, first view, second view."""
+    request = make_request(table.slice(0, images), (recipe, recipe), seed=seed, epoch=epoch)
+    made = make_views(iter([request]), (recipe, recipe), batch_size=len(request.images), threads=1)
+    views, _ = next(made)
+    rows = [[_fitted(content.tobytes(), recipe.size) for content in request.images]]
+    rows += [[_shown(view, recipe) for view in batch] for batch in views]
+    return _grid(rows, recipe.size)
+
+
+def _fitted(content: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """The whole image, scaled into a square."""
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    return np.asarray(ImageOps.pad(image, (size, size), color=(255, 255, 255)))
+
+
+def _shown(view: torch.Tensor, recipe: ViewRecipe) -> UInt8[np.ndarray, "size size 3"]:
+    mean, std = (torch.tensor(values)[:, None, None] for values in (recipe.mean, recipe.std))
+    pixels = (view * std + mean).clamp(0, 1) * 255
+    return pixels.round().byte().permute(1, 2, 0).numpy()
+
+
+def _grid(rows: list[list[np.ndarray]], size: int) -> bytes:
+    scale = max(1, -(-_SMALLEST_SIDE // size))
+    pitch = size * scale + _GAP
+    sheet = Image.new("RGB", (pitch * len(rows[0]) - _GAP, pitch * len(rows) - _GAP), "white")
+    for y, row in enumerate(rows):
+        for x, pixels in enumerate(row):
+            tile = Image.fromarray(pixels).resize((size * scale, size * scale), Image.Resampling.NEAREST)
+            sheet.paste(tile, (x * pitch, y * pitch))
+    out = io.BytesIO()
+    sheet.save(out, "PNG", optimize=True)
+    return out.getvalue()

@@ -1,0 +1,137 @@
+"""What the user can set about a training run."""
+
+import hashlib
+import json
+from dataclasses import asdict, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from pipelines.config import STRICT, DataConfig, Share, Strength
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
+IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
+ENCODERS = tuple(f"resnet{depth}" for depth in IMAGENET_DEPTHS + CIFAR_DEPTHS)
+EncoderName = Literal[
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+    "resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EncoderConfig:
+    """The network whose features are wanted."""
+
+    name: EncoderName = "resnet50"
+    """resnet18 to resnet152 as for ImageNet; resnet8 to resnet110 (6n + 2 layers) as for CIFAR."""
+    stem: Literal["imagenet", "cifar"] | None = None
+    """First layers of resnet18 to resnet152: 7x7 with pooling (imagenet) or 3x3 (cifar); unset: imagenet."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ProjectorConfig:
+    """The head between features and loss: linear, batch norm and ReLU, linear."""
+
+    hidden_dim: Count = 2048
+    """Width of the hidden layer."""
+    dim: Count = 128
+    """Width of a projection."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class OptimizerConfig:
+    """How weights are updated: warm-up, then cosine decay to zero, by step."""
+
+    name: Literal["lars", "sgd", "adamw"] = "lars"
+    """LARS (You et al. 2017), SGD with momentum, or AdamW."""
+    learning_rate: Positive = 0.3
+    """Peak learning rate for `scaling_batch_size` images a batch."""
+    scaling: Literal["linear", "sqrt", "none"] = "linear"
+    """How the learning rate follows batch_size / 256."""
+    weight_decay: Strength = 1e-6
+    """Weight decay; biases and batch norm have none."""
+    momentum: Share = 0.9
+    """Momentum of LARS and SGD; AdamW's first beta."""
+    warmup_epochs: Strength = 10.0
+    """Epochs in which the learning rate rises from zero; at most a tenth of the run."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EvaluationConfig:
+    """Weighted k-nearest-neighbour classification of the features (Wu et al. 2018, section 3.4)."""
+
+    every_epochs: Annotated[int, Field(ge=0)] = 0
+    """Evaluate after every so many epochs; 0 evaluates before the first step and after the last."""
+    neighbours: Count = 200
+    """Neighbours that vote; at most the training images at hand."""
+    temperature: Positive = 0.1
+    """A neighbour's vote weighs exp(cosine similarity / temperature)."""
+    train_images: Count | None = None
+    """Use only so many labelled training images as neighbours; unset: all."""
+    test_images: Count | None = None
+    """Classify only so many test images; unset: all."""
+    batch_size: Count = 256
+    """Images that a worker embeds at once."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CheckpointConfig:
+    """What is saved while training."""
+
+    every_steps: Count = 500
+    """Save after every so many steps, and after the last."""
+    keep: Count = 2
+    """Keep so many of the newest checkpoints."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainConfig:
+    """One training run. Its result depends on this alone, `name`, `output` and `workers` left out."""
+
+    data: DataConfig
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """The run's name; it is written to OUTPUT/NAME."""
+    output: str = "runs"
+    """Where runs are written: a path, file:// or s3://."""
+    workers: Count | None = None
+    """Worker processes; unset: one for each GPU of the cluster that lanes allow, or one."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of everything random."""
+    lanes: Count = 8
+    """Virtual workers: workers must divide lanes, and lanes must divide batch_size."""
+    batch_size: Count = 256
+    """Images in a step, over all workers."""
+    epochs: Count = 100
+    """Passes over the training images."""
+    steps: Count | None = None
+    """Train for so many steps instead of `epochs`."""
+    temperature: Positive = 0.1
+    """Temperature of NT-Xent."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        if self.encoder.stem and self.encoder.name in {f"resnet{depth}" for depth in CIFAR_DEPTHS}:
+            raise ValueError(f"encoder.stem has no effect on {self.encoder.name}, whose stem is 3x3; leave it out")
+
+
+# Where a run is written and on how many workers it runs is not part of what it computes; how often it
+# saves or evaluates does not change its weights either, but it changes the run's record.
+_NOT_IDENTITY = ("name", "output", "workers")
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """All that a run's result depends on."""
+    return {key: value for key, value in asdict(config).items() if key not in _NOT_IDENTITY}
+
+
+def config_hash(config: TrainConfig) -> str:
+    """The run's identity in 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,35 @@
+"""A run's metrics.jsonl: one JSON object a line, each step once."""
+
+import json
+from typing import Any
+
+from pipelines import storage
+
+
+class MetricsLog:
+    """The lines of RUN/metrics.jsonl; the file is written whole at each flush, for object storage cannot append."""
+
+    def __init__(self, run: str, resume_step: int) -> None:
+        """Goes on from the lines that an earlier part of the run left up to `resume_step`."""
+        self._uri = metrics_uri(run)
+        self._lines = [line for line in read_metrics(run) if line["step"] <= resume_step] if resume_step else []
+        self._unsaved = False
+
+    def append(self, **values: Any) -> None:
+        self._lines.append(values)
+        self._unsaved = True
+
+    def flush(self) -> None:
+        if self._unsaved:
+            storage.write(self._uri, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
+            self._unsaved = False
+
+
+def metrics_uri(run: str) -> str:
+    return storage.join(run, "metrics.jsonl")
+
+
+def read_metrics(run: str) -> list[dict[str, Any]]:
+    """The lines of RUN/metrics.jsonl, none where there is no such file."""
+    content = storage.read(metrics_uri(run)) or b""
+    return [json.loads(line) for line in content.decode().splitlines()]

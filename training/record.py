@@ -1,0 +1,51 @@
+"""A run's config.toml: written once, and what tells one run from another."""
+
+import tomllib
+from dataclasses import asdict
+from typing import Any
+
+import tomli_w
+
+from pipelines import storage
+from training.config import TrainConfig, identity
+
+
+def claim_run(run: str, config: TrainConfig) -> None:
+    """Write RUN/config.toml, or find there that the run is this config's.
+
+    Raises ValueError, naming the fields, where the run is another config's.
+    """
+    uri = storage.join(run, "config.toml")
+    existing = storage.read(uri)
+    if existing is not None:
+        theirs = identity(TrainConfig(**tomllib.loads(existing.decode())))
+        differing = sorted(_differences(theirs, identity(config)))
+        if differing:
+            raise ValueError(
+                f"{run} is a run with other values of {', '.join(differing)}; choose another --name or --output"
+            )
+    storage.write(uri, to_toml(config).encode())
+
+
+def to_toml(config: TrainConfig) -> str:
+    """Every field that has a value, as TOML that TrainConfig reads back."""
+    return tomli_w.dumps(_without_none(asdict(config)))
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def _differences(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    found = []
+    for key in left:
+        if isinstance(left[key], dict):
+            found += _differences(left[key], right[key], f"{prefix}{key}.")
+        elif left[key] != right[key]:
+            found.append(prefix + key)
+    return found

@@ -1,0 +1,144 @@
+"""A run's metrics to one HTML page that needs no network."""
+
+import base64
+import html
+from typing import Any
+
+import plotly.graph_objects as go
+
+from pipelines import storage
+from training.config import TrainConfig, config_hash
+from training.metrics import read_metrics
+from training.record import to_toml
+from training.run import run_uri
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name} - diptych</title><style>
+:root {{ color-scheme: light dark; --ink: #1c1e21; --paper: #fff; --line: #d8dbe0; --soft: #5b6270; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --ink: #e6e8eb; --paper: #16181c; --line: #343841; --soft: #9aa1ad; }} }}
+body {{ font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 60rem; margin: 0 auto; padding: 1rem; }}
+h1 {{ margin-bottom: 0; }} h2 {{ margin-top: 2rem; }} p.soft {{ color: var(--soft); margin-top: 0; }}
+.facts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .75rem; }}
+.facts div {{ border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .75rem; }}
+.facts b {{ display: block; font-size: 1.3rem; }} .facts span {{ color: var(--soft); font-size: .85rem; }}
+img {{ max-width: 100%; height: auto; }} pre {{ overflow: auto; border: 1px solid var(--line); padding: .75rem; }}
+</style></head><body>
+<h1>{name}</h1><p class="soft">{subtitle}</p>
+<div class="facts">{facts}</div>
+{figures}{views}
+<h2>Config</h2><pre>{config}</pre>
+</body></html>
+"""
+
+_VIEWS = """<h2>Images and their views</h2>
+<p class="soft">First row: images. Below each: the two views that the encoder learned to match.</p>
+<img alt="Contact sheet of training images, each above its two augmented views" src="data:image/png;base64,{}">
+"""
+
+# Readable on a light page and on a dark one.
+_GREY = "#8a919e"
+_COLOURS = ("#3b82c4", "#d9822b")
+
+
+def write_report(config: TrainConfig) -> str:
+    """Write RUN/report.html from what the run has left; returns its URI."""
+    run = run_uri(config)
+    uri = storage.join(run, "report.html")
+    views = storage.read(storage.join(run, "views.png"))
+    storage.write(uri, render(config, read_metrics(run), views).encode())
+    return uri
+
+
+def render(config: TrainConfig, metrics: list[dict[str, Any]], views: bytes | None) -> str:
+    """The page; `metrics` are the lines of metrics.jsonl, `views` a PNG."""
+    steps = [line for line in metrics if "loss" in line]
+    evaluations = [line for line in metrics if "knn_top1" in line]
+    subtitle = f"SimCLR, {config.encoder.name}, {config.data.train}, config {config_hash(config)}"
+    return _PAGE.format(
+        name=html.escape(config.name),
+        subtitle=html.escape(subtitle),
+        facts="".join(f"<div><b>{value}</b><span>{label}</span></div>" for label, value in _facts(steps, evaluations)),
+        figures=_figures(steps, evaluations),
+        views=_VIEWS.format(base64.b64encode(views).decode()) if views else "",
+        config=html.escape(to_toml(config)),
+    )
+
+
+def _facts(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    facts = []
+    if steps:
+        rates = sorted(line["images_per_second"] for line in steps)
+        facts += [
+            ("steps", f"{steps[-1]['step']:,}"),
+            ("epochs", str(steps[-1]["epoch"])),
+            ("last loss", f"{steps[-1]['loss']:.3f}"),
+            ("images/s, median", f"{rates[len(rates) // 2]:,.0f}"),
+        ]
+    for line in evaluations[:1]:
+        if "knn_top1_pixels" in line:
+            facts.append(("kNN, raw pixels", f"{line['knn_top1_pixels']:.1%}"))
+        if line["step"] == 0:
+            facts.append(("kNN, untrained", f"{line['knn_top1']:.1%}"))
+    if evaluations and evaluations[-1]["step"]:
+        facts.append(("kNN, trained", f"{evaluations[-1]['knn_top1']:.1%}"))
+    return facts
+
+
+def _figures(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> str:
+    figures = []
+    if steps:
+        figures += [
+            _curve("Loss", steps, "loss", "NT-Xent, nats"),
+            _curve("Learning rate", steps, "learning_rate", "learning rate"),
+            _curve("Throughput", steps, "images_per_second", "images per second"),
+        ]
+    if evaluations:
+        figures.insert(0, _accuracy(evaluations))
+    return "".join(
+        f"<h2>{title}</h2>"
+        + figure.to_html(full_html=False, include_plotlyjs=number == 0, config={"displaylogo": False})
+        for number, (title, figure) in enumerate(figures)
+    )
+
+
+def _curve(title: str, lines: list[dict[str, Any]], key: str, axis: str) -> tuple[str, go.Figure]:
+    trace = go.Scatter(
+        x=[line["step"] for line in lines], y=[line[key] for line in lines], line={"color": _COLOURS[0], "width": 1.5}
+    )
+    return title, _styled(go.Figure(trace), axis)
+
+
+def _accuracy(evaluations: list[dict[str, Any]]) -> tuple[str, go.Figure]:
+    x = [line["step"] for line in evaluations]
+    figure = go.Figure(
+        go.Scatter(
+            x=x,
+            y=[100 * line["knn_top1"] for line in evaluations],
+            mode="lines+markers",
+            name="encoder",
+            line={"color": _COLOURS[0]},
+        )
+    )
+    pixels = evaluations[0].get("knn_top1_pixels")
+    if pixels is not None:
+        flat = {"x": [x[0], x[-1]], "y": [100 * pixels] * 2}
+        figure.add_trace(go.Scatter(**flat, mode="lines", name="raw pixels", line={"color": _COLOURS[1], "dash": "dash"}))
+    figure.update_yaxes(rangemode="tozero")
+    return "kNN accuracy on held-out images", _styled(figure, "top-1, %")
+
+
+def _styled(figure: go.Figure, axis: str) -> go.Figure:
+    grid = {"gridcolor": "rgba(138,145,158,.25)", "zeroline": False}
+    return figure.update_layout(
+        height=320,
+        margin={"l": 60, "r": 20, "t": 20, "b": 50},
+        font={"color": _GREY},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        xaxis={"title": "step", **grid},
+        yaxis={"title": axis, **grid},
+        legend={"orientation": "h", "y": 1.1},
+    )

@@ -1,0 +1,253 @@
+"""One worker's whole run: data, model, steps, evaluations and what is kept of them. Knows no Ray."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from pipelines import storage
+from pipelines.config import DataConfig
+from pipelines.feed import Device, evaluation_views, training_views
+from pipelines.plan import Plan, Window, lanes_of, sweep
+from pipelines.preview import contact_sheet
+from pipelines.sources import Index
+from pipelines.views import Views
+from training.batch_norm import synchronize_batch_norm
+from training.checkpoint import Checkpoints
+from training.config import TrainConfig
+from training.encoders import build_encoder
+from training.evaluate import embed, knn_accuracy
+from training.gather import Gather
+from training.heads import build_projector
+from training.loop import fit
+from training.metrics import MetricsLog
+from training.objectives import SimCLR
+from training.optimizers import build_optimizer, learning_rate, peak_learning_rate
+
+TableSource = Callable[[Index, DataConfig, Iterable[Window]], Iterator[pa.Table]]
+Progress = Callable[[dict[str, Any]], None]
+
+# Seconds between looks at the loss, which would make a GPU wait, and between writes of the metrics.
+_LOOK_SECONDS, _WRITE_SECONDS = 1.0, 30.0
+
+
+@dataclass(frozen=True, eq=False)
+class Worker:
+    """Where this worker runs: its place among the others, its devices, and how tables reach it."""
+
+    gather: Gather
+    device: torch.device
+    threads: int
+    tables: TableSource
+
+    @property
+    def dali(self) -> Device:
+        return Device(self.threads, self.device.index if self.device.type == "cuda" else None)
+
+
+def run_uri(config: TrainConfig) -> str:
+    return storage.join(config.output, config.name)
+
+
+def make_plan(config: TrainConfig, index: Index) -> Plan:
+    """The order in which this run sees the images of `index`."""
+    return Plan(index.rows, config.seed, config.lanes, config.batch_size, config.data.window_rows)
+
+
+def total_steps(config: TrainConfig, plan: Plan) -> int:
+    return config.steps if config.steps is not None else config.epochs * plan.steps_per_epoch
+
+
+def train(config: TrainConfig, index: Index, test_index: Index | None, worker: Worker, progress: Progress) -> None:
+    """Train from the newest checkpoint, or from the start, to the end; every worker of the run calls it.
+
+    Calls progress(values) about once a second on rank 0, with what metrics.jsonl gets.
+    """
+    run = _Run(config, index, test_index, worker, progress)
+    run.train()
+
+
+class _Run:
+    def __init__(
+        self, config: TrainConfig, index: Index, test_index: Index | None, worker: Worker, progress: Progress
+    ) -> None:
+        self.config, self.index, self.test_index, self.worker = config, index, test_index, worker
+        self.plan = make_plan(config, index)
+        self.steps = total_steps(config, self.plan)
+        self.objective = self._build_objective()
+        self.optimizer = build_optimizer(self.objective, config.optimizer)
+        self.checkpoints = Checkpoints(run_uri(config), config.checkpoint.keep)
+        self.start_step = self._resume()
+        self.log = _Log(config, self.plan, self.steps, self.start_step, progress) if self._leads else None
+
+    @property
+    def _leads(self) -> bool:
+        return self.worker.gather.rank == 0
+
+    def train(self) -> None:
+        views = self._training_views()
+        if self.start_step == 0 and self.steps:
+            self._evaluate(0, pixels=True)
+        model = self.objective
+        if self.worker.gather.world_size > 1:
+            model = DistributedDataParallel(model, broadcast_buffers=False)
+        peak = peak_learning_rate(self.config)
+        warmup = min(self.config.optimizer.warmup_epochs * self.plan.steps_per_epoch, self.steps / 10)
+        fit(
+            model,
+            self.optimizer,
+            views,
+            start_step=self.start_step,
+            stop_step=self.steps,
+            rate=lambda step: learning_rate(step, peak=peak, steps=self.steps, warmup_steps=round(warmup)),
+            after_step=self._after_step,
+            device=self.worker.device,
+        )
+
+    def _build_objective(self) -> SimCLR:
+        torch.manual_seed(self.config.seed)
+        encoder = build_encoder(self.config.encoder)
+        projector = build_projector(self.config.projector, encoder.dim)
+        gather = self.worker.gather
+        objective = SimCLR(encoder, projector, temperature=self.config.temperature, gather=gather)
+        layout = torch.channels_last if self.worker.device.type == "cuda" else torch.preserve_format
+        synchronize_batch_norm(objective.to(self.worker.device, memory_format=layout), gather)
+        return objective
+
+    def _resume(self) -> int:
+        """Load the newest checkpoint, if there is one; the step to go on from."""
+        saved = self.checkpoints.latest()
+        if saved is None:
+            return 0
+        self.objective.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        return saved["step"]
+
+    def _training_views(self) -> Iterator[Views]:
+        gather, recipe = self.worker.gather, self.config.data.view
+        lanes = lanes_of(gather.rank, gather.world_size, self.config.lanes)
+        windows = self.plan.windows(lanes, self.start_step, self.steps)
+        tables = self.worker.tables(self.index, self.config.data, windows)
+        if self._leads:
+            tables = self._with_contact_sheet(tables)
+        return training_views(
+            tables,
+            self.plan,
+            lanes,
+            (recipe, recipe),
+            self.worker.dali,
+            start_step=self.start_step,
+            stop_step=self.steps,
+        )
+
+    def _with_contact_sheet(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """The same tables; the first few images of them are drawn with their views into RUN/views.png."""
+        for number, table in enumerate(tables):
+            if number == 0 and self.start_step == 0:
+                sheet = contact_sheet(table, self.config.data.view, seed=self.config.seed)
+                storage.write(storage.join(run_uri(self.config), "views.png"), sheet)
+            yield table
+
+    def _after_step(self, done: int, loss: Tensor, rate: float) -> None:
+        if self.log:
+            self.log.step(done, loss, rate)
+        every = self.config.evaluation.every_epochs * self.plan.steps_per_epoch
+        if done == self.steps or (every and done % every == 0):
+            self._evaluate(done, pixels=False)
+        if self._leads and (done == self.steps or done % self.config.checkpoint.every_steps == 0):
+            assert self.log
+            self.log.write()
+            self.checkpoints.save(done, self.objective, self.optimizer, self.config)
+
+    def _evaluate(self, done: int, *, pixels: bool) -> None:
+        """kNN accuracy on the test images, by all workers together."""
+        if self.test_index is None:
+            return
+        evaluation = self.config.evaluation
+        encoder, device = self.objective.encoder, self.worker.device
+        bank, raw_bank, bank_labels = embed(
+            encoder, self._sweep(self.index, evaluation.train_images), device, pixels=pixels
+        )
+        queries, raw_queries, labels = embed(
+            encoder, self._sweep(self.test_index, evaluation.test_images), device, pixels=pixels
+        )
+        gather = self.worker.gather
+        values = {"knn_top1": knn_accuracy((bank, bank_labels), (queries, labels), evaluation, gather)}
+        if raw_bank is not None and raw_queries is not None:
+            raw = knn_accuracy((raw_bank, bank_labels), (raw_queries, labels), evaluation, gather)
+            values["knn_top1_pixels"] = raw
+        if self.log:
+            self.log.evaluation(done, values)
+
+    def _sweep(self, index: Index, limit: int | None) -> Iterator[Views]:
+        gather, data = self.worker.gather, self.config.data
+        windows = sweep(
+            index.rows,
+            gather.rank,
+            gather.world_size,
+            seed=self.config.seed,
+            limit=limit,
+            window_rows=data.window_rows,
+        )
+        tables = self.worker.tables(index, data, windows)
+        return evaluation_views(
+            tables, data, self.worker.dali, batch_size=self.config.evaluation.batch_size
+        )
+
+
+class _Log:
+    """What rank 0 writes down of the run and shows of it."""
+
+    def __init__(self, config: TrainConfig, plan: Plan, steps: int, start_step: int, progress: Progress) -> None:
+        self._batch_size, self._plan, self._steps, self._progress = config.batch_size, plan, steps, progress
+        self._metrics = MetricsLog(run_uri(config), start_step)
+        self._pending: list[tuple[dict[str, Any], Tensor]] = []
+        self._last_step = self._last_look = self._last_write = time.monotonic()
+
+    def step(self, done: int, loss: Tensor, rate: float) -> None:
+        now = time.monotonic()
+        values = {
+            "step": done,
+            "epoch": self._epoch(done),
+            "learning_rate": rate,
+            "images_per_second": self._batch_size / (now - self._last_step),
+        }
+        self._pending.append((values, loss))
+        self._last_step = now
+        if done == self._steps or now - self._last_look > _LOOK_SECONDS:
+            self._look()
+        if now - self._last_write > _WRITE_SECONDS:
+            self.write()
+
+    def evaluation(self, done: int, values: dict[str, float]) -> None:
+        self._look()
+        line = {"step": done, "epoch": self._epoch(done), **values}
+        self._metrics.append(**line)
+        self._progress({**line, "steps": self._steps})
+        self.write()
+        self._last_step = time.monotonic()
+
+    def write(self) -> None:
+        self._look()
+        self._metrics.flush()
+        self._last_write = time.monotonic()
+
+    def _look(self) -> None:
+        """Read the losses of the steps since the last look."""
+        line = None
+        for values, loss in self._pending:
+            line = {"step": values["step"], "epoch": values["epoch"], "loss": loss.item(), **values}
+            self._metrics.append(**line)
+        self._pending.clear()
+        if line:
+            self._progress({**line, "steps": self._steps})
+        self._last_look = time.monotonic()
+
+    def _epoch(self, done: int) -> int:
+        """Number of the epoch, from 1, that the last of `done` steps belongs to; 0 before the first."""
+        return -(-done // self._plan.steps_per_epoch)
