@@ -18,13 +18,12 @@ def synchronize_batch_norm(model: nn.Module, gather: Gather) -> nn.Module:
     """`model` with every batch norm's statistics taken over all workers' images."""
     if gather.world_size == 1:
         return model
-    if next(model.parameters()).is_cuda:
+    if any(parameter.is_cuda for parameter in model.parameters()):
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for name, child in model.named_children():
-        if isinstance(child, _BatchNorm):
-            setattr(model, name, GlobalBatchNorm(child, gather))
-        else:
-            synchronize_batch_norm(child, gather)
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, _BatchNorm):
+                setattr(parent, name, GlobalBatchNorm(child, gather))
     return model
 
 

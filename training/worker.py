@@ -15,12 +15,13 @@ from ray.train import RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.queue import Queue
 
+from pipelines import storage
 from pipelines.plan import check_lanes
 from pipelines.sources import Index
 from pipelines.stream import READER_CPUS, READERS, stream_windows
 from training.config import TrainConfig
 from training.gather import LocalGather, ProcessGroupGather
-from training.run import Progress, Worker, train
+from training.run import Progress, Worker, run_uri, train
 
 # Cores that the scheduler sets aside for a worker and for the tasks that read its images.
 CPUS_PER_WORKER = 1 + READER_CPUS * READERS
@@ -60,7 +61,9 @@ def launch(config: TrainConfig, index: Index, test_index: Index | None, progress
             trainer.fit()
         except WorkerGroupError as error:
             rank, cause = min(error.worker_failures.items())
-            raise RunFailed(f"worker {rank} failed: {_root(cause)}") from error
+            log = storage.join(run_uri(config), "error.log")
+            storage.write(log, str(error).encode())
+            raise RunFailed(f"worker {rank} failed: {_root(cause)} (traceback: {log})") from error
 
 
 def choose_workers(config: TrainConfig, gpus: int) -> int:
