@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -120,6 +121,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.encoder.stem and self.encoder.name in {f"resnet{depth}" for depth in CIFAR_DEPTHS}:
             raise ValueError(f"encoder.stem has no effect on {self.encoder.name}, whose stem is 3x3; leave it out")
+
+
+def shipped_config(name: str) -> Path:
+    """The TOML file of a config that comes with diptych; ValueError, naming them all, if there is none."""
+    folder = Path(__file__).parent / "configs"
+    if not (path := folder / f"{name}.toml").is_file():
+        names = ", ".join(sorted(path.stem for path in folder.glob("*.toml")))
+        raise ValueError(f"no config {name!r}: neither a TOML file nor one of {names}")
+    return path
 
 
 # Where a run is written and on how many workers it runs is not part of what it computes; how often it

@@ -1,0 +1,250 @@
+"""DALI's views are torchvision's for the same draws, and a view is the same whatever surrounds it."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional
+
+from pipelines.config import ViewRecipe
+from pipelines.dali import Request, make_views
+from pipelines.draws import Draws, draw
+
+_PHOTOGRAPHS = Path(__file__).parents[3] / "shared/data/imagenet-sample"
+
+_NOTHING: dict[str, Any] = {
+    "flip": 0.0, "jitter": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0,
+    "grey": 0.0, "blur": 0.0,
+}  # fmt: skip
+_STRONG = {name: getattr(ViewRecipe(), name) for name in _NOTHING} | {"hue": 0.0}
+_MILD = _STRONG | {"brightness": 0.1, "contrast": 0.1, "saturation": 0.1}
+
+# Mean and largest difference to torchvision, in grey levels of 255, as measured and rounded up. DALI works
+# in float32, so where nothing else is said what is left is rounding.
+_AGREEMENT: dict[str, tuple[dict[str, Any], float, float]] = {
+    "crop": ({}, 1e-5, 1e-4),
+    "centre crop": ({"centre_crop": 0.875}, 1e-5, 1e-4),
+    "flip": ({"flip": 1.0}, 1e-5, 1e-4),
+    "brightness": ({"jitter": 1.0, "brightness": 0.2}, 2e-5, 3e-4),
+    # torchvision rounds red's share of a grey value, 0.299, to 0.2989.
+    "contrast": ({"jitter": 1.0, "contrast": 0.2}, 0.002, 0.005),
+    "saturation": ({"jitter": 1.0, "saturation": 0.4}, 0.004, 0.01),
+    "grey": ({"grey": 1.0}, 0.015, 0.03),
+    # We leave out the taps beyond three sigma.
+    "blur": ({"blur": 1.0}, 1e-4, 0.002),
+    "wide blur": ({"blur": 1.0, "size": 224}, 0.001, 0.03),
+    "all, mild": (_MILD, 0.01, 0.03),
+    # torchvision clamps after each step of the jitter, we do at its end.
+    "all, strong": (_STRONG, 2.0, 75.0),
+    # torchvision shifts hue in HSV, which is not linear; we rotate about the grey axis.
+    "hue": ({"jitter": 1.0, "hue": 0.1}, 4.5, 40.0),
+}
+
+_STEPS = (
+    functional.adjust_brightness,
+    functional.adjust_contrast,
+    functional.adjust_saturation,
+    functional.adjust_hue,
+)
+
+
+def _bytes(encoded: Sequence[bytes]) -> list[np.ndarray]:
+    return [np.frombuffer(content, np.uint8) for content in encoded]
+
+
+def _drawn(recipe: ViewRecipe, images: Sequence[Image.Image]) -> Draws:
+    sizes = np.array([(image.height, image.width) for image in images])
+    return draw(recipe, seed=1, epoch=0, view=0, samples=np.arange(len(images)), sizes=sizes)
+
+
+def _rows(draws: Draws, rows: Sequence[int]) -> Draws:
+    return Draws(**{field.name: getattr(draws, field.name)[list(rows)] for field in fields(Draws)})
+
+
+def _made(encoded: Sequence[bytes], recipe: ViewRecipe, draws: Draws, threads: int = 2) -> torch.Tensor:
+    request = Request(_bytes(encoded), (draws,))
+    (((views,), _),) = make_views(iter([request]), (recipe,), batch_size=len(encoded), threads=threads)
+    return views
+
+
+def _resized(image: Image.Image, box: Sequence[int], size: int) -> torch.Tensor:
+    """PIL's resize of a box, which like DALI's sees the pixels around it; the image's last row goes on."""
+    margin = 64
+    top, left, height, width = (int(side) for side in box)
+    padded = np.pad(np.asarray(image, np.float32), [(margin, margin), (margin, margin), (0, 0)], "edge")
+    region = (left + margin, top + margin, left + width + margin, top + height + margin)
+    channels = [Image.fromarray(padded[:, :, channel].copy()) for channel in range(3)]
+    resized = [channel.resize((size, size), Image.Resampling.BILINEAR, box=region) for channel in channels]
+    return torch.from_numpy(np.stack([np.array(channel) for channel in resized])) / 255
+
+
+def _expected(image: Image.Image, recipe: ViewRecipe, draws: Draws, n: int) -> torch.Tensor:
+    """The view as PIL and torchvision make it, step by step."""
+    view = _resized(image, draws.box[n], recipe.size)
+    if draws.flip[n]:
+        view = functional.horizontal_flip(view)
+    if draws.jitter[n]:
+        for kind in draws.order[n]:
+            view = _STEPS[kind](view, float(draws.factors[n, kind]))
+    if draws.grey[n]:
+        view = functional.rgb_to_grayscale(view, 3)
+    if draws.blur[n]:
+        taps = recipe.size // 10 // 2 * 2 + 1
+        view = functional.gaussian_blur(view, [taps, taps], [float(draws.sigma[n])] * 2)
+    return functional.normalize(view, list(recipe.mean), list(recipe.std))
+
+
+def _levels(views: torch.Tensor, expected: torch.Tensor, recipe: ViewRecipe) -> torch.Tensor:
+    """Absolute differences in grey levels of 255."""
+    return (views - expected).abs() * torch.tensor(recipe.std)[:, None, None] * 255
+
+
+@pytest.mark.parametrize("operation", list(_AGREEMENT))
+def test_a_view_is_torchvisions(operation: str, pngs: list[bytes], decode: Callable[[bytes], Image.Image]):
+    settings, mean, largest = _AGREEMENT[operation]
+    recipe = ViewRecipe(**(_NOTHING | {"size": 64} | settings))
+    images = [decode(png) for png in pngs]
+    draws = _drawn(recipe, images)
+    expected = torch.stack([_expected(image, recipe, draws, n) for n, image in enumerate(images)])
+    off = _levels(_made(pngs, recipe, draws), expected, recipe)
+    assert off.mean() < mean
+    assert off.max() < largest
+
+
+def test_a_crop_is_torchvisions_resized_crop_but_for_its_rim(
+    pngs: list[bytes], decode: Callable[[bytes], Image.Image]
+):
+    # Our filter sees the pixels just outside the box, torchvision's those of the box alone.
+    recipe = ViewRecipe(size=32, **_NOTHING)
+    images = [decode(png) for png in pngs]
+    draws = _drawn(recipe, images)
+    views = _made(pngs, recipe, draws)
+    for n, image in enumerate(images):
+        pixels = functional.to_dtype(functional.pil_to_tensor(image), torch.float32, scale=True)
+        top, left, height, width = draws.box[n].tolist()
+        view = functional.resized_crop(pixels, top, left, height, width, [32, 32], antialias=True)
+        off = _levels(views[n], functional.normalize(view, list(recipe.mean), list(recipe.std)), recipe)
+        # A pixel's filter reaches one pixel of the image or of the view to each side, the larger of the two.
+        rows, columns = (int(np.ceil(max(1, 32 / side))) for side in (height, width))
+        assert off[:, rows:-rows, columns:-columns].max() < 1e-3
+        assert off.mean() < 0.4
+        assert off.max() < 12
+
+
+# In photographs some pixels are white, where torchvision clamps after each step of the jitter.
+@pytest.mark.parametrize(
+    ("settings", "mean", "largest"), [({}, 2e-5, 1e-3), (_MILD, 0.02, 25)], ids=["crop", "all, mild"]
+)
+def test_a_view_of_a_photograph_is_torchvisions(
+    settings: dict[str, Any], mean: float, largest: float, decode: Callable[[bytes], Image.Image]
+):
+    if not _PHOTOGRAPHS.is_dir():
+        pytest.skip(f"needs the photographs at {_PHOTOGRAPHS}")
+    encoded = pq.read_table(_PHOTOGRAPHS / "photos-00000-of-00002.parquet")["image"].to_pylist()[:12]
+    images = [decode(content) for content in encoded]
+    recipe = ViewRecipe(size=64, **(_NOTHING | settings))
+    draws = _drawn(recipe, images)
+    expected = torch.stack([_expected(image, recipe, draws, n) for n, image in enumerate(images)])
+    off = _levels(_made(encoded, recipe, draws), expected, recipe)
+    assert off.mean() < mean
+    assert off.max() < largest
+
+
+def test_every_kind_of_image_comes_out_upright_in_rgb(
+    kinds: dict[str, bytes], decode: Callable[[bytes], Image.Image]
+):
+    recipe = ViewRecipe(size=96, **_NOTHING, centre_crop=1.0)
+    images = [decode(content) for content in kinds.values()]
+    assert {image.size for image in images} == {(160, 96)}
+    draws = _drawn(recipe, images)
+    views = _made(list(kinds.values()), recipe, draws)
+    for n, (kind, image) in enumerate(zip(kinds, images, strict=True)):
+        off = _levels(views[n], _expected(image, recipe, draws, n), recipe)
+        assert off.max() < 1e-3, kind
+
+
+@pytest.fixture(scope="module")
+def together(pngs: list[bytes], kinds: dict[str, bytes], decode: Callable[[bytes], Image.Image]):
+    """Images of all kinds, their draws, and their views made in one batch."""
+    encoded = pngs + list(kinds.values())
+    recipe = ViewRecipe(size=48)
+    draws = _drawn(recipe, [decode(content) for content in encoded])
+    return encoded, recipe, draws, _made(encoded, recipe, draws)
+
+
+def test_a_view_is_bit_identical_alone_and_in_a_batch(together):
+    encoded, recipe, draws, views = together
+    for n in range(len(encoded)):
+        assert torch.equal(_made(encoded[n : n + 1], recipe, _rows(draws, [n]))[0], views[n])
+
+
+def test_a_view_is_bit_identical_in_any_order_of_the_batch(together):
+    encoded, recipe, draws, views = together
+    order = np.random.default_rng(0).permutation(len(encoded)).tolist()
+    shuffled = _made([encoded[n] for n in order], recipe, _rows(draws, order))
+    assert torch.equal(shuffled, views[order])
+
+
+@pytest.mark.parametrize("threads", [1, 3, 8])
+def test_a_view_is_bit_identical_for_any_number_of_threads(together, threads: int):
+    encoded, recipe, draws, views = together
+    assert torch.equal(_made(encoded, recipe, draws, threads), views)
+
+
+def test_a_view_is_bit_identical_late_in_a_long_stream_of_batches_of_any_size(together):
+    encoded, recipe, draws, views = together
+    random = np.random.default_rng(0)
+    batches = [random.choice(len(encoded), random.integers(1, 12)).tolist() for _ in range(60)]
+    requests = (
+        Request(_bytes([encoded[n] for n in rows]), (_rows(draws, rows),), tag=rows) for rows in batches
+    )
+    made = list(make_views(requests, (recipe,), batch_size=12, threads=2))
+    assert [tag for _, tag in made] == batches
+    for (batch,), rows in made:
+        assert torch.equal(batch, views[rows])
+
+
+def test_views_handed_out_are_not_overwritten_by_later_batches(together):
+    encoded, recipe, draws, _ = together
+    rows = itertools.cycle(range(len(encoded)))
+    requests = (Request(_bytes([encoded[n]]), (_rows(draws, [n]),)) for n in itertools.islice(rows, 11))
+    made = make_views(requests, (recipe,), batch_size=1, threads=2)
+    (first,), _ = next(made)
+    copy = first.clone()
+    assert len(list(made)) == 10
+    assert torch.equal(first, copy)
+
+
+def test_each_recipe_makes_its_own_view(together, decode: Callable[[bytes], Image.Image]):
+    encoded, recipe, draws, views = together
+    other = ViewRecipe(size=24, **_NOTHING, centre_crop=0.5)
+    centre = _drawn(other, [decode(content) for content in encoded])
+    request = Request(_bytes(encoded), (draws, centre))
+    (((first, second), _),) = make_views(iter([request]), (recipe, other), batch_size=len(encoded), threads=2)
+    assert torch.equal(first, views)
+    assert torch.equal(second, _made(encoded, other, centre))
+
+
+def test_an_image_that_cannot_be_decoded_is_an_error(together):
+    encoded, recipe, draws, _ = together
+    torn = encoded[0][: len(encoded[0]) // 2]
+    with pytest.raises(RuntimeError, match="decod"):
+        _made([b"no image at all"], recipe, _rows(draws, [0]))
+    with pytest.raises(RuntimeError, match="decod"):
+        _made([torn], recipe, _rows(draws, [0]))
+
+
+def test_an_error_of_whoever_makes_the_requests_is_passed_on():
+    def broken():
+        raise ValueError("row 7 is not an image")
+        yield
+
+    with pytest.raises(ValueError, match="row 7 is not an image"):
+        next(make_views(broken(), (ViewRecipe(size=32),), batch_size=1, threads=1))

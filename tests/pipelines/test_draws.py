@@ -1,0 +1,162 @@
+"""The draws follow torchvision's distributions, and each is a sample's own."""
+
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torchvision.transforms import ColorJitter, GaussianBlur, RandomResizedCrop
+from torchvision.transforms.v2 import functional
+
+from pipelines.config import ViewRecipe
+from pipelines.draws import Draws, draw
+
+_COUNT = 3000
+_DIFFERENT = 1e-3
+_RECIPE = ViewRecipe()
+
+
+def _drawn(
+    recipe: ViewRecipe = _RECIPE,
+    *,
+    size: tuple[int, int] = (300, 400),
+    seed: int = 0,
+    epoch: int = 0,
+    view: int = 0,
+) -> Draws:
+    sizes = np.tile(size, (_COUNT, 1))
+    return draw(recipe, seed=seed, epoch=epoch, view=view, samples=np.arange(_COUNT), sizes=sizes)
+
+
+def _torchvision_boxes(size: tuple[int, int]) -> np.ndarray:
+    image = torch.empty(3, *size)
+    scale, ratio = list(_RECIPE.crop_scale), list(_RECIPE.crop_ratio)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return np.array([RandomResizedCrop.get_params(image, scale, ratio) for _ in range(_COUNT)])
+
+
+def _same(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    test: Any = stats.ks_2samp(ours, theirs)
+    return test.pvalue > _DIFFERENT
+
+
+# In the last two sizes some or most samples fit no box, and fall back on a centre crop.
+@pytest.mark.parametrize("size", [(300, 400), (400, 300), (96, 96), (30, 150), (150, 30)])
+def test_boxes_are_distributed_as_torchvisions(size: tuple[int, int]):
+    top, left, height, width = _drawn(size=size).box.T
+    their_top, their_left, their_height, their_width = _torchvision_boxes(size).T
+    assert _same(height * width, their_height * their_width)
+    assert _same(width / height, their_width / their_height)
+    assert _same(top, their_top)
+    assert _same(left, their_left)
+
+
+@pytest.mark.parametrize("size", [(20, 400), (400, 20)])
+def test_an_image_that_no_box_fits_gets_torchvisions_centre_crop(size: tuple[int, int]):
+    (theirs,) = np.unique(_torchvision_boxes(size), axis=0)
+    (ours,) = np.unique(_drawn(size=size).box, axis=0)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(
+    st.lists(st.tuples(st.integers(1, 4000), st.integers(1, 4000)), min_size=1, max_size=20).map(np.array),
+    st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(sorted).map(tuple),
+    st.tuples(st.floats(0.1, 9), st.floats(0.1, 9)).map(sorted).map(tuple),
+    st.none() | st.floats(0.01, 1),
+    st.integers(0, 2**40),
+)
+def test_a_box_lies_inside_its_image(sizes, scale, ratio, centre_crop, seed):
+    recipe = ViewRecipe(crop_scale=scale, crop_ratio=ratio, centre_crop=centre_crop)
+    box = draw(recipe, seed=seed, epoch=0, view=0, samples=np.arange(len(sizes)), sizes=sizes).box
+    assert (box[:, :2] >= 0).all()
+    assert (box[:, 2:] >= 1).all()
+    assert (box[:, :2] + box[:, 2:] <= sizes).all()
+
+
+@pytest.mark.parametrize("size", [(300, 401), (57, 40), (33, 33), (1, 7)])
+def test_the_whole_centre_square_is_torchvisions_center_crop_within_a_pixel(size: tuple[int, int]):
+    top, left, height, width = _drawn(ViewRecipe(centre_crop=1.0), size=size).box[0]
+    rows, columns = torch.meshgrid(*(torch.arange(side) for side in size), indexing="ij")
+    cropped = functional.center_crop(torch.stack([rows, columns]), [min(size)])
+    assert [height, width] == list(cropped.shape[1:])
+    assert np.abs(np.array([top, left]) - cropped[:, 0, 0].numpy()).max() <= 1
+
+
+def test_jitter_is_distributed_as_torchvisions():
+    ours = _drawn()
+    bounds = [[0.2, 1.8]] * 3 + [[-0.2, 0.2]]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = [ColorJitter.get_params(*bounds) for _ in range(_COUNT)]
+    for kind, (low, high) in enumerate(bounds):
+        factor = ours.factors[:, kind]
+        assert low <= factor.min() and factor.max() < high
+        assert _same(factor, np.array([params[1 + kind] for params in theirs]))
+    their_orders = np.array([params[0].tolist() for params in theirs])
+    assert _same(ours.order @ [1000, 100, 10, 1], their_orders @ [1000, 100, 10, 1])
+
+
+def test_every_order_of_the_jitter_is_as_likely():
+    orders, counts = np.unique(_drawn().order, axis=0, return_counts=True)
+    assert len(orders) == 24
+    assert stats.chisquare(counts).pvalue > 0.01
+
+
+def test_blur_sigmas_are_distributed_as_torchvisions():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = [GaussianBlur.get_params(*_RECIPE.blur_sigma) for _ in range(_COUNT)]
+    assert _same(_drawn().sigma, np.array(theirs))
+
+
+@pytest.mark.parametrize("choice", ["flip", "jitter", "grey", "blur"])
+@pytest.mark.parametrize("probability", [0.0, 0.2, 0.8, 1.0])
+def test_a_choice_is_made_as_often_as_the_recipe_says(choice: str, probability: float):
+    chosen = getattr(_drawn(replace(_RECIPE, **{choice: probability})), choice)
+    assert stats.binomtest(int(chosen.sum()), _COUNT, probability).pvalue > 0.01
+
+
+def test_choices_of_a_sample_are_unrelated_within_a_view_and_between_views():
+    columns = []
+    for drawn in (_drawn(view=0), _drawn(view=1)):
+        columns += [
+            *drawn.factors.T,
+            *drawn.box.T[:2],
+            drawn.sigma,
+            drawn.flip,
+            drawn.jitter,
+            drawn.grey,
+            drawn.blur,
+        ]
+    test: Any = stats.spearmanr(np.stack(columns, axis=1))
+    related = test.pvalue[np.triu_indices(len(columns), k=1)]
+    # Top and left are related through the size of the box; everything else is not.
+    assert (related < 1e-4).sum() == 2
+
+
+def test_a_samples_draws_do_not_depend_on_its_batch():
+    random = np.random.default_rng(0)
+    samples, sizes = random.permutation(10**6)[:50], random.integers(20, 500, (50, 2))
+    together = draw(_RECIPE, seed=4, epoch=2, view=1, samples=samples, sizes=sizes)
+    for n in range(50):
+        alone = draw(_RECIPE, seed=4, epoch=2, view=1, samples=samples[n : n + 1], sizes=sizes[n : n + 1])
+        for field in fields(Draws):
+            np.testing.assert_array_equal(getattr(alone, field.name)[0], getattr(together, field.name)[n])
+
+
+@pytest.mark.parametrize("other", [{"view": 1}, {"epoch": 1}, {"seed": 1}])
+def test_two_views_and_epochs_and_seeds_of_a_sample_differ(other: dict[str, Any]):
+    assert (_drawn().factors != _drawn(**other).factors).all()
+
+
+def test_a_field_of_the_recipe_moves_nothing_but_its_own_draws():
+    changed = _drawn(replace(_RECIPE, crop_scale=(0.5, 0.6), flip=0.1, brightness=0.1))
+    for name in ("jitter", "order", "grey", "blur", "sigma"):
+        np.testing.assert_array_equal(getattr(changed, name), getattr(_drawn(), name))
+    np.testing.assert_array_equal(changed.factors[:, 1:], _drawn().factors[:, 1:])

@@ -1,0 +1,191 @@
+"""The plan gives the same global batches to any number of workers, from any step on."""
+
+from itertools import cycle
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from pipelines.plan import Plan, Window, check_lanes, lanes_of, sweep
+
+_seeded = settings(derandomize=True, deadline=None, max_examples=60)
+_fragments = st.lists(st.integers(0, 40), min_size=1, max_size=9).map(np.array)
+
+
+@st.composite
+def _plans(draw: st.DrawFn) -> Plan:
+    rows = draw(_fragments)
+    lanes = draw(st.sampled_from([1, 2, 3, 4, 6, 8]))
+    batch_size = lanes * draw(st.integers(1, 5))
+    assume(rows.sum() >= batch_size)
+    seed, window_rows = draw(st.integers(0, 2**40)), draw(st.integers(1, 50))
+    return Plan(rows=rows, seed=seed, lanes=lanes, batch_size=batch_size, window_rows=window_rows)
+
+
+def _samples(rows: np.ndarray, window: Window) -> list[int]:
+    """The numbers of the rows that a window yields, counted over the fragments as they are listed."""
+    first = np.concatenate([[0], np.cumsum(rows)])
+    read = [first[piece.fragment] + row for piece in window.pieces for row in range(piece.start, piece.stop)]
+    return [int(read[position]) for position in window.order()]
+
+
+def _batches(plan: Plan, lanes: range, start: int, stop: int) -> list[list[int]]:
+    """What a worker that serves `lanes` trains on in each step: a fixed number of rows of every lane."""
+    lines: dict[int, list[int]] = {lane: [] for lane in lanes}
+    for lane, window in zip(cycle(lanes), plan.windows(lanes, start, stop), strict=False):
+        lines[lane] += _samples(plan.rows, window)
+    share = plan.batch_size // plan.lanes
+    assert min(len(line) for line in lines.values()) >= share * (stop - start)
+    return [
+        [sample for line in lines.values() for sample in line[share * step : share * (step + 1)]]
+        for step in range(stop - start)
+    ]
+
+
+@_seeded
+@given(_plans())
+def test_an_epoch_visits_no_row_twice_and_leaves_out_less_than_a_batch(plan: Plan):
+    total = int(plan.rows.sum())
+    batches = _batches(plan, range(plan.lanes), 0, plan.steps_per_epoch)
+    visited = [sample for batch in batches for sample in batch]
+    assert len(set(visited)) == len(visited)
+    assert set(visited) <= set(range(total))
+    assert total - len(visited) < plan.batch_size
+
+
+@_seeded
+@given(_plans())
+def test_a_global_batch_is_the_same_set_of_rows_for_any_number_of_workers(plan: Plan):
+    stop = 2 * plan.steps_per_epoch + 1
+    alone = _batches(plan, range(plan.lanes), 0, stop)
+    for workers in (n for n in range(2, plan.lanes + 1) if plan.lanes % n == 0):
+        shares = [_batches(plan, lanes_of(rank, workers, plan.lanes), 0, stop) for rank in range(workers)]
+        for step in range(stop):
+            assert {len(share[step]) for share in shares} == {plan.batch_size // workers}
+            assert sorted(sample for share in shares for sample in share[step]) == sorted(alone[step])
+
+
+@_seeded
+@given(_plans(), st.data())
+def test_resuming_at_a_step_gives_exactly_the_rest(plan: Plan, data: st.DataObject):
+    stop = data.draw(st.integers(1, 3 * plan.steps_per_epoch))
+    start = data.draw(st.integers(0, stop - 1))
+    workers = data.draw(st.sampled_from([n for n in range(1, plan.lanes + 1) if plan.lanes % n == 0]))
+    lanes = lanes_of(workers - 1, workers, plan.lanes)
+    assert _batches(plan, lanes, start, stop) == _batches(plan, lanes, 0, stop)[start:]
+
+
+@_seeded
+@given(_plans())
+def test_a_window_has_whole_batches_and_no_more_rows_than_asked_where_a_batch_fits(plan: Plan):
+    share = plan.batch_size // plan.lanes
+    for window in plan.windows(range(plan.lanes), 0, plan.steps_per_epoch):
+        assert window.rows % share == 0
+        assert window.rows <= max(share, plan.window_rows)
+
+
+@_seeded
+@given(_plans())
+def test_lanes_share_a_fragment_only_at_their_ends(plan: Plan):
+    read = []
+    for lane in range(plan.lanes):
+        windows = plan.windows(range(lane, lane + 1), 0, plan.steps_per_epoch)
+        read.append(list(dict.fromkeys(piece.fragment for window in windows for piece in window.pieces)))
+    for lane, fragments in enumerate(read):
+        elsewhere = {fragment for other in read[:lane] + read[lane + 1 :] for fragment in other}
+        assert not elsewhere & set(fragments[1:-1])
+
+
+def test_two_epochs_differ_in_order_and_in_batches():
+    plan = Plan(rows=np.full(20, 30), seed=0, lanes=4, batch_size=40, window_rows=50)
+    batches = _batches(plan, range(4), 0, 2 * plan.steps_per_epoch)
+    first, second = batches[: plan.steps_per_epoch], batches[plan.steps_per_epoch :]
+    assert not {frozenset(batch) for batch in first} & {frozenset(batch) for batch in second}
+
+
+def test_a_lane_reads_other_fragments_in_another_epoch():
+    plan = Plan(rows=np.full(200, 10), seed=0, lanes=4, batch_size=40, window_rows=50)
+    read = []
+    for epoch in range(2):
+        start = epoch * plan.steps_per_epoch
+        windows = plan.windows(range(1), start, start + plan.steps_per_epoch)
+        read.append({piece.fragment for window in windows for piece in window.pieces})
+    # A quarter of a quarter of the 200 fragments, give or take.
+    assert 5 <= len(read[0] & read[1]) <= 20
+
+
+def test_two_seeds_differ():
+    plans = [Plan(rows=np.full(20, 30), seed=seed, lanes=4, batch_size=40, window_rows=50) for seed in (0, 1)]
+    first, second = (_batches(plan, range(4), 0, 3) for plan in plans)
+    assert not {frozenset(batch) for batch in first} & {frozenset(batch) for batch in second}
+
+
+def test_a_window_is_shuffled():
+    plan = Plan(rows=np.array([400]), seed=0, lanes=1, batch_size=4, window_rows=400)
+    (window,) = plan.windows(range(1), 0, plan.steps_per_epoch)
+    assert np.abs(np.corrcoef(window.order(), np.arange(400))[0, 1]) < 0.1
+
+
+def test_a_position_is_the_epoch_and_the_step_within_it():
+    plan = Plan(rows=np.array([25]), seed=0, lanes=2, batch_size=8, window_rows=8)
+    assert [plan.position(step) for step in (0, 2, 3, 7)] == [(0, 0), (0, 2), (1, 0), (2, 1)]
+
+
+@pytest.mark.parametrize(("lanes", "workers"), [(8, 1), (8, 2), (6, 3), (4, 4)])
+def test_every_lane_has_one_worker(lanes: int, workers: int):
+    served = [lane for rank in range(workers) for lane in lanes_of(rank, workers, lanes)]
+    assert sorted(served) == list(range(lanes))
+
+
+def test_lanes_that_do_not_divide_the_batch_are_refused_with_a_batch_size_that_fits():
+    with pytest.raises(ValueError, match=r"batch_size=30 .*lanes=8; try --batch-size 24"):
+        Plan(rows=np.array([100]), seed=0, lanes=8, batch_size=30, window_rows=8)
+
+
+def test_workers_that_do_not_divide_the_lanes_are_refused_with_numbers_that_fit():
+    with pytest.raises(ValueError, match=r"lanes=8 .*workers=3; try --workers out of 1, 2, 4, 8"):
+        check_lanes(64, 8, workers=3)
+
+
+def test_a_data_set_smaller_than_a_batch_is_refused_with_a_batch_size_that_fits():
+    with pytest.raises(ValueError, match=r"23 images.*batch_size=32 .*lanes=8; try --batch-size 16"):
+        Plan(rows=np.array([20, 3]), seed=0, lanes=8, batch_size=32, window_rows=8)
+
+
+def test_a_data_set_smaller_than_the_lanes_is_not_told_a_batch_size_that_fails_too():
+    with pytest.raises(ValueError, match="3 images") as refused:
+        Plan(rows=np.array([3]), seed=0, lanes=8, batch_size=32, window_rows=8)
+    assert "try --batch-size 8" not in str(refused.value)
+
+
+@_seeded
+@given(_fragments, st.integers(1, 5), st.integers(0, 2**40), st.integers(1, 50))
+def test_a_sweep_visits_every_row_once_over_the_workers(
+    rows: np.ndarray, workers: int, seed: int, window: int
+):
+    visited = []
+    for rank in range(workers):
+        for read in sweep(rows, rank, workers, seed=seed, limit=None, window_rows=window):
+            assert read.rows <= window
+            visited += _samples(rows, read)
+    assert sorted(visited) == list(range(int(rows.sum())))
+
+
+@_seeded
+@given(_fragments, st.integers(0, 2**40), st.integers(0, 100))
+def test_a_limited_sweep_visits_the_same_rows_for_any_number_of_workers(
+    rows: np.ndarray, seed: int, limit: int
+):
+    visited = [
+        [
+            sample
+            for rank in range(workers)
+            for window in sweep(rows, rank, workers, seed=seed, limit=limit, window_rows=7)
+            for sample in _samples(rows, window)
+        ]
+        for workers in (1, 2, 3, 5)
+    ]
+    assert len(visited[0]) == min(limit, rows.sum())
+    assert len(set(visited[0])) == len(visited[0])
+    assert all(sorted(samples) == sorted(visited[0]) for samples in visited[1:])

@@ -1,0 +1,122 @@
+"""What is saved is loaded bit for bit, and nothing torn or unsafe is."""
+
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from pipelines.config import DataConfig
+from training.checkpoint import Checkpoints
+from training.config import OptimizerConfig, TrainConfig, config_hash
+from training.optimizers import build_optimizer, set_learning_rate
+
+_CONFIG = TrainConfig(data=DataConfig(train="somewhere"))
+
+
+def _trained(optimizer_name: Any, steps: int) -> tuple[nn.Module, Optimizer]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 1))
+    optimizer = build_optimizer(model, OptimizerConfig(name=optimizer_name))
+    set_learning_rate(optimizer, 0.01)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(8, 6)).square().mean().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def _save(checkpoints: Checkpoints, step: int) -> None:
+    checkpoints.save(step, *_trained("sgd", 1), _CONFIG)
+
+
+def _files(run: Path) -> list[str]:
+    return sorted(file.name for file in (run / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
+def test_model_and_optimizer_are_loaded_bit_for_bit(name: str, tmp_path: Path) -> None:
+    model, optimizer = _trained(name, 3)
+    Checkpoints(str(tmp_path), keep=1).save(3, model, optimizer, _CONFIG)
+    saved = Checkpoints(str(tmp_path), keep=1).latest()
+    assert saved is not None and saved["step"] == 3
+    torch.testing.assert_close(saved["model"], dict(model.state_dict()), rtol=0, atol=0)
+    torch.testing.assert_close(saved["optimizer"], optimizer.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(name: str, tmp_path: Path) -> None:
+    def step(model: nn.Module, optimizer: Optimizer) -> None:
+        optimizer.zero_grad()
+        model(torch.ones(8, 6).tril()).square().mean().backward()
+        optimizer.step()
+
+    going_on, resumed = _trained(name, 3), _trained(name, 0)
+    checkpoints = Checkpoints(str(tmp_path), keep=1)
+    checkpoints.save(3, *going_on, _CONFIG)
+    saved = checkpoints.latest()
+    assert saved is not None
+    resumed[0].load_state_dict(saved["model"])
+    resumed[1].load_state_dict(saved["optimizer"])
+    for pair in (going_on, resumed):
+        step(*pair)
+    torch.testing.assert_close(resumed[0].state_dict(), going_on[0].state_dict(), rtol=0, atol=0)
+
+
+def test_the_config_is_saved_with_the_weights(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=1)
+    _save(checkpoints, 1)
+    saved = checkpoints.latest()
+    assert saved is not None
+    assert TrainConfig(**saved["config"]) == _CONFIG and saved["config"] == asdict(_CONFIG)
+    assert saved["config_hash"] == config_hash(_CONFIG)
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=2)
+    for step in (1, 9, 10, 100):
+        _save(checkpoints, step)
+    assert _files(tmp_path) == ["step-000000010.pt", "step-000000100.pt"]
+    assert checkpoints.latest_step() == 100
+
+
+def test_an_empty_folder_holds_no_checkpoint(tmp_path: Path) -> None:
+    for run in (tmp_path, tmp_path / "nowhere"):
+        checkpoints = Checkpoints(str(run), keep=2)
+        assert checkpoints.latest() is None and checkpoints.latest_step() is None
+
+
+def test_a_torn_write_is_never_read(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=2)
+    _save(checkpoints, 5)
+    whole = (tmp_path / "checkpoints/step-000000005.pt").read_bytes()
+    (tmp_path / "checkpoints/.step-000000009.pt.123.partial").write_bytes(whole[: len(whole) // 2])
+    saved = checkpoints.latest()
+    assert saved is not None and saved["step"] == checkpoints.latest_step() == 5
+
+
+def test_a_saved_checkpoint_leaves_nothing_else_behind(tmp_path: Path) -> None:
+    _save(Checkpoints(str(tmp_path), keep=2), 5)
+    assert _files(tmp_path) == ["step-000000005.pt"]
+
+
+class _Creates:
+    """Unpickled without care, it creates the file `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"step": 5, "model": _Creates(tmp_path / "ran")}, tmp_path / "checkpoints/step-000000005.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        Checkpoints(str(tmp_path), keep=2).latest()
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,66 @@
+"""What makes two runs the same run, and which settings are refused."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pipelines.config import DataConfig, ViewRecipe
+from training.config import ENCODERS, TrainConfig, config_hash, identity
+
+
+def _config(**fields: Any) -> TrainConfig:
+    return TrainConfig(data=DataConfig(train="somewhere"), **fields)
+
+
+@pytest.mark.parametrize("fields", [{"name": "other"}, {"output": "s3://bucket/runs"}, {"workers": 4}])
+def test_where_and_on_how_many_workers_a_run_runs_is_not_its_identity(fields: dict[str, Any]) -> None:
+    assert identity(_config(**fields)) == identity(_config())
+    assert config_hash(_config(**fields)) == config_hash(_config())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0.2},
+        {"seed": 1},
+        {"lanes": 4},
+        {"steps": 7},
+        {"encoder": {"name": "resnet18"}},
+        {"optimizer": {"learning_rate": 0.31}},
+    ],
+)
+def test_all_else_is(fields: dict[str, Any]) -> None:
+    assert config_hash(_config(**fields)) != config_hash(_config())
+
+
+def test_the_data_and_the_views_are_part_of_the_identity() -> None:
+    grey = TrainConfig(data=DataConfig(train="somewhere", view=ViewRecipe(grey=0.3)))
+    elsewhere = TrainConfig(data=DataConfig(train="elsewhere"))
+    assert len({config_hash(config) for config in (_config(), grey, elsewhere)}) == 3
+
+
+def test_a_whole_number_is_the_same_setting_as_its_float() -> None:
+    assert config_hash(_config(temperature=1)) == config_hash(_config(temperature=1.0))
+
+
+@pytest.mark.parametrize(
+    ("fields", "culprit"),
+    [
+        ({"temprature": 0.1}, "temprature"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"seed": -1}, "seed"),
+        ({"name": "../elsewhere"}, "name"),
+        ({"encoder": {"name": "resnet19"}}, "encoder.name"),
+        ({"optimizer": {"momentum": 1.5}}, "optimizer.momentum"),
+        ({"encoder": {"name": "resnet20", "stem": "cifar"}}, "encoder.stem has no effect on resnet20"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(fields: dict[str, Any], culprit: str) -> None:
+    with pytest.raises(ValidationError, match=culprit):
+        _config(**fields)
+
+
+def test_every_encoder_that_is_listed_is_accepted() -> None:
+    assert [_config(encoder={"name": name}).encoder.name for name in ENCODERS] == list(ENCODERS)

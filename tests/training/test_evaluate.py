@@ -1,0 +1,142 @@
+"""kNN against scikit-learn's on its digits; features as the encoder gives them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipelines.views import Views
+from training.config import EncoderConfig, EvaluationConfig
+from training.encoders import build_encoder
+from training.evaluate import embed, knn_accuracy, knn_votes
+from training.gather import LocalGather, ProcessGroupGather
+
+_BANK = 1100
+
+Labelled = tuple[Tensor, Tensor]
+
+
+def _digits() -> tuple[Labelled, Labelled]:
+    """1,100 digits to vote and 697 to classify; the features are the pixels."""
+    pixels, labels = load_digits(return_X_y=True)
+    features, labels = torch.tensor(pixels), torch.tensor(labels)
+    return (features[:_BANK], labels[:_BANK]), (features[_BANK:], labels[_BANK:])
+
+
+def _sklearn(bank: Labelled, neighbours: int, temperature: float) -> KNeighborsClassifier:
+    votes: Any = lambda distance: np.exp((1 - distance) / temperature)
+    classifier = KNeighborsClassifier(neighbours, metric="cosine", weights=votes)
+    return classifier.fit(bank[0].numpy(), bank[1].numpy())
+
+
+@pytest.mark.parametrize(("neighbours", "temperature"), [(1, 0.1), (20, 0.1), (200, 0.07), (200, 1.0)])
+def test_votes_and_accuracy_are_scikit_learns(neighbours: int, temperature: float) -> None:
+    bank, queries = _digits()
+    classifier = _sklearn(bank, neighbours, temperature)
+    votes = knn_votes(
+        F.normalize(queries[0]),
+        F.normalize(bank[0]),
+        bank[1],
+        classes=10,
+        neighbours=neighbours,
+        temperature=temperature,
+    )
+    expected = classifier.predict_proba(queries[0].numpy())
+    np.testing.assert_allclose(votes / votes.sum(1, keepdim=True), expected, rtol=1e-9, atol=1e-12)
+    config = EvaluationConfig(neighbours=neighbours, temperature=temperature)
+    expected_accuracy = classifier.score(queries[0].numpy(), queries[1].numpy())
+    assert knn_accuracy(bank, queries, config, LocalGather()) == pytest.approx(expected_accuracy, abs=1e-6)
+
+
+def test_where_there_are_fewer_images_than_neighbours_all_of_them_vote() -> None:
+    bank, queries = _digits()
+    expected = _sklearn(bank, _BANK, 0.1).score(queries[0].numpy(), queries[1].numpy())
+    config = EvaluationConfig(neighbours=10 * _BANK, temperature=0.1)
+    assert knn_accuracy(bank, queries, config, LocalGather()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_at_a_tiny_temperature_the_nearest_neighbour_decides() -> None:
+    bank, queries = _digits()
+    expected = _sklearn(bank, 1, 1.0).score(queries[0].numpy(), queries[1].numpy())
+    config = EvaluationConfig(neighbours=200, temperature=1e-9)
+    assert knn_accuracy(bank, queries, config, LocalGather()) == pytest.approx(expected, abs=1e-6)
+
+
+def _accuracy_of_ranks(shares: list[float]) -> float:
+    """Every rank brings its share of both sets."""
+    gather = ProcessGroupGather()
+    first, last = shares[gather.rank], shares[gather.rank + 1]
+    bank, queries = (
+        (
+            features[int(len(features) * first) : int(len(features) * last)],
+            labels[int(len(labels) * first) : int(len(labels) * last)],
+        )
+        for features, labels in _digits()
+    )
+    return knn_accuracy(bank, queries, EvaluationConfig(neighbours=20), gather)
+
+
+@pytest.mark.parametrize("shares", [[0, 0.5, 1], [0, 0.3, 1], [0, 0, 1]])
+def test_two_ranks_find_the_accuracy_of_one_process(shares: list[float], run_ranks: Callable) -> None:
+    expected = knn_accuracy(*_digits(), EvaluationConfig(neighbours=20), LocalGather())
+    assert 0.5 < expected < 1
+    assert run_ranks(_accuracy_of_ranks, 2, shares) == [expected] * 2
+
+
+def _views(sizes: list[int]) -> list[Views]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(sum(sizes), 3, 16, 16, generator=generator)
+    labels = torch.arange(sum(sizes))
+    return [
+        Views((part,), part_labels, part_labels.numpy())
+        for part, part_labels in zip(images.split(sizes), labels.split(sizes), strict=True)
+    ]
+
+
+def test_features_come_in_order_from_an_encoder_in_evaluation_mode() -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder(EncoderConfig(name="resnet8")).train()
+    features, pixels, labels = embed(encoder, _views([5, 5, 2]), torch.device("cpu"), pixels=False)
+    assert encoder.training and all(module.training for module in encoder.modules())
+    assert labels.tolist() == list(range(12)) and pixels is None
+    with torch.no_grad():
+        expected = encoder.eval()(torch.cat([batch.images[0] for batch in _views([5, 5, 2])]))
+    torch.testing.assert_close(features, expected)
+
+
+def test_embedding_leaves_the_running_statistics_alone() -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder(EncoderConfig(name="resnet8")).train()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    embed(encoder, _views([8]), torch.device("cpu"), pixels=False)
+    assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
+
+
+def test_raw_pixels_of_small_images_are_kept_as_they_are() -> None:
+    views = _views([3, 2])
+    _, pixels, _ = embed(nn.Flatten(), views, torch.device("cpu"), pixels=True)
+    assert pixels is not None
+    assert torch.equal(pixels, torch.cat([batch.images[0] for batch in views]).flatten(1))
+
+
+def test_raw_pixels_of_large_images_are_means_over_squares() -> None:
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    views = [Views((image,), torch.zeros(1), np.zeros(1))]
+    _, pixels, _ = embed(nn.Flatten(), views, torch.device("cpu"), pixels=True)
+    assert pixels is not None
+    expected = image.numpy().reshape(1, 3, 32, 2, 32, 2).mean(axis=(3, 5)).reshape(1, -1)
+    np.testing.assert_allclose(pixels.numpy(), expected, rtol=1e-6)
+
+
+def test_a_worker_without_images_brings_no_rows() -> None:
+    encoder = build_encoder(EncoderConfig(name="resnet8"))
+    features, pixels, labels = embed(encoder, [], torch.device("cpu"), pixels=True)
+    assert pixels is not None
+    assert features.shape == (0, encoder.dim)
+    assert len(pixels) == len(labels) == 0

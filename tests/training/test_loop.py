@@ -1,0 +1,98 @@
+"""fit() against a loop written by hand."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipelines.views import Views
+from training.loop import fit
+
+_CPU = torch.device("cpu")
+
+
+class _Regression(nn.Module):
+    """A linear map and its mean squared error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(12, 1)
+
+    def forward(self, views: Views) -> Tensor:
+        return F.mse_loss(self.linear(views.images[0].flatten(1))[:, 0], views.labels)
+
+
+def _batches(start: int = 0) -> Iterator[Views]:
+    """Batches without end, whose labels a linear map gives exactly."""
+    step = start
+    while True:
+        images = torch.randn(16, 3, 2, 2, generator=torch.Generator().manual_seed(step))
+        labels = images.flatten(1) @ torch.linspace(-1, 1, 12) + 0.5
+        yield Views((images,), labels, labels.numpy())
+        step += 1
+
+
+def _rate(step: int) -> float:
+    return 0.1 / (1 + step)
+
+
+def _fit(model: nn.Module, views: Iterator[Views], start: int, stop: int) -> list[tuple[int, float, float]]:
+    """Train, and give what after_step got."""
+    calls: list[tuple[int, float, float]] = []
+    fit(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9),
+        views,
+        start_step=start,
+        stop_step=stop,
+        rate=_rate,
+        after_step=lambda done, loss, rate: calls.append((done, float(loss), rate)),
+        device=_CPU,
+    )
+    return calls
+
+
+def test_weights_and_losses_are_those_of_a_loop_by_hand() -> None:
+    model, by_hand = _Regression(), _Regression().linear
+    calls = _fit(model, _batches(), 0, 30)
+    losses = []
+    velocity = [torch.zeros_like(parameter) for parameter in by_hand.parameters()]
+    for step, batch in enumerate(islice(_batches(), 30)):
+        loss = ((by_hand(batch.images[0].flatten(1))[:, 0] - batch.labels) ** 2).mean()
+        gradients = torch.autograd.grad(loss, list(by_hand.parameters()))
+        losses.append(loss.item())
+        with torch.no_grad():
+            for parameter, v, gradient in zip(by_hand.parameters(), velocity, gradients, strict=True):
+                v.mul_(0.9).add_(gradient)
+                parameter.add_(v, alpha=-_rate(step))
+    assert calls == [(step + 1, loss, _rate(step)) for step, loss in enumerate(losses)]
+    assert torch.equal(model.linear.weight, by_hand.weight) and torch.equal(model.linear.bias, by_hand.bias)
+
+
+def test_a_known_problem_is_solved() -> None:
+    model = _Regression()
+    _fit(model, _batches(), 0, 300)
+    torch.testing.assert_close(model.linear.weight[0], torch.linspace(-1, 1, 12), rtol=0, atol=1e-2)
+    assert float(model.linear.bias.detach()) == pytest.approx(0.5, abs=1e-2)
+
+
+def test_no_batch_is_taken_beyond_the_last_step() -> None:
+    views = _batches(start=4)
+    calls = _fit(_Regression(), views, 4, 7)
+    assert [done for done, _, _ in calls] == [5, 6, 7]
+    assert torch.equal(next(views).images[0], next(_batches(start=7)).images[0])
+
+
+def test_data_that_end_early_are_an_error_that_names_the_step() -> None:
+    with pytest.raises(RuntimeError, match="step 3 of 5"):
+        _fit(_Regression(), islice(_batches(), 3), 0, 5)
+
+
+def test_a_model_left_in_evaluation_mode_is_trained_in_training_mode() -> None:
+    model = _Regression().eval()
+    _fit(model, _batches(), 0, 1)
+    assert model.training

@@ -1,0 +1,152 @@
+"""NT-Xent against the same loss written out in float64, in one process and over real ranks."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from training.gather import ProcessGroupGather
+from training.losses import nt_xent
+
+_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
+
+
+def _reference(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """Cross entropy over the full matrix of similarities, each row's class being its positive's column."""
+    rows = F.normalize(torch.cat([first, second]).double(), dim=1)
+    itself = torch.eye(len(rows), dtype=torch.bool)
+    logits = (rows @ rows.T / temperature).masked_fill(itself, -torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(rows)).roll(len(first)))
+
+
+def _reference_gradients(
+    first: Tensor, second: Tensor, temperature: float
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    views = first.double().requires_grad_(), second.double().requires_grad_()
+    loss = _reference(views[0], views[1], temperature)
+    return loss.detach(), torch.autograd.grad(loss, views)
+
+
+def _projections(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two views of n images: alike, and of very different lengths."""
+    generator = torch.Generator().manual_seed(n)
+    first, noise = torch.randn(2, n, 16, generator=generator, dtype=torch.float64)
+    lengths = torch.rand(2, n, 1, generator=generator, dtype=torch.float64) * 5 + 0.1
+    return (first * lengths[0]).to(dtype), ((first + noise) * lengths[1]).to(dtype)
+
+
+def _relative_error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
+
+
+def _loss_and_gradients(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What one rank gets, with its own share of the rows."""
+    gather = ProcessGroupGather()
+    mine = [view.chunk(gather.world_size)[gather.rank].clone().requires_grad_() for view in (first, second)]
+    loss = nt_xent(mine[0], mine[1], temperature=temperature, gather=gather)
+    first_gradient, second_gradient = torch.autograd.grad(loss, mine)
+    return loss.detach(), first_gradient, second_gradient
+
+
+# At 1,100 every one of four ranks has 550 rows, which is more than a chunk of 512.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("n", [12, 36, 1100])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_value_and_gradient_are_those_of_the_full_matrix(
+    world_size: int, n: int, dtype: torch.dtype, run_ranks: Callable
+) -> None:
+    first, second = _projections(n, dtype)
+    expected_loss, expected_gradients = _reference_gradients(first, second, 0.1)
+    results = run_ranks(_loss_and_gradients, world_size, first, second, 0.1)
+    for loss, *_ in results:
+        assert loss.dtype == dtype
+        assert _relative_error(loss, expected_loss) < _TOLERANCE[dtype]
+    for view, expected in enumerate(expected_gradients, start=1):
+        # DistributedDataParallel divides by the number of ranks, so each rank's gradient is that much larger.
+        gradient = torch.cat([result[view] for result in results]) / world_size
+        assert _relative_error(gradient, expected) < _TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0])
+def test_one_process_needs_no_process_group_at_any_temperature(temperature: float) -> None:
+    views = [view.requires_grad_() for view in _projections(36, torch.float64)]
+    expected_loss, expected_gradients = _reference_gradients(*_projections(36, torch.float64), temperature)
+    loss = nt_xent(*views, temperature=temperature)
+    assert _relative_error(loss.detach(), expected_loss) < 1e-12
+    for gradient, expected in zip(torch.autograd.grad(loss, views), expected_gradients, strict=True):
+        assert _relative_error(gradient, expected) < 1e-12
+
+
+def _linear_encoder() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(16, 8).double()
+
+
+def _encoder_gradients(first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of a shared encoder's parameters, as DistributedDataParallel leaves them on one rank."""
+    gather = ProcessGroupGather()
+    encoder = _linear_encoder()
+    mine = [view.chunk(gather.world_size)[gather.rank] for view in (first, second)]
+    model = DistributedDataParallel(encoder)
+    first, second = model(torch.cat(mine)).chunk(2)
+    nt_xent(first, second, temperature=0.1, gather=gather).backward()
+    return tuple(parameter.grad for parameter in encoder.parameters() if parameter.grad is not None)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_give_the_single_process_gradient_of_shared_weights(
+    world_size: int, run_ranks: Callable
+) -> None:
+    first, second = _projections(36, torch.float64)
+    encoder = _linear_encoder()
+    expected = torch.autograd.grad(
+        _reference(encoder(first), encoder(second), 0.1), list(encoder.parameters())
+    )
+    for gradients in run_ranks(_encoder_gradients, world_size, first, second):
+        assert max(map(_relative_error, gradients, expected)) < 1e-12
+
+
+def test_gradient_is_that_of_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    views = [
+        torch.randn(5, 3, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2)
+    ]
+    assert torch.autograd.gradcheck(lambda first, second: nt_xent(first, second, temperature=0.5), views)
+
+
+@pytest.mark.parametrize("n", [3, 50, 300])
+def test_equal_similarities_give_the_loss_of_chance(n: int) -> None:
+    projections = torch.eye(2 * n, dtype=torch.float64)
+    loss = nt_xent(projections[:n], projections[n:], temperature=0.1)
+    assert float(loss) == pytest.approx(math.log(2 * n - 1), rel=1e-12)
+
+
+def test_autocast_does_not_lower_the_precision_inside() -> None:
+    first, second = _projections(36, torch.bfloat16)
+    expected_loss, expected_gradients = _reference_gradients(first, second, 0.1)
+    first, second = first.float().requires_grad_(), second.float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (first @ second.T).dtype == torch.bfloat16
+        loss = nt_xent(first, second, temperature=0.1)
+    assert loss.dtype == torch.float32
+    assert _relative_error(loss.detach(), expected_loss) < 1e-6
+    for gradient, expected in zip(
+        torch.autograd.grad(loss, (first, second)), expected_gradients, strict=True
+    ):
+        assert _relative_error(gradient, expected) < 1e-6
+
+
+def test_bfloat16_projections_are_scored_in_float32() -> None:
+    first, second = _projections(36, torch.bfloat16)
+    loss = nt_xent(first, second, temperature=0.1)
+    assert loss.dtype == torch.float32
+    assert _relative_error(loss, _reference(first, second, 0.1)) < 1e-6
+
+
+def test_views_of_different_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"one shape.*4, 8.*3, 8"):
+        nt_xent(torch.ones(4, 8), torch.ones(3, 8), temperature=0.1)

@@ -1,0 +1,308 @@
+"""Whole runs on scikit-learn's digits, without Ray: stopped and resumed, on one, two and four ranks."""
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from pipelines.config import RECIPES, DataConfig
+from pipelines.plan import Window
+from pipelines.reader import read_window
+from pipelines.shards import write_shards
+from pipelines.sources import Index, build_index
+from training.config import TrainConfig
+from training.gather import LocalGather, ProcessGroupGather
+from training.metrics import read_metrics
+from training.objectives import SimCLR
+from training.run import Progress, Worker, make_plan, run_uri, total_steps, train
+
+# 149 images in four lanes make 37 rows a lane, so 6 steps of 24 images an epoch.
+_TRAIN_IMAGES, _STEPS, _STEPS_PER_EPOCH = 149, 8, 6
+
+Samples = list[list[int]]
+
+
+class _Stop(Exception):
+    """Stands for whatever ends a run early."""
+
+
+def _digits(start: int, stop: int) -> Iterator[tuple[bytes, int, str]]:
+    """PNGs of 24 pixels a side, grey as RGB."""
+    digits: Any = load_digits()
+    for row in range(start, stop):
+        image = Image.fromarray((digits.images[row] * 15).astype("uint8")).resize((24, 24)).convert("RGB")
+        out = io.BytesIO()
+        image.save(out, "PNG")
+        yield out.getvalue(), int(digits.target[row]), f"digit-{row}"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    folder = tmp_path_factory.mktemp("digits")
+    write_shards(_digits(0, _TRAIN_IMAGES), str(folder / "train"), rows_per_shard=60, rows_per_group=25)
+    write_shards(_digits(500, 550), str(folder / "test"), rows_per_shard=60, rows_per_group=25)
+    return DataConfig(
+        train=str(folder / "train"),
+        test=str(folder / "test"),
+        view=replace(RECIPES["simclr-cifar"], size=16, blur=0.5),
+        window_rows=12,
+    )
+
+
+def _config(data: DataConfig, output: Path, **fields: Any) -> TrainConfig:
+    settings = {
+        "batch_size": 24,
+        "lanes": 4,
+        "steps": _STEPS,
+        # Gentle enough that rounding grows by little from step to step.
+        "temperature": 1.0,
+        "encoder": {"name": "resnet8"},
+        "projector": {"hidden_dim": 32, "dim": 16},
+        "optimizer": {"name": "sgd", "learning_rate": 0.001, "scaling": "none", "weight_decay": 1e-4},
+        "evaluation": {"every_epochs": 1, "neighbours": 10, "batch_size": 32},
+        "checkpoint": {"every_steps": 2, "keep": 100},
+    }
+    return TrainConfig(data=data, output=str(output), **settings, **fields)
+
+
+def _tables(index: Index, data: DataConfig, windows: Iterable[Window]) -> Iterator[pa.Table]:
+    return (read_window(index, data, window) for window in windows)
+
+
+def _ignore(_values: dict[str, Any]) -> None:
+    pass
+
+
+def _train(config: TrainConfig, progress: Progress = _ignore) -> Samples:
+    """Train in this process, or as the rank that it is; the samples of each step."""
+    seen: Samples = []
+
+    def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if isinstance(module, SimCLR):
+            seen.append(inputs[0].samples.tolist())
+
+    worker = Worker(
+        gather=ProcessGroupGather() if dist.is_initialized() else LocalGather(),
+        device=torch.device("cpu"),
+        threads=1,
+        tables=_tables,
+    )
+    index = build_index(config.data.train, config.data)
+    test_index = build_index(config.data.test, config.data) if config.data.test else None
+    hook = register_module_forward_pre_hook(note)
+    try:
+        train(config, index, test_index, worker, progress)
+    finally:
+        hook.remove()
+    return seen
+
+
+@pytest.fixture(scope="module")
+def whole(data: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Samples]:
+    """A run in one process that nothing stopped."""
+    config = _config(data, tmp_path_factory.mktemp("whole"))
+    return config, _train(config)
+
+
+def _step_lines(config: TrainConfig) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(run_uri(config)) if "loss" in line]
+
+
+def _losses(config: TrainConfig) -> list[float]:
+    return [line["loss"] for line in _step_lines(config)]
+
+
+def _accuracies(config: TrainConfig) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(run_uri(config)) if "knn_top1" in line]
+
+
+def _weights(config: TrainConfig) -> dict[str, torch.Tensor]:
+    """The model in the run's last checkpoint."""
+    path = Path(run_uri(config), "checkpoints", f"step-{_STEPS:09}.pt")
+    return torch.load(path, weights_only=False)["model"]
+
+
+def _forget_after(config: TrainConfig, step: int) -> None:
+    """Leave of a run what its being killed after `step` would have left."""
+    for checkpoint in Path(run_uri(config), "checkpoints").iterdir():
+        if int(checkpoint.stem.removeprefix("step-")) > step:
+            checkpoint.unlink()
+
+
+def test_metrics_hold_every_step_once(whole: tuple[TrainConfig, Samples]) -> None:
+    config, _ = whole
+    lines = _step_lines(config)
+    assert [line["step"] for line in lines] == list(range(1, _STEPS + 1))
+    assert all(
+        set(line) == {"step", "epoch", "loss", "learning_rate", "images_per_second"}
+        and line["images_per_second"] > 0
+        for line in lines
+    )
+    assert [line["epoch"] for line in lines] == [1] * _STEPS_PER_EPOCH + [2] * (_STEPS - _STEPS_PER_EPOCH)
+
+
+def test_metrics_hold_the_accuracy_before_training_after_each_epoch_and_at_the_end(
+    whole: tuple[TrainConfig, Samples],
+) -> None:
+    lines = _accuracies(whole[0])
+    assert [(line["step"], line["epoch"]) for line in lines] == [(0, 0), (_STEPS_PER_EPOCH, 1), (_STEPS, 2)]
+    assert [line for line in lines if "knn_top1_pixels" in line] == lines[:1]
+
+
+def test_raw_pixels_of_digits_tell_them_apart(whole: tuple[TrainConfig, Samples]) -> None:
+    before = _accuracies(whole[0])[0]
+    assert before["knn_top1_pixels"] > 0.7  # Chance is 0.1.
+
+
+def test_every_step_trains_on_a_batch_and_no_image_twice_an_epoch(whole: tuple[TrainConfig, Samples]) -> None:
+    _, samples = whole
+    assert [len(step) for step in samples] == [24] * _STEPS
+    epoch = list(chain.from_iterable(samples[:_STEPS_PER_EPOCH]))
+    assert len(set(epoch)) == len(epoch) and set(epoch) <= set(range(_TRAIN_IMAGES))
+
+
+def test_the_run_leaves_a_sheet_of_its_views(whole: tuple[TrainConfig, Samples]) -> None:
+    with Image.open(Path(run_uri(whole[0]), "views.png")) as sheet:
+        assert sheet.format == "PNG" and sheet.width > sheet.height
+
+
+def test_progress_hears_of_the_last_step_and_of_every_accuracy(data: DataConfig, tmp_path: Path) -> None:
+    heard: list[dict[str, Any]] = []
+    config = _config(data, tmp_path)
+    _train(config, heard.append)
+    assert [line["knn_top1"] for line in heard if "knn_top1" in line] == [
+        line["knn_top1"] for line in _accuracies(config)
+    ]
+    assert [line["loss"] for line in heard if line["step"] == _STEPS and "loss" in line] == _losses(config)[
+        -1:
+    ]
+    assert all(line["steps"] == _STEPS for line in heard)
+
+
+def test_the_same_config_gives_the_same_run(
+    data: DataConfig, whole: tuple[TrainConfig, Samples], tmp_path: Path
+) -> None:
+    config = _config(data, tmp_path)
+    assert _train(config) == whole[1]
+    assert _losses(config) == _losses(whole[0])
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
+    data: DataConfig, whole: tuple[TrainConfig, Samples], tmp_path: Path
+) -> None:
+    def stop(values: dict[str, Any]) -> None:
+        # The run is at an epoch's end, two steps after its last checkpoint.
+        if values["step"] == _STEPS_PER_EPOCH:
+            raise _Stop
+
+    config = _config(data, tmp_path)
+    with pytest.raises(_Stop):
+        _train(config, stop)
+    assert max(file.name for file in (tmp_path / "run/checkpoints").iterdir()) == "step-000000004.pt"
+    assert _train(config) == whole[1][4:]
+    assert [line["step"] for line in _step_lines(config)] == list(range(1, _STEPS + 1))
+    assert _losses(config) == _losses(whole[0])
+    assert _accuracies(config) == _accuracies(whole[0])
+    torch.testing.assert_close(_weights(config), _weights(whole[0]), rtol=0, atol=0)
+
+
+# Within the first epoch and its window of two steps, at the end of the epoch, and within the second.
+@pytest.mark.parametrize("step", [3, 6, 7])
+def test_a_run_can_be_resumed_from_any_step(
+    step: int, data: DataConfig, whole: tuple[TrainConfig, Samples], tmp_path: Path
+) -> None:
+    config = _config(data, tmp_path)
+    config = replace(config, checkpoint=replace(config.checkpoint, every_steps=1))
+    _train(config)
+    _forget_after(config, step)
+    assert _train(config) == whole[1][step:]
+    assert _losses(config) == _losses(whole[0])
+    torch.testing.assert_close(_weights(config), _weights(whole[0]), rtol=0, atol=0)
+
+
+def test_a_finished_run_trains_no_further(
+    data: DataConfig, whole: tuple[TrainConfig, Samples], tmp_path: Path
+) -> None:
+    config = _config(data, tmp_path)
+    shutil.copytree(run_uri(whole[0]), run_uri(config))
+    before = (tmp_path / "run/metrics.jsonl").read_text()
+    assert _train(config) == []
+    assert (tmp_path / "run/metrics.jsonl").read_text() == before
+
+
+def _ranked(run_ranks: Callable, config: TrainConfig, world_size: int) -> Samples:
+    """The samples of each step, over all ranks."""
+    of_ranks = run_ranks(_train, world_size, config)
+    return [sorted(chain.from_iterable(step)) for step in zip(*of_ranks, strict=True)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_any_number_of_ranks_gives_the_same_batches_losses_and_accuracies(
+    world_size: int, data: DataConfig, whole: tuple[TrainConfig, Samples], run_ranks: Callable, tmp_path: Path
+) -> None:
+    config = _config(data, tmp_path)
+    assert _ranked(run_ranks, config, world_size) == [sorted(step) for step in whole[1]]
+    assert _losses(config) == pytest.approx(_losses(whole[0]), rel=1e-4)
+    ours, theirs = _accuracies(config), _accuracies(whole[0])
+    assert ours[0]["knn_top1_pixels"] == theirs[0]["knn_top1_pixels"]
+    # A vote may be so close that rounding decides it.
+    assert [line["knn_top1"] for line in ours] == pytest.approx(
+        [line["knn_top1"] for line in theirs], abs=1.5 / 50
+    )
+
+
+def test_a_run_of_four_ranks_goes_on_with_two_and_then_one(
+    data: DataConfig, whole: tuple[TrainConfig, Samples], run_ranks: Callable, tmp_path: Path
+) -> None:
+    config = _config(data, tmp_path)
+    run_ranks(_train, 4, config)
+    _forget_after(config, 4)
+    assert _ranked(run_ranks, config, 2) == [sorted(step) for step in whole[1][4:]]
+    _forget_after(config, 6)
+    assert _train(config) == whole[1][6:]
+    assert [line["step"] for line in _step_lines(config)] == list(range(1, _STEPS + 1))
+    assert _losses(config) == pytest.approx(_losses(whole[0]), rel=1e-4)
+
+
+def test_more_ranks_than_test_images_find_the_same_accuracy(
+    data: DataConfig, run_ranks: Callable, tmp_path: Path
+) -> None:
+    evaluation = {"evaluation": {"neighbours": 10, "test_images": 3}}
+    one, four = (
+        TrainConfig(**{**_fields(_config(data, tmp_path / name)), **evaluation, "steps": 1})
+        for name in ("one", "four")
+    )
+    _train(one)
+    run_ranks(_train, 4, four)
+    assert _accuracies(four)[0] == _accuracies(one)[0]
+
+
+def _fields(config: TrainConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in config.__dataclass_fields__}
+
+
+def test_epochs_decide_the_steps_unless_they_are_given(data: DataConfig, tmp_path: Path) -> None:
+    config = replace(_config(data, tmp_path), steps=None, epochs=3)
+    plan = make_plan(config, build_index(data.train, data))
+    assert total_steps(config, plan) == 3 * _STEPS_PER_EPOCH
+    assert total_steps(replace(config, steps=7), plan) == 7
+
+
+def test_a_run_without_test_images_evaluates_nothing(data: DataConfig, tmp_path: Path) -> None:
+    config = _config(replace(data, test=None), tmp_path)
+    _train(replace(config, steps=2))
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [set(line) & {"loss", "knn_top1"} for line in lines] == [{"loss"}] * 2
