@@ -25,7 +25,9 @@ def _read_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
             except tomllib.TOMLDecodeError as error:
                 raise ValueError(f"{path} is not TOML: {error}") from error
             values.setdefault("name", path.stem)
-            cyclopts.config.Dict(values, source=str(path), use_commands_as_keys=False)(app, commands, arguments)
+            cyclopts.config.Dict(values, source=str(path), use_commands_as_keys=False)(
+                app, commands, arguments
+            )
 
 
 app = App(
@@ -34,6 +36,7 @@ app = App(
     version=version("diptych"),
     config=_read_config,
     default_parameter=Parameter(negative_iterable=()),
+    result_action="return_value",
 )
 
 
@@ -54,7 +57,7 @@ def train(config: str | None = None, /, *, run: Annotated[TrainConfig, Parameter
 
 @app.command
 def demo(*, output: str = "runs") -> None:
-    """Train on handwritten digits, from a local S3 store on two workers: three minutes on two cores, no network.
+    """Train on handwritten digits from a local S3 store: two workers, three minutes, no network.
 
     Parameters
     ----------
@@ -66,10 +69,10 @@ def demo(*, output: str = "runs") -> None:
     run_demo(output)
 
 
-def main() -> None:
-    """Run a command; bad input ends in one line and exit code 2."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command of `arguments`, or of the command line; bad input ends in one line and exit code 2."""
     try:
-        app(exit_on_error=False, print_error=False)
+        app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(_one_line(error))
     except ValueError as error:

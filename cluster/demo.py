@@ -19,7 +19,10 @@ _SHARD_ROWS, _GROUP_ROWS = 1024, 256
 
 def run_demo(output: str) -> None:
     """Make the images, train, and print how much of them the encoder has understood."""
-    with tempfile.TemporaryDirectory(prefix="diptych-demo-") as folder, s3_server(Path(folder), bucket=_BUCKET):
+    with (
+        tempfile.TemporaryDirectory(prefix="diptych-demo-") as folder,
+        s3_server(Path(folder), bucket=_BUCKET),
+    ):
         train, test = f"s3://{_BUCKET}/train", f"s3://{_BUCKET}/test"
         for uri, count, held_out in ((train, _TRAIN_IMAGES, False), (test, _TEST_IMAGES, True)):
             images = scattered_digits(count, held_out=held_out, seed=0)

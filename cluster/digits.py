@@ -22,16 +22,18 @@ def scattered_digits(count: int, *, held_out: bool, seed: int) -> Iterator[Encod
 
     The digits are scikit-learn's 1,797 of 8 x 8 pixels (Alpaydin and Kaynak 1998).
     """
-    digits = load_digits()
-    mine = np.flatnonzero((np.arange(len(digits.target)) % _HELD_OUT == 0) == held_out)
+    digits, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
+    mine = np.flatnonzero((np.arange(len(labels)) % _HELD_OUT == 0) == held_out)
     generator = np.random.default_rng([seed, held_out])
     for number in range(count):
         which = mine[number % len(mine)]
-        canvas = _scatter(digits.images[which] / 16, generator)
-        yield _png(canvas), int(digits.target[which]), f"{'test' if held_out else 'train'}/{number:05}.png"
+        canvas = _scatter(digits[which].reshape(8, 8) / 16, generator)
+        yield _png(canvas), int(labels[which]), f"{'test' if held_out else 'train'}/{number:05}.png"
 
 
-def _scatter(digit: Float[np.ndarray, "8 8"], generator: np.random.Generator) -> Float[np.ndarray, "side side 3"]:
+def _scatter(
+    digit: Float[np.ndarray, "8 8"], generator: np.random.Generator
+) -> Float[np.ndarray, "side side 3"]:
     """The digit as ink on paper, in two colours that differ in brightness as well."""
     size = int(generator.integers(_SMALLEST, _LARGEST + 1))
     top, left = generator.integers(0, SIDE - size + 1, 2)

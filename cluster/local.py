@@ -22,6 +22,8 @@ def cluster(cpus: float) -> Iterator[None]:
         ray.init(**settings)
     else:
         # The dashboard would take a share of a small machine's cores.
+        # Threads that wait for work must not spin: torch's, DALI's and the readers' share the cores.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         cores = max(os.cpu_count() or 1, int(cpus + 0.999))
         ray.init(num_cpus=cores, include_dashboard=False, **settings)
     try:

@@ -52,8 +52,8 @@ def _start(folder: Path, port: int, variables: dict[str, str]) -> subprocess.Pop
     metadata = f"sqlite3://{folder / 'meta.db'}"
     with (folder / "gateway.log").open("ab") as log:
         subprocess.run(
-            [_juicefs(), "format", "--storage", "file", "--bucket", str(folder / "objects"), "--trash-days", "0",
-             metadata, "objects"],
+            [_juicefs(), "format", "--storage", "file", "--bucket", str(folder / "objects"),
+             "--trash-days", "0", metadata, "objects"],
             check=True, stdout=log, stderr=log,
         )  # fmt: skip
         return subprocess.Popen(

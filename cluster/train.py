@@ -44,13 +44,13 @@ def run_training(config: TrainConfig) -> list[dict[str, Any]]:
 
 def _launch(config: TrainConfig, index: Index, test_index: Index | None, steps: int, done: int) -> None:
     # Ray takes seconds to import; an error in the config should not.
-    from training.worker import CPUS_PER_WORKER, RunFailed, launch
+    from training.worker import CPUS_PER_WORKER, RunError, launch
 
     print(f"{index.rows.sum():,} images; starting {config.workers or 'the'} workers ...")
     with cluster(cpus=(config.workers or 1) * CPUS_PER_WORKER), _ProgressBar(steps, done) as bar:
         try:
             launch(config, index, test_index, bar.show)
-        except RunFailed as error:
+        except RunError as error:
             sys.exit(f"diptych: {error}")
 
 
@@ -69,7 +69,8 @@ class _ProgressBar:
     """The steps of a run on the terminal, and a line for each evaluation."""
 
     def __init__(self, steps: int, done: int) -> None:
-        self._bar = tqdm(total=steps, initial=done, desc="train", unit="step")
+        self._steps, self._done = steps, done
+        self._bar: tqdm | None = None
 
     def __enter__(self) -> "_ProgressBar":
         return self
@@ -77,15 +78,19 @@ class _ProgressBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.close()
+        if self._bar:
+            self._bar.close()
 
     def show(self, values: dict[str, Any]) -> None:
+        if self._bar is None:  # Only now do steps take time, and not the cluster's start.
+            self._bar = tqdm(total=self._steps, initial=self._done, desc="train", unit="step", smoothing=0.1)
         if "knn_top1" in values:
             pixels = values.get("knn_top1_pixels")
             beside = f" (raw pixels {pixels:.1%})" if pixels is not None else ""
             self._bar.write(f"step {values['step']}: kNN accuracy {values['knn_top1']:.1%}{beside}")
             return
+        rate = f"{values['images_per_second']:,.0f} images/s"
         self._bar.set_postfix_str(
-            f"epoch {values['epoch']}, loss {values['loss']:.3f}, {values['images_per_second']:,.0f} images/s"
+            f"epoch {values['epoch']}, loss {values['loss']:.3f}, {rate}", refresh=False
         )
         self._bar.update(values["step"] - self._bar.n)

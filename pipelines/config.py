@@ -21,7 +21,15 @@ def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
+def _at_most_one(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[1] > 1:
+        raise ValueError(f"is a share of the image's area, at most 1, got {pair[1]}")
+    return pair
+
+
 Range = Annotated[tuple[float, float], AfterValidator(_ascending)]
+ShareRange = Annotated[Range, AfterValidator(_at_most_one)]
+Deviation = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -35,7 +43,7 @@ class ViewRecipe:
     """Height and width of a view, in pixels."""
     centre_crop: Share | None = None
     """Take the centre square of this share of the shorter side; when unset, a random resized crop."""
-    crop_scale: Range = (0.08, 1.0)
+    crop_scale: ShareRange = (0.08, 1.0)
     """Area of the random crop as a share of the image's, lowest and highest."""
     crop_ratio: Range = (3 / 4, 4 / 3)
     """Width over height of the random crop, lowest and highest."""
@@ -59,7 +67,7 @@ class ViewRecipe:
     """Standard deviation of the blur, lowest and highest, in pixels."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of red, green and blue taken off a view, on a scale of 0 to 1."""
-    std: Annotated[tuple[float, float, float], Field()] = (0.229, 0.224, 0.225)
+    std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
     """Standard deviation of red, green and blue that a view is divided by, on a scale of 0 to 1."""
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from nvidia.dali import fn, math, pipeline_def, types
-from nvidia.dali.pipeline import Pipeline
+from nvidia.dali import fn, math, pipeline_def
+from nvidia.dali.types import DALIDataType, DALIImageType  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor
 
 from pipelines.colour import colour_matrices
@@ -61,6 +61,7 @@ def make_views(
     pipeline = _build(
         recipes,
         feed,
+        gpu is not None,
         batch_size=batch_size,
         num_threads=threads,
         device_id=gpu,
@@ -104,11 +105,10 @@ def _blur_kernel(sigma: float, size: int) -> Float[np.ndarray, "taps 1"]:
 
 
 @pipeline_def(enable_conditionals=True)
-def _build(recipes: tuple[ViewRecipe, ...], feed: Any) -> Any:
-    gpu = Pipeline.current().device_id is not None
+def _build(recipes: tuple[ViewRecipe, ...], feed: Any, gpu: bool) -> Any:
     counts = [2 + 2 * _colours(recipe) + 2 * bool(recipe.blur) for recipe in recipes]
     inputs = list(fn.external_source(source=feed, num_outputs=1 + sum(counts), no_copy=True))
-    images = fn.decoders.image(inputs.pop(0), device="mixed" if gpu else "cpu", output_type=types.RGB)
+    images = fn.decoders.image(inputs.pop(0), device="mixed" if gpu else "cpu", output_type=DALIImageType.RGB)
     views = []
     for recipe, count in zip(recipes, counts):  # noqa: B905 - DALI's compiler knows no strict=
         arguments, inputs = inputs[:count], inputs[count:]
@@ -118,9 +118,15 @@ def _build(recipes: tuple[ViewRecipe, ...], feed: Any) -> Any:
 
 def _view(images: Any, recipe: ViewRecipe, gpu: bool, start: Any, end: Any, *arguments: Any) -> Any:
     """The graph of one view: crop, resize and flip in one step, then colour, then blur."""
-    # A region whose end lies left of its start comes out flipped.
-    view = fn.resize(
-        images, size=[recipe.size, recipe.size], roi_start=start, roi_end=end, antialias=True, dtype=types.FLOAT
+    # A region whose end lies left of its start comes out flipped. Where it is scaled down, the filter also
+    # reads the pixels just outside the region, which a crop followed by a resize would not.
+    view: Any = fn.resize(
+        images,
+        size=[recipe.size, recipe.size],
+        roi_start=start,
+        roi_end=end,
+        antialias=True,
+        dtype=DALIDataType.FLOAT,
     )
     if _colours(recipe):
         view = _coloured(view, arguments[0], arguments[1], gpu)

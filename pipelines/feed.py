@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +47,11 @@ def training_views(
             yield make_request(batch, recipes, seed=plan.seed, epoch=epoch)
 
     made = make_views(
-        requests(), recipes, batch_size=plan.lane_batch_size * len(lanes), threads=device.threads, gpu=device.gpu
+        requests(),
+        recipes,
+        batch_size=plan.lane_batch_size * len(lanes),
+        threads=device.threads,
+        gpu=device.gpu,
     )
     return map(_views, made)
 
@@ -74,7 +79,7 @@ def evaluation_recipe(data: DataConfig) -> ViewRecipe:
 
 
 def make_request(batch: pa.Table, recipes: tuple[ViewRecipe, ...], *, seed: int, epoch: int) -> Request:
-    """What make_views needs for the images of `batch` (rows as reader.SCHEMA), which it returns as the tag."""
+    """What make_views needs for the images of `batch` (rows as reader.SCHEMA), which is its tag."""
     samples = batch["sample"].to_numpy()
     sizes = np.stack([batch["height"].to_numpy(), batch["width"].to_numpy()], axis=1).astype(np.int64)
     draws = tuple(
@@ -91,7 +96,7 @@ def _image_bytes(batch: pa.Table) -> list[UInt8[np.ndarray, " bytes"]]:
     _, offsets, content = column.buffers()
     ends = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
     whole = np.frombuffer(content, np.uint8)
-    return [whole[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    return [whole[start:end] for start, end in pairwise(ends)]
 
 
 def _views(made: Made) -> Views:

@@ -89,10 +89,15 @@ class Plan:
     def __post_init__(self) -> None:
         check_lanes(self.batch_size, self.lanes)
         if self.steps_per_epoch < 1:
+            images = int(self.rows.sum())
+            fits = (
+                f"--batch-size {self.lane_rows * self.lanes}"
+                if self.lane_rows
+                else (f"--lanes 1 --batch-size {images}")
+            )
             raise ValueError(
-                f"the data set has {self.rows.sum()} images, less than one batch of batch_size="
-                f"{self.batch_size} in lanes={self.lanes}; try --batch-size "
-                f"{max(1, int(self.rows.sum()) // self.lanes) * self.lanes}"
+                f"the data set has {images} images, less than one batch of batch_size={self.batch_size} "
+                f"in lanes={self.lanes}; try {fits}"
             )
 
     @property
@@ -144,7 +149,13 @@ class Plan:
 
 
 def sweep(
-    rows: Int[np.ndarray, " fragments"], rank: int, world_size: int, *, seed: int, limit: int | None, window_rows: int
+    rows: Int[np.ndarray, " fragments"],
+    rank: int,
+    world_size: int,
+    *,
+    seed: int,
+    limit: int | None,
+    window_rows: int,
 ) -> Iterator[Window]:
     """What worker `rank` reads so that all workers together see every row once, as evaluation does.
 

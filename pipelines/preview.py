@@ -16,7 +16,9 @@ _GAP = 4
 _SMALLEST_SIDE = 96
 
 
-def contact_sheet(table: pa.Table, recipe: ViewRecipe, *, seed: int, epoch: int = 0, images: int = 12) -> bytes:
+def contact_sheet(
+    table: pa.Table, recipe: ViewRecipe, *, seed: int, epoch: int = 0, images: int = 12
+) -> bytes:
     """A PNG of the first few images of `table` (rows as reader.SCHEMA): image, first view, second view."""
     request = make_request(table.slice(0, images), (recipe, recipe), seed=seed, epoch=epoch)
     made = make_views(iter([request]), (recipe, recipe), batch_size=len(request.images), threads=1)

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int
 from PIL import Image, UnidentifiedImageError
+from pyarrow import fs
 
 from pipelines import storage
 from pipelines.config import DataConfig
@@ -40,7 +41,7 @@ def read_window(index: Index, data: DataConfig, window: Window) -> pa.Table:
     return pa.concat_tables(tables).combine_chunks().take(pa.array(window.order()))
 
 
-def _read_piece(filesystem: pa.fs.FileSystem, index: Index, data: DataConfig, piece: Piece) -> pa.Table:
+def _read_piece(filesystem: fs.FileSystem, index: Index, data: DataConfig, piece: Piece) -> pa.Table:
     path = index.paths[index.file[piece.fragment]]
     group = int(index.row_group[piece.fragment])
     columns = [data.image_column] + ([data.label_column] if index.has_labels else [])
@@ -52,11 +53,15 @@ def _read_piece(filesystem: pa.fs.FileSystem, index: Index, data: DataConfig, pi
     table = table.slice(piece.start, piece.stop - piece.start)
     images = table[data.image_column]
     if pa.types.is_struct(images.type):
-        images = pc.struct_field(images, "bytes")
+        images = pc.struct_field(images, "bytes")  # pyright: ignore[reportAttributeAccessIssue]
     images = images.cast(pa.large_binary())
     first = int(index.first_sample[piece.fragment]) + piece.start
     size = _sizes(images, f"{path}, row group {group}", piece.start)
-    labels = table[data.label_column] if index.has_labels else np.full(len(table), -1)
+    labels = (
+        pc.fill_null(table[data.label_column].cast(pa.int64()), -1)
+        if index.has_labels
+        else np.full(len(table), -1)
+    )
     samples = np.arange(first, first + len(table))
     return pa.table([images, size[:, 0], size[:, 1], labels, samples], names=SCHEMA.names).cast(SCHEMA)
 
@@ -74,5 +79,6 @@ def _sizes(images: pa.ChunkedArray, place: str, first_row: int) -> Int[np.ndarra
 
 
 def _shown_size(image: Image.Image) -> tuple[int, int]:
-    turned = image.format == "JPEG" and image.getexif().get(_EXIF_ORIENTATION, 1) in _EXIF_SIDEWAYS
+    # A PNG that names no EXIF data in its header would be decoded whole to look for it.
+    turned = "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) in _EXIF_SIDEWAYS
     return (image.width, image.height) if turned else (image.height, image.width)

@@ -14,7 +14,9 @@ _SCHEMA = pa.schema({"image": pa.binary(), "label": pa.int64(), "key": pa.string
 EncodedImage = tuple[bytes, int, str]
 
 
-def write_shards(images: Iterable[EncodedImage], uri: str, *, rows_per_shard: int, rows_per_group: int) -> int:
+def write_shards(
+    images: Iterable[EncodedImage], uri: str, *, rows_per_shard: int, rows_per_group: int
+) -> int:
     """Write (encoded bytes, label, key) of each image to uri/00000.parquet and on; the number of shards.
 
     The bytes are kept as they are. Each shard is written whole or not at all.

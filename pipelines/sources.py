@@ -76,7 +76,9 @@ def _list_parquet(filesystem: fs.FileSystem, path: str, uri: str) -> list[str]:
     except OSError as error:
         raise ValueError(f"cannot list {uri}: {storage.first_line(error)}") from error
     files = (file.path for file in found if file.type == fs.FileType.File)
-    paths = sorted(file for file in files if fnmatchcase(file, pattern or "*.parquet"))
+    # Only * is a wildcard.
+    literal = (pattern or "*.parquet").replace("[", "[[]").replace("?", "[?]")
+    paths = sorted(file for file in files if fnmatchcase(file, literal))
     if not paths:
         raise ValueError(f"{uri} holds no image: no file there matches {pattern or '*.parquet'}")
     return paths
@@ -95,13 +97,33 @@ def _read_footer(
     """Rows of each row group, and whether there is a label column."""
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
-            metadata, columns = file.metadata, file.schema_arrow.names
+            metadata, schema = file.metadata, file.schema_arrow
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"cannot read {path}: {storage.first_line(error)}") from error
-    if data.image_column not in columns:
+    _check_columns(schema, path, data)
+    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return np.array(rows, np.int64), data.label_column in schema.names
+
+
+def _check_columns(schema: pa.Schema, path: str, data: DataConfig) -> None:
+    """Raise ValueError unless images are bytes and labels, where there are any, whole numbers."""
+    if data.image_column not in schema.names:
         raise ValueError(
-            f"{path} holds no image: no column {data.image_column!r} among {', '.join(columns)}; "
+            f"{path} holds no image: no column {data.image_column!r} among {', '.join(schema.names)}; "
             "name it with --data.image-column"
         )
-    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    return np.array(rows, np.int64), data.label_column in columns
+    kind = schema.field(data.image_column).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise ValueError(
+            f"{path}: column {data.image_column!r} is {kind}, not encoded images (bytes, or a struct with "
+            "a field `bytes`); name another with --data.image-column"
+        )
+    if data.label_column in schema.names:
+        kind = schema.field(data.label_column).type
+        if not pa.types.is_integer(kind):
+            raise ValueError(
+                f"{path}: column {data.label_column!r} is {kind}, not whole numbers from 0; "
+                "name another with --data.label-column"
+            )

@@ -1,6 +1,7 @@
 """Files by URI, on this machine or in object storage, each written whole or not at all."""
 
 import os
+import uuid
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,7 +16,13 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     """
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
-    scheme = urlsplit(uri).scheme
+    scheme, place = urlsplit(uri)[:2]
+    if "@" in place:
+        # A config is stored and shown, so a secret must not stand in it.
+        raise ValueError(
+            f"the {scheme}:// URI carries credentials; leave them out and set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY"
+        )
     if scheme == "s3":
         # Servers other than Amazon's often know no trailing checksums; Amazon's does not need them.
         os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
@@ -26,6 +33,7 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def join(uri: str, *parts: str) -> str:
+    """The URI of what lies below `uri`."""
     return "/".join([uri.rstrip("/"), *parts])
 
 
@@ -47,7 +55,7 @@ def write(uri: str, content: bytes) -> None:
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -66,6 +74,7 @@ def names(uri: str) -> list[str]:
 
 
 def remove(uri: str) -> None:
+    """Delete the file."""
     filesystem, path = resolve(uri)
     filesystem.delete_file(path)
 

@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import cast
 
 import pyarrow as pa
 import ray.data
@@ -19,6 +20,9 @@ READERS = 2
 # Ray Data keeps a block per window from the start (0.7 ms each), so a long run is streamed in parts.
 _WINDOWS_PER_DATASET = 256
 
+# The one column of what a reader gives in place of a window that it could not read.
+_ERROR = "error"
+
 
 def stream_windows(index: Index, data: DataConfig, windows: Iterable[Window]) -> Iterator[pa.Table]:
     """Tables as reader.SCHEMA, whose rows are those of the windows, in order.
@@ -28,7 +32,11 @@ def stream_windows(index: Index, data: DataConfig, windows: Iterable[Window]) ->
     """
 
     def read(batch: pa.Table) -> pa.Table:
-        return read_window(index, data, pickle.loads(batch["window"][0].as_py()))
+        try:
+            return read_window(index, data, pickle.loads(batch["window"][0].as_py()))
+        except ValueError as error:
+            # Ray Data would bring back a text of some thirty lines, and not the error.
+            return pa.table({_ERROR: [str(error)]})
 
     windows = iter(windows)
     while part := list(islice(windows, _WINDOWS_PER_DATASET)):
@@ -38,10 +46,8 @@ def stream_windows(index: Index, data: DataConfig, windows: Iterable[Window]) ->
         )
         dataset.context.execution_options.preserve_order = True
         dataset.context.enable_progress_bars = False
-        try:
-            for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-                yield table.select(SCHEMA.names)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, ValueError):
-                raise ValueError(str(error.cause)) from error
-            raise
+        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+            table = cast(pa.Table, block)
+            if _ERROR in table.column_names:
+                raise ValueError(table[_ERROR][0].as_py())
+            yield table.select(SCHEMA.names)

@@ -65,7 +65,7 @@ class _Normalize(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dims = [dim for dim in range(x.dim()) if dim != 1]
         variance, mean = torch.var_mean(x, dims, correction=0)
-        # Chan et al. 1979: the variance of equal parts is the mean of theirs plus the variance of their means.
+        # Chan et al. 1979: of equal parts, the mean variance plus the variance of the means.
         parts = gather.rows(torch.stack([mean, variance])[None])
         mean = parts[:, 0].mean(0)
         variance = parts[:, 1].mean(0) + parts[:, 0].var(0, correction=0)

@@ -33,7 +33,7 @@ class Checkpoints:
                 "optimizer": optimizer.state_dict(),
                 "config": asdict(config),
                 "config_hash": config_hash(config),
-                "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
+                "versions": {"torch": str(torch.__version__), "torchvision": torchvision.__version__},
             },
             content,
         )

@@ -120,7 +120,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.encoder.stem and self.encoder.name in {f"resnet{depth}" for depth in CIFAR_DEPTHS}:
-            raise ValueError(f"encoder.stem has no effect on {self.encoder.name}, whose stem is 3x3; leave it out")
+            raise ValueError(
+                f"encoder.stem has no effect on {self.encoder.name}, whose stem is 3x3; leave it out"
+            )
 
 
 def shipped_config(name: str) -> Path:

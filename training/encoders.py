@@ -1,4 +1,4 @@
-"""ResNet trunks, from images to features."""
+"""Encoders, from images to features: ResNets, and the raw pixels to compare them with."""
 
 import torch
 import torchvision
@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.config import CIFAR_DEPTHS, EncoderConfig
+
+_PIXELS_SIDE = 32
 
 
 class Encoder(nn.Module):
@@ -26,19 +28,25 @@ def build_encoder(config: EncoderConfig) -> Encoder:
     depth = int(config.name.removeprefix("resnet"))
     if depth in CIFAR_DEPTHS:
         return _cifar_resnet(depth)
-    trunk = torchvision.models.get_model(config.name, weights=None)
+    trunk: torchvision.models.ResNet = getattr(torchvision.models, config.name)(weights=None)
     if config.stem == "cifar":
         _use_cifar_stem(trunk)
     dim = trunk.fc.in_features
-    trunk.fc = nn.Identity()
+    trunk.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     return Encoder(trunk, dim)
 
 
-def _use_cifar_stem(resnet: nn.Module) -> None:
+def raw_pixels(size: int) -> Encoder:
+    """The pixels themselves as features, those of views above 32 pixels scaled down: a baseline for others."""
+    side = min(size, _PIXELS_SIDE)
+    return Encoder(nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten()), 3 * side * side)
+
+
+def _use_cifar_stem(resnet: torchvision.models.ResNet) -> None:
     """A 3x3 convolution of stride 1 and no pooling. Chen et al. 2020, appendix B.9."""
     resnet.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
-    resnet.maxpool = nn.Identity()
+    resnet.maxpool = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _cifar_resnet(depth: int) -> Encoder:
@@ -59,7 +67,10 @@ def _cifar_resnet(depth: int) -> Encoder:
 
 
 class _CifarBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut: the identity, or every `stride`-th pixel with zero channels added."""
+    """Two 3x3 convolutions and a shortcut without weights.
+
+    Where the size changes, the shortcut is every `stride`-th pixel, with channels of zeros added.
+    """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()

@@ -1,18 +1,16 @@
 """kNN accuracy of features on held-out images."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines.views import Views
 from training.config import EvaluationConfig
+from training.encoders import Encoder
 from training.gather import Gather
-
-# Side to which images are scaled down before their raw pixels are compared.
-_PIXELS = 32
 
 # Test images that are compared with all training images at a time.
 _CHUNK = 256
@@ -67,18 +65,20 @@ def knn_accuracy(
 
 @torch.no_grad()
 def embed(
-    encoder: nn.Module, views: Iterable[Views], device: torch.device, *, pixels: bool
-) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n pixels"] | None, Int[Tensor, " n"]]:
-    """Features, raw pixels if wanted, and labels of all `views`."""
-    was_training = encoder.training
-    encoder.eval()
-    features, raw, labels = [], [], []
+    encoders: Sequence[Encoder], views: Iterable[Views], device: torch.device
+) -> tuple[list[Float[Tensor, "n dim"]], Int[Tensor, " n"]]:
+    """Each encoder's features of all `views`, and their labels; none of either where there are no views."""
+    features = [[torch.empty(0, encoder.dim, device=device)] for encoder in encoders]
+    labels = [torch.empty(0, dtype=torch.int64, device=device)]
+    modes = [encoder.training for encoder in encoders]
+    for encoder in encoders:
+        encoder.eval()
     for batch in views:
         images = batch.to(device).images[0]
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            features.append(encoder(images).float())
-        if pixels:
-            raw.append(F.interpolate(images, min(_PIXELS, images.shape[-1]), mode="area").flatten(1))
+            for encoder, rows in zip(encoders, features, strict=True):
+                rows.append(encoder(images).float())
         labels.append(batch.labels.to(device))
-    encoder.train(was_training)
-    return torch.cat(features), torch.cat(raw) if pixels else None, torch.cat(labels)
+    for encoder, mode in zip(encoders, modes, strict=True):
+        encoder.train(mode)
+    return [torch.cat(rows) for rows in features], torch.cat(labels)

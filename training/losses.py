@@ -39,10 +39,12 @@ def nt_xent(
 
 
 class _NTXent(torch.autograd.Function):
-    """Forward keeps every row's log-sum-exp; backward recomputes the similarities and communicates nothing."""
+    """Forward keeps every row's log-sum-exp; backward recomputes the similarities, without communication."""
 
     @staticmethod
-    def forward(ctx: Any, local: Float[Tensor, "2n dim"], temperature: float, gather: Gather) -> Float[Tensor, ""]:
+    def forward(
+        ctx: Any, local: Float[Tensor, "2n dim"], temperature: float, gather: Gather
+    ) -> Float[Tensor, ""]:
         n = len(local) // 2
         # Each worker's rows as (first, second) pairs of views: row i's positive is i + n within its worker.
         everyone = gather.rows(local)
@@ -61,7 +63,7 @@ class _NTXent(torch.autograd.Function):
         return every_lse.mean() - positives.mean()
 
     @staticmethod
-    def backward(ctx: Any, upstream: Float[Tensor, ""]) -> tuple[Float[Tensor, "2n dim"], None, None]:
+    def backward(ctx: Any, *upstream: Float[Tensor, ""]) -> tuple[Float[Tensor, "2n dim"], None, None]:
         local, everyone, lse, every_lse = ctx.saved_tensors
         n = len(local) // 2
         gradient = torch.empty_like(local)
@@ -73,11 +75,15 @@ class _NTXent(torch.autograd.Function):
             gradient[rows] = weights @ everyone
         gradient -= 2 * local.roll(n, dims=0)
         scale = ctx.world_size / (ctx.temperature * len(everyone))
-        return gradient * (upstream * scale), None, None
+        return gradient * (upstream[0] * scale), None, None
 
 
 def _similarities(
-    local: Float[Tensor, "rows dim"], everyone: Float[Tensor, "all dim"], start: int, offset: int, temperature: float
+    local: Float[Tensor, "rows dim"],
+    everyone: Float[Tensor, "all dim"],
+    start: int,
+    offset: int,
+    temperature: float,
 ) -> Float[Tensor, "chunk all"]:
     """Rows [start, start + _CHUNK) of the matrix of similarities over temperature, -inf with themselves."""
     chunk = local[start : start + _CHUNK]

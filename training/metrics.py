@@ -5,14 +5,18 @@ from typing import Any
 
 from pipelines import storage
 
+_FILE = "metrics.jsonl"
+
 
 class MetricsLog:
-    """The lines of RUN/metrics.jsonl; the file is written whole at each flush, for object storage cannot append."""
+    """The lines of RUN/metrics.jsonl, written whole at each flush: object storage cannot append."""
 
     def __init__(self, run: str, resume_step: int) -> None:
         """Goes on from the lines that an earlier part of the run left up to `resume_step`."""
-        self._uri = metrics_uri(run)
-        self._lines = [line for line in read_metrics(run) if line["step"] <= resume_step] if resume_step else []
+        self._uri = storage.join(run, _FILE)
+        self._lines = (
+            [line for line in read_metrics(run) if line["step"] <= resume_step] if resume_step else []
+        )
         self._unsaved = False
 
     def append(self, **values: Any) -> None:
@@ -25,11 +29,7 @@ class MetricsLog:
             self._unsaved = False
 
 
-def metrics_uri(run: str) -> str:
-    return storage.join(run, "metrics.jsonl")
-
-
 def read_metrics(run: str) -> list[dict[str, Any]]:
     """The lines of RUN/metrics.jsonl, none where there is no such file."""
-    content = storage.read(metrics_uri(run)) or b""
+    content = storage.read(storage.join(run, _FILE)) or b""
     return [json.loads(line) for line in content.decode().splitlines()]

@@ -16,7 +16,8 @@ _TRUST = 1e-3
 class LARS(Optimizer):
     """SGD with momentum whose step is scaled, layer by layer, to the norm of the weights.
 
-    You et al. 2017, algorithm 1; groups with `adapt=False` are plain SGD with momentum.
+    You et al. 2017, algorithm 1, with SimCLR's choices: the trust ratio is 0.001 times the norm of the weights
+    over that of the decayed gradient, and groups with `adapt=False` are plain SGD with momentum.
     """
 
     def __init__(self, params: Iterable[Any], lr: float, momentum: float, weight_decay: float) -> None:
@@ -24,7 +25,7 @@ class LARS(Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -45,8 +46,10 @@ class LARS(Optimizer):
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        state["momentum_buffer"].mul_(group["momentum"]).add_(update)
-        parameter.add_(state["momentum_buffer"], alpha=-group["lr"])
+        # The rate goes into the velocity, as in the paper: torch's SGD would apply it afterwards, which
+        # differs while it changes.
+        state["momentum_buffer"].mul_(group["momentum"]).add_(update, alpha=group["lr"])
+        parameter.sub_(state["momentum_buffer"])
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
@@ -78,5 +81,6 @@ def learning_rate(step: int, *, peak: float, steps: int, warmup_steps: int) -> f
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Give every group of parameters the same rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate

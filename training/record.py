@@ -22,7 +22,7 @@ def claim_run(run: str, config: TrainConfig) -> None:
         differing = sorted(_differences(theirs, identity(config)))
         if differing:
             raise ValueError(
-                f"{run} is a run with other values of {', '.join(differing)}; choose another --name or --output"
+                f"{run} is a run with other values of {', '.join(differing)}; try another --name"
             )
     storage.write(uri, to_toml(config).encode())
 

@@ -13,7 +13,8 @@ from training.record import to_toml
 from training.run import run_uri
 
 _PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{name} - diptych</title><style>
 :root {{ color-scheme: light dark; --ink: #1c1e21; --paper: #fff; --line: #d8dbe0; --soft: #5b6270; }}
 @media (prefers-color-scheme: dark) {{
@@ -24,7 +25,8 @@ h1 {{ margin-bottom: 0; }} h2 {{ margin-top: 2rem; }} p.soft {{ color: var(--sof
 .facts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .75rem; }}
 .facts div {{ border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .75rem; }}
 .facts b {{ display: block; font-size: 1.3rem; }} .facts span {{ color: var(--soft); font-size: .85rem; }}
-img {{ max-width: 100%; height: auto; }} pre {{ overflow: auto; border: 1px solid var(--line); padding: .75rem; }}
+img {{ max-width: 100%; height: auto; }}
+pre {{ overflow: auto; border: 1px solid var(--line); padding: .75rem; }}
 </style></head><body>
 <h1>{name}</h1><p class="soft">{subtitle}</p>
 <div class="facts">{facts}</div>
@@ -35,7 +37,7 @@ img {{ max-width: 100%; height: auto; }} pre {{ overflow: auto; border: 1px soli
 
 _VIEWS = """<h2>Images and their views</h2>
 <p class="soft">First row: images. Below each: the two views that the encoder learned to match.</p>
-<img alt="Contact sheet of training images, each above its two augmented views" src="data:image/png;base64,{}">
+<img alt="Training images, each above its two augmented views" src="data:image/png;base64,{}">
 """
 
 # Readable on a light page and on a dark one.
@@ -60,7 +62,9 @@ def render(config: TrainConfig, metrics: list[dict[str, Any]], views: bytes | No
     return _PAGE.format(
         name=html.escape(config.name),
         subtitle=html.escape(subtitle),
-        facts="".join(f"<div><b>{value}</b><span>{label}</span></div>" for label, value in _facts(steps, evaluations)),
+        facts="".join(
+            f"<div><b>{value}</b><span>{label}</span></div>" for label, value in _facts(steps, evaluations)
+        ),
         figures=_figures(steps, evaluations),
         views=_VIEWS.format(base64.b64encode(views).decode()) if views else "",
         config=html.escape(to_toml(config)),
@@ -106,7 +110,9 @@ def _figures(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> 
 
 def _curve(title: str, lines: list[dict[str, Any]], key: str, axis: str) -> tuple[str, go.Figure]:
     trace = go.Scatter(
-        x=[line["step"] for line in lines], y=[line[key] for line in lines], line={"color": _COLOURS[0], "width": 1.5}
+        x=[line["step"] for line in lines],
+        y=[line[key] for line in lines],
+        line={"color": _COLOURS[0], "width": 1.5},
     )
     return title, _styled(go.Figure(trace), axis)
 
@@ -125,7 +131,9 @@ def _accuracy(evaluations: list[dict[str, Any]]) -> tuple[str, go.Figure]:
     pixels = evaluations[0].get("knn_top1_pixels")
     if pixels is not None:
         flat = {"x": [x[0], x[-1]], "y": [100 * pixels] * 2}
-        figure.add_trace(go.Scatter(**flat, mode="lines", name="raw pixels", line={"color": _COLOURS[1], "dash": "dash"}))
+        figure.add_trace(
+            go.Scatter(**flat, mode="lines", name="raw pixels", line={"color": _COLOURS[1], "dash": "dash"})
+        )
     figure.update_yaxes(rangemode="tozero")
     return "kNN accuracy on held-out images", _styled(figure, "top-1, %")
 

@@ -1,5 +1,6 @@
 """One worker's whole run: data, model, steps, evaluations and what is kept of them. Knows no Ray."""
 
+import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pipelines.views import Views
 from training.batch_norm import synchronize_batch_norm
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig
-from training.encoders import build_encoder
+from training.encoders import Encoder, build_encoder, raw_pixels
 from training.evaluate import embed, knn_accuracy
 from training.gather import Gather
 from training.heads import build_projector
@@ -31,6 +32,12 @@ from training.optimizers import build_optimizer, learning_rate, peak_learning_ra
 
 TableSource = Callable[[Index, DataConfig, Iterable[Window]], Iterator[pa.Table]]
 Progress = Callable[[dict[str, Any]], None]
+
+# Synchronised batch norm keeps its buffers equal by itself. The option's name changed with torch 2.15.
+_OPTIONS = inspect.signature(DistributedDataParallel).parameters
+_NO_BUFFER_SYNC = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers": False
+}
 
 # Seconds between looks at the loss, which would make a GPU wait, and between writes of the metrics.
 _LOOK_SECONDS, _WRITE_SECONDS = 1.0, 30.0
@@ -51,6 +58,7 @@ class Worker:
 
 
 def run_uri(config: TrainConfig) -> str:
+    """OUTPUT/NAME, where the run is written."""
     return storage.join(config.output, config.name)
 
 
@@ -60,10 +68,13 @@ def make_plan(config: TrainConfig, index: Index) -> Plan:
 
 
 def total_steps(config: TrainConfig, plan: Plan) -> int:
+    """Steps of the whole run."""
     return config.steps if config.steps is not None else config.epochs * plan.steps_per_epoch
 
 
-def train(config: TrainConfig, index: Index, test_index: Index | None, worker: Worker, progress: Progress) -> None:
+def train(
+    config: TrainConfig, index: Index, test_index: Index | None, worker: Worker, progress: Progress
+) -> None:
     """Train from the newest checkpoint, or from the start, to the end; every worker of the run calls it.
 
     Calls progress(values) about once a second on rank 0, with what metrics.jsonl gets.
@@ -92,10 +103,10 @@ class _Run:
     def train(self) -> None:
         views = self._training_views()
         if self.start_step == 0 and self.steps:
-            self._evaluate(0, pixels=True)
+            self._evaluate(0, knn_top1_pixels=raw_pixels(self.config.data.view.size))
         model = self.objective
         if self.worker.gather.world_size > 1:
-            model = DistributedDataParallel(model, broadcast_buffers=False)
+            model = DistributedDataParallel(model, **_NO_BUFFER_SYNC)
         peak = peak_learning_rate(self.config)
         warmup = min(self.config.optimizer.warmup_epochs * self.plan.steps_per_epoch, self.steps / 10)
         fit(
@@ -115,8 +126,10 @@ class _Run:
         projector = build_projector(self.config.projector, encoder.dim)
         gather = self.worker.gather
         objective = SimCLR(encoder, projector, temperature=self.config.temperature, gather=gather)
-        layout = torch.channels_last if self.worker.device.type == "cuda" else torch.preserve_format
-        synchronize_batch_norm(objective.to(self.worker.device, memory_format=layout), gather)
+        objective.to(self.worker.device)
+        if self.worker.device.type == "cuda":
+            objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        synchronize_batch_norm(objective, gather)
         return objective
 
     def _resume(self) -> int:
@@ -158,31 +171,30 @@ class _Run:
             self.log.step(done, loss, rate)
         every = self.config.evaluation.every_epochs * self.plan.steps_per_epoch
         if done == self.steps or (every and done % every == 0):
-            self._evaluate(done, pixels=False)
+            self._evaluate(done)
         if self._leads and (done == self.steps or done % self.config.checkpoint.every_steps == 0):
             assert self.log
             self.log.write()
             self.checkpoints.save(done, self.objective, self.optimizer, self.config)
 
-    def _evaluate(self, done: int, *, pixels: bool) -> None:
-        """kNN accuracy on the test images, by all workers together."""
+    def _evaluate(self, done: int, **others: Encoder) -> None:
+        """kNN accuracy on the test images, of the encoder and of `others`, by all workers together."""
         if self.test_index is None:
             return
-        evaluation = self.config.evaluation
-        encoder, device = self.objective.encoder, self.worker.device
-        bank, raw_bank, bank_labels = embed(
-            encoder, self._sweep(self.index, evaluation.train_images), device, pixels=pixels
+        settings, device = self.config.evaluation, self.worker.device
+        encoders = {"knn_top1": self.objective.encoder, **others}
+        banks, bank_labels = embed(
+            list(encoders.values()), self._sweep(self.index, settings.train_images), device
         )
-        queries, raw_queries, labels = embed(
-            encoder, self._sweep(self.test_index, evaluation.test_images), device, pixels=pixels
+        queries, labels = embed(
+            list(encoders.values()), self._sweep(self.test_index, settings.test_images), device
         )
-        gather = self.worker.gather
-        values = {"knn_top1": knn_accuracy((bank, bank_labels), (queries, labels), evaluation, gather)}
-        if raw_bank is not None and raw_queries is not None:
-            raw = knn_accuracy((raw_bank, bank_labels), (raw_queries, labels), evaluation, gather)
-            values["knn_top1_pixels"] = raw
+        accuracies = {
+            name: knn_accuracy((bank, bank_labels), (query, labels), settings, self.worker.gather)
+            for name, bank, query in zip(encoders, banks, queries, strict=True)
+        }
         if self.log:
-            self.log.evaluation(done, values)
+            self.log.evaluation(done, accuracies)
 
     def _sweep(self, index: Index, limit: int | None) -> Iterator[Views]:
         gather, data = self.worker.gather, self.config.data
@@ -195,15 +207,15 @@ class _Run:
             window_rows=data.window_rows,
         )
         tables = self.worker.tables(index, data, windows)
-        return evaluation_views(
-            tables, data, self.worker.dali, batch_size=self.config.evaluation.batch_size
-        )
+        return evaluation_views(tables, data, self.worker.dali, batch_size=self.config.evaluation.batch_size)
 
 
 class _Log:
     """What rank 0 writes down of the run and shows of it."""
 
-    def __init__(self, config: TrainConfig, plan: Plan, steps: int, start_step: int, progress: Progress) -> None:
+    def __init__(
+        self, config: TrainConfig, plan: Plan, steps: int, start_step: int, progress: Progress
+    ) -> None:
         self._batch_size, self._plan, self._steps, self._progress = config.batch_size, plan, steps, progress
         self._metrics = MetricsLog(run_uri(config), start_step)
         self._pending: list[tuple[dict[str, Any], Tensor]] = []

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Thread
@@ -27,7 +27,7 @@ from training.run import Progress, Worker, run_uri, train
 CPUS_PER_WORKER = 1 + READER_CPUS * READERS
 
 
-class RunFailed(Exception):
+class RunError(Exception):
     """A worker failed; the message says which and why."""
 
 
@@ -42,7 +42,7 @@ class _Job:
 def launch(config: TrainConfig, index: Index, test_index: Index | None, progress: Progress) -> None:
     """Run `config` to its end on the connected Ray cluster; calls progress(values) about once a second.
 
-    Raises ValueError if the cluster cannot hold the workers, RunFailed if one of them fails.
+    Raises ValueError if the cluster cannot hold the workers, RunError if one of them fails.
     """
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
@@ -63,7 +63,7 @@ def launch(config: TrainConfig, index: Index, test_index: Index | None, progress
             rank, cause = min(error.worker_failures.items())
             log = storage.join(run_uri(config), "error.log")
             storage.write(log, str(error).encode())
-            raise RunFailed(f"worker {rank} failed: {_root(cause)} (traceback: {log})") from error
+            raise RunError(f"worker {rank} failed: {_root(cause)} (traceback: {log})") from error
 
 
 def choose_workers(config: TrainConfig, gpus: int) -> int:
@@ -75,7 +75,7 @@ def choose_workers(config: TrainConfig, gpus: int) -> int:
     return workers
 
 
-def _check_room(workers: int, resources: dict[str, float]) -> None:
+def _check_room(workers: int, resources: Mapping[str, float]) -> None:
     cpus = resources.get("CPU", 0)
     if workers * CPUS_PER_WORKER > cpus:
         raise ValueError(

@@ -109,7 +109,7 @@ def _levels(views: torch.Tensor, expected: torch.Tensor, recipe: ViewRecipe) -> 
 @pytest.mark.parametrize("operation", list(_AGREEMENT))
 def test_a_view_is_torchvisions(operation: str, pngs: list[bytes], decode: Callable[[bytes], Image.Image]):
     settings, mean, largest = _AGREEMENT[operation]
-    recipe = ViewRecipe(**(_NOTHING | {"size": 64} | settings))
+    recipe = ViewRecipe(**(dict(_NOTHING, size=64) | settings))
     images = [decode(png) for png in pngs]
     draws = _drawn(recipe, images)
     expected = torch.stack([_expected(image, recipe, draws, n) for n, image in enumerate(images)])

@@ -96,7 +96,8 @@ def test_jitter_is_distributed_as_torchvisions():
         theirs = [ColorJitter.get_params(*bounds) for _ in range(_COUNT)]
     for kind, (low, high) in enumerate(bounds):
         factor = ours.factors[:, kind]
-        assert low <= factor.min() and factor.max() < high
+        assert low <= factor.min()
+        assert factor.max() < high
         assert _same(factor, np.array([params[1 + kind] for params in theirs]))
     their_orders = np.array([params[0].tolist() for params in theirs])
     assert _same(ours.order @ [1000, 100, 10, 1], their_orders @ [1000, 100, 10, 1])

@@ -1,5 +1,6 @@
 """An index lists every row group in the order of the paths, and its errors name what is wrong."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,9 +137,8 @@ def _without_rows(folder: Path) -> str:
 )
 def test_a_place_without_images_is_refused_by_name(folder: Path, place: Callable[[Path], str], reason: str):
     uri = place(folder)
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{uri} {reason}')}"):
         build_index(uri, _DATA)
-    assert str(refused.value).startswith(f"{uri} {reason}")
 
 
 def test_a_file_without_the_image_column_is_refused_with_the_columns_that_it_has(folder: Path):

@@ -29,7 +29,7 @@ def test_a_write_leaves_nothing_but_the_file(tmp_path: Path):
 
 def test_a_write_that_fails_leaves_no_partial_file(tmp_path: Path):
     (tmp_path / "taken").mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(IsADirectoryError):
         storage.write(f"{tmp_path}/taken", b"content")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 

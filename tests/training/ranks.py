@@ -98,7 +98,7 @@ def _serve(pipe: connection.Connection) -> None:
             return
         try:
             answer = None, _call(getattr(_load(path), name), args, *where)
-        except BaseException:  # noqa: BLE001 - whatever it is, the test process shows it
+        except BaseException:
             answer = traceback.format_exc(), None
         pipe.send_bytes(pickle.dumps(answer))
 
@@ -117,7 +117,8 @@ def _load(path: str) -> ModuleType:
     name = Path(path).stem
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
-        assert spec and spec.loader
+        assert spec
+        assert spec.loader
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]

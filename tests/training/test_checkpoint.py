@@ -43,7 +43,8 @@ def test_model_and_optimizer_are_loaded_bit_for_bit(name: str, tmp_path: Path) -
     model, optimizer = _trained(name, 3)
     Checkpoints(str(tmp_path), keep=1).save(3, model, optimizer, _CONFIG)
     saved = Checkpoints(str(tmp_path), keep=1).latest()
-    assert saved is not None and saved["step"] == 3
+    assert saved is not None
+    assert saved["step"] == 3
     torch.testing.assert_close(saved["model"], dict(model.state_dict()), rtol=0, atol=0)
     torch.testing.assert_close(saved["optimizer"], optimizer.state_dict(), rtol=0, atol=0)
 
@@ -72,7 +73,8 @@ def test_the_config_is_saved_with_the_weights(tmp_path: Path) -> None:
     _save(checkpoints, 1)
     saved = checkpoints.latest()
     assert saved is not None
-    assert TrainConfig(**saved["config"]) == _CONFIG and saved["config"] == asdict(_CONFIG)
+    assert TrainConfig(**saved["config"]) == _CONFIG
+    assert saved["config"] == asdict(_CONFIG)
     assert saved["config_hash"] == config_hash(_CONFIG)
 
 
@@ -87,7 +89,8 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
 def test_an_empty_folder_holds_no_checkpoint(tmp_path: Path) -> None:
     for run in (tmp_path, tmp_path / "nowhere"):
         checkpoints = Checkpoints(str(run), keep=2)
-        assert checkpoints.latest() is None and checkpoints.latest_step() is None
+        assert checkpoints.latest() is None
+        assert checkpoints.latest_step() is None
 
 
 def test_a_torn_write_is_never_read(tmp_path: Path) -> None:
@@ -96,7 +99,8 @@ def test_a_torn_write_is_never_read(tmp_path: Path) -> None:
     whole = (tmp_path / "checkpoints/step-000000005.pt").read_bytes()
     (tmp_path / "checkpoints/.step-000000009.pt.123.partial").write_bytes(whole[: len(whole) // 2])
     saved = checkpoints.latest()
-    assert saved is not None and saved["step"] == checkpoints.latest_step() == 5
+    assert saved is not None
+    assert saved["step"] == checkpoints.latest_step() == 5
 
 
 def test_a_saved_checkpoint_leaves_nothing_else_behind(tmp_path: Path) -> None:

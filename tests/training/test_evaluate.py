@@ -8,12 +8,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines.views import Views
 from training.config import EncoderConfig, EvaluationConfig
-from training.encoders import build_encoder
+from training.encoders import build_encoder, raw_pixels
 from training.evaluate import embed, knn_accuracy, knn_votes
 from training.gather import LocalGather, ProcessGroupGather
 
@@ -30,8 +30,11 @@ def _digits() -> tuple[Labelled, Labelled]:
 
 
 def _sklearn(bank: Labelled, neighbours: int, temperature: float) -> KNeighborsClassifier:
-    votes: Any = lambda distance: np.exp((1 - distance) / temperature)
-    classifier = KNeighborsClassifier(neighbours, metric="cosine", weights=votes)
+    def votes(distance: np.ndarray) -> np.ndarray:
+        return np.exp((1 - distance) / temperature)
+
+    weights: Any = votes
+    classifier = KNeighborsClassifier(neighbours, metric="cosine", weights=weights)
     return classifier.fit(bank[0].numpy(), bank[1].numpy())
 
 
@@ -102,9 +105,10 @@ def _views(sizes: list[int]) -> list[Views]:
 def test_features_come_in_order_from_an_encoder_in_evaluation_mode() -> None:
     torch.manual_seed(0)
     encoder = build_encoder(EncoderConfig(name="resnet8")).train()
-    features, pixels, labels = embed(encoder, _views([5, 5, 2]), torch.device("cpu"), pixels=False)
-    assert encoder.training and all(module.training for module in encoder.modules())
-    assert labels.tolist() == list(range(12)) and pixels is None
+    (features,), labels = embed([encoder], _views([5, 5, 2]), torch.device("cpu"))
+    assert encoder.training
+    assert all(module.training for module in encoder.modules())
+    assert labels.tolist() == list(range(12))
     with torch.no_grad():
         expected = encoder.eval()(torch.cat([batch.images[0] for batch in _views([5, 5, 2])]))
     torch.testing.assert_close(features, expected)
@@ -114,29 +118,27 @@ def test_embedding_leaves_the_running_statistics_alone() -> None:
     torch.manual_seed(0)
     encoder = build_encoder(EncoderConfig(name="resnet8")).train()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    embed(encoder, _views([8]), torch.device("cpu"), pixels=False)
+    embed([encoder], _views([8]), torch.device("cpu"))
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
 
 
 def test_raw_pixels_of_small_images_are_kept_as_they_are() -> None:
-    views = _views([3, 2])
-    _, pixels, _ = embed(nn.Flatten(), views, torch.device("cpu"), pixels=True)
-    assert pixels is not None
-    assert torch.equal(pixels, torch.cat([batch.images[0] for batch in views]).flatten(1))
+    images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    encoder = raw_pixels(16)
+    assert torch.equal(encoder(images), images.flatten(1))
+    assert encoder.dim == 3 * 16 * 16
 
 
 def test_raw_pixels_of_large_images_are_means_over_squares() -> None:
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    views = [Views((image,), torch.zeros(1), np.zeros(1))]
-    _, pixels, _ = embed(nn.Flatten(), views, torch.device("cpu"), pixels=True)
-    assert pixels is not None
     expected = image.numpy().reshape(1, 3, 32, 2, 32, 2).mean(axis=(3, 5)).reshape(1, -1)
-    np.testing.assert_allclose(pixels.numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(raw_pixels(64)(image).numpy(), expected, rtol=1e-6)
 
 
-def test_a_worker_without_images_brings_no_rows() -> None:
-    encoder = build_encoder(EncoderConfig(name="resnet8"))
-    features, pixels, labels = embed(encoder, [], torch.device("cpu"), pixels=True)
-    assert pixels is not None
-    assert features.shape == (0, encoder.dim)
-    assert len(pixels) == len(labels) == 0
+def test_no_views_give_no_features_of_the_right_width() -> None:
+    (features, pixels), labels = embed(
+        [build_encoder(EncoderConfig(name="resnet8")), raw_pixels(24)], [], torch.device("cpu")
+    )
+    assert features.shape == (0, 64)
+    assert pixels.shape == (0, 3 * 24 * 24)
+    assert labels.shape == (0,)

@@ -70,7 +70,8 @@ def test_weights_and_losses_are_those_of_a_loop_by_hand() -> None:
                 v.mul_(0.9).add_(gradient)
                 parameter.add_(v, alpha=-_rate(step))
     assert calls == [(step + 1, loss, _rate(step)) for step, loss in enumerate(losses)]
-    assert torch.equal(model.linear.weight, by_hand.weight) and torch.equal(model.linear.bias, by_hand.bias)
+    assert torch.equal(model.linear.weight, by_hand.weight)
+    assert torch.equal(model.linear.bias, by_hand.bias)
 
 
 def test_a_known_problem_is_solved() -> None:

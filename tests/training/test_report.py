@@ -83,7 +83,8 @@ def test_the_page_loads_nothing(page: _Page) -> None:
     ]
     assert [resource[:22] for resource in resources if resource] == ["data:image/png;base64,"]
     assert not {"link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
-    assert "url(" not in page.style and "@import" not in page.style
+    assert "url(" not in page.style
+    assert "@import" not in page.style
 
 
 def test_the_pictures_code_is_in_the_page_once() -> None:
@@ -92,7 +93,8 @@ def test_the_pictures_code_is_in_the_page_once() -> None:
 
 def test_what_the_user_wrote_is_shown_and_never_run(page: _Page) -> None:
     text = "\n".join(page.text)
-    assert page.text.count("run-7") == 1 and "run-7 - diptych" in text
+    assert page.text.count("run-7") == 1
+    assert "run-7 - diptych" in text
     assert f"SimCLR, resnet20, {_CONFIG.data.train}, config {config_hash(_CONFIG)}" in text
     assert "<script>alert" not in render(_CONFIG, [], None)
 
@@ -104,14 +106,16 @@ def test_accuracies_are_shown_as_percentages(page: _Page) -> None:
 
 
 def test_the_last_step_and_the_median_speed_are_shown(page: _Page) -> None:
-    assert page.fact("steps") == "5" and page.fact("epochs") == "1"
+    assert page.fact("steps") == "5"
+    assert page.fact("epochs") == "1"
     assert page.fact("last loss") == "3.500"
     assert page.fact("images/s, median") == "3,000"
 
 
 def test_the_views_are_within_the_page(page: _Page) -> None:
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 1 and images[0]["alt"]
+    assert len(images) == 1
+    assert images[0]["alt"]
     assert base64.b64decode(str(images[0]["src"]).partition(",")[2]) == _png()
 
 

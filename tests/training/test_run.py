@@ -35,10 +35,6 @@ _TRAIN_IMAGES, _STEPS, _STEPS_PER_EPOCH = 149, 8, 6
 Samples = list[list[int]]
 
 
-class _Stop(Exception):
-    """Stands for whatever ends a run early."""
-
-
 def _digits(start: int, stop: int) -> Iterator[tuple[bytes, int, str]]:
     """PNGs of 24 pixels a side, grey as RGB."""
     digits: Any = load_digits()
@@ -63,7 +59,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 
 
 def _config(data: DataConfig, output: Path, **fields: Any) -> TrainConfig:
-    settings = {
+    settings: dict[str, Any] = {
         "batch_size": 24,
         "lanes": 4,
         "steps": _STEPS,
@@ -75,7 +71,7 @@ def _config(data: DataConfig, output: Path, **fields: Any) -> TrainConfig:
         "evaluation": {"every_epochs": 1, "neighbours": 10, "batch_size": 32},
         "checkpoint": {"every_steps": 2, "keep": 100},
     }
-    return TrainConfig(data=data, output=str(output), **settings, **fields)
+    return TrainConfig(data=data, output=str(output), **{**settings, **fields})
 
 
 def _tables(index: Index, data: DataConfig, windows: Iterable[Window]) -> Iterator[pa.Table]:
@@ -171,12 +167,14 @@ def test_every_step_trains_on_a_batch_and_no_image_twice_an_epoch(whole: tuple[T
     _, samples = whole
     assert [len(step) for step in samples] == [24] * _STEPS
     epoch = list(chain.from_iterable(samples[:_STEPS_PER_EPOCH]))
-    assert len(set(epoch)) == len(epoch) and set(epoch) <= set(range(_TRAIN_IMAGES))
+    assert len(set(epoch)) == len(epoch)
+    assert set(epoch) <= set(range(_TRAIN_IMAGES))
 
 
 def test_the_run_leaves_a_sheet_of_its_views(whole: tuple[TrainConfig, Samples]) -> None:
     with Image.open(Path(run_uri(whole[0]), "views.png")) as sheet:
-        assert sheet.format == "PNG" and sheet.width > sheet.height
+        assert sheet.format == "PNG"
+        assert sheet.width > sheet.height
 
 
 def test_progress_hears_of_the_last_step_and_of_every_accuracy(data: DataConfig, tmp_path: Path) -> None:
@@ -206,10 +204,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     def stop(values: dict[str, Any]) -> None:
         # The run is at an epoch's end, two steps after its last checkpoint.
         if values["step"] == _STEPS_PER_EPOCH:
-            raise _Stop
+            raise KeyboardInterrupt
 
     config = _config(data, tmp_path)
-    with pytest.raises(_Stop):
+    with pytest.raises(KeyboardInterrupt):
         _train(config, stop)
     assert max(file.name for file in (tmp_path / "run/checkpoints").iterdir()) == "step-000000004.pt"
     assert _train(config) == whole[1][4:]
@@ -224,8 +222,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
 def test_a_run_can_be_resumed_from_any_step(
     step: int, data: DataConfig, whole: tuple[TrainConfig, Samples], tmp_path: Path
 ) -> None:
-    config = _config(data, tmp_path)
-    config = replace(config, checkpoint=replace(config.checkpoint, every_steps=1))
+    config = _config(data, tmp_path, checkpoint={"every_steps": 1, "keep": 100})
     _train(config)
     _forget_after(config, step)
     assert _train(config) == whole[1][step:]
@@ -280,29 +277,21 @@ def test_a_run_of_four_ranks_goes_on_with_two_and_then_one(
 def test_more_ranks_than_test_images_find_the_same_accuracy(
     data: DataConfig, run_ranks: Callable, tmp_path: Path
 ) -> None:
-    evaluation = {"evaluation": {"neighbours": 10, "test_images": 3}}
-    one, four = (
-        TrainConfig(**{**_fields(_config(data, tmp_path / name)), **evaluation, "steps": 1})
-        for name in ("one", "four")
-    )
+    evaluation = {"neighbours": 10, "test_images": 3}
+    one, four = (_config(data, tmp_path / name, steps=1, evaluation=evaluation) for name in ("one", "four"))
     _train(one)
     run_ranks(_train, 4, four)
     assert _accuracies(four)[0] == _accuracies(one)[0]
 
 
-def _fields(config: TrainConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}
-
-
 def test_epochs_decide_the_steps_unless_they_are_given(data: DataConfig, tmp_path: Path) -> None:
-    config = replace(_config(data, tmp_path), steps=None, epochs=3)
+    config = _config(data, tmp_path, steps=None, epochs=3)
     plan = make_plan(config, build_index(data.train, data))
     assert total_steps(config, plan) == 3 * _STEPS_PER_EPOCH
     assert total_steps(replace(config, steps=7), plan) == 7
 
 
 def test_a_run_without_test_images_evaluates_nothing(data: DataConfig, tmp_path: Path) -> None:
-    config = _config(replace(data, test=None), tmp_path)
-    _train(replace(config, steps=2))
+    _train(_config(replace(data, test=None), tmp_path, steps=2))
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [set(line) & {"loss", "knn_top1"} for line in lines] == [{"loss"}] * 2

@@ -1,0 +1,115 @@
+"""The command line: bad input ends in one clear line and exit code 2, and nothing is written."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import main
+from cluster.digits import scattered_digits
+from pipelines.shards import write_shards
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("digits"))
+    write_shards(scattered_digits(64, held_out=False, seed=0), folder, rows_per_shard=64, rows_per_group=32)
+    return folder
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> str:
+    path = tmp_path / "mine.toml"
+    path.write_text('batchsize = 32\n[data]\ntrain = "/nowhere"\n')
+    return str(path)
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that the command leaves on standard error."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch-siz", "3"], "Unknown option: --batch-siz. Did you mean --batch-size?"),
+        (["--optimizer.learningrate", "3"], "Did you mean --optimizer.learning-rate?"),
+        (["--batch-size", "30"], "batch_size=30 must divide by lanes=8; try --batch-size 24"),
+        (["--workers", "3"], "lanes=8 must divide by workers=3; try --workers out of 1, 2, 4, 8"),
+        (["--batch-size", "-8"], "batch_size=-8: Input should be greater than or equal to 1"),
+        (["--epochs", "many"], "epochs=many: Input should be a valid integer"),
+        (["--batch-size", "128"], "the data set has 64 images, less than one batch of batch_size=128"),
+        (["--encoder.name", "resnet99"], "encoder.name=resnet99: Input should be"),
+        (["--encoder.name", "resnet20", "--encoder.stem", "cifar"], "encoder.stem has no effect on resnet20"),
+        (["--data.recipe", "simcrl"], "no recipe 'simcrl'; there are simclr, simclr-cifar"),
+        (["--data.image-column", "picture"], "no column 'picture' among image, label, key"),
+        (["--data.test", "/nowhere"], "/nowhere does not exist"),
+        (["--data.view.crop-scale", "1", "0.5"], "needs two numbers with 0 < low <= high"),
+    ],
+)
+def test_wrong_flag_is_named_with_the_way_out(
+    images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    output = tmp_path / "runs"
+    assert message in refused(["train", "--data.train", images, "--output", str(output), *flags], capsys)
+    assert not output.exists()
+
+
+def test_data_that_does_not_exist_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "/no/such/folder does not exist" in refused(["train", "--data.train", "/no/such/folder"], capsys)
+
+
+def test_folder_without_images_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"{tmp_path} holds no image" in refused(["train", "--data.train", str(tmp_path)], capsys)
+
+
+def test_bucket_that_does_not_exist_is_named(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "s3://no-such-bucket/a does not exist" in refused(
+        ["train", "--data.train", "s3://no-such-bucket/a"], capsys
+    )
+
+
+def test_credentials_in_a_uri_are_refused_and_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(["train", "--data.train", "s3://key:hunter2@bucket/a"], capsys)
+    assert "AWS_ACCESS_KEY_ID" in line
+    assert "hunter2" not in line
+
+
+def test_unknown_key_in_a_config_file_is_named_with_the_nearest(
+    config_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(["train", config_file], capsys)
+    assert "batchsize" in line
+    assert "--batch-size" in line
+
+
+def test_config_that_is_not_toml_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.toml").write_text("batch_size: 3")
+    assert "mine.toml is not TOML" in refused(["train", str(tmp_path / "mine.toml")], capsys)
+
+
+def test_unknown_config_lists_the_shipped_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "neither a TOML file nor one of demo, simclr-cifar10-resnet20" in refused(
+        ["train", "cifar"], capsys
+    )
+
+
+def test_missing_data_names_the_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--data.train" in refused(["train", "simclr-cifar10-resnet20"], capsys)
+
+
+def test_unknown_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 'Did you mean "train"?' in refused(["trian"], capsys)
+
+
+def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "--help"])
+    text = capsys.readouterr().out
+    for flag in ("--batch-size", "--lanes", "--seed", "--data.view.crop-scale", "--optimizer.learning-rate"):
+        assert flag in text
+    undocumented = [line for line in text.splitlines() if line.rstrip(" │").endswith(("INT", "FLOAT", "STR"))]
+    assert undocumented == []

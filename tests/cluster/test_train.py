@@ -1,0 +1,133 @@
+"""diptych train, the whole way: S3 to Ray Data to DALI to Ray Train and back to S3."""
+
+import json
+import tomllib
+
+import numpy as np
+import pytest
+
+from cluster.cli import main
+from cluster.digits import scattered_digits
+from pipelines import storage
+from pipelines.shards import write_shards
+
+pytestmark = pytest.mark.ray
+
+STEPS = 6
+IMAGES = 400
+
+
+@pytest.fixture(scope="module")
+def images(bucket: str) -> str:
+    """Digits as Parquet shards in the bucket."""
+    for split, count, held_out in (("train", IMAGES, False), ("test", 100, True)):
+        rows = scattered_digits(count, held_out=held_out, seed=1)
+        write_shards(rows, f"{bucket}/digits/{split}", rows_per_shard=150, rows_per_group=60)
+    return f"{bucket}/digits"
+
+
+def train(
+    images: str, output: str, name: str, *flags: str, lanes: int = 4, temperature: float = 1.0
+) -> list[dict]:
+    """Run the command and read its metrics back from object storage."""
+    main(
+        ["train", "--data.train", f"{images}/train", "--data.test", f"{images}/test", "--output", output]
+        + ["--name", name, "--data.recipe", "simclr-cifar", "--data.window-rows", "32"]
+        + ["--encoder.name", "resnet8", "--projector.hidden-dim", "64", "--projector.dim", "32"]
+        + [
+            "--batch-size",
+            "48",
+            "--lanes",
+            str(lanes),
+            "--steps",
+            str(STEPS),
+            "--seed",
+            "3",
+            "--temperature",
+            str(temperature),
+        ]
+        + ["--optimizer.name", "sgd", "--optimizer.learning-rate", "0.02", *flags]
+    )
+    content = storage.read(f"{output}/{name}/metrics.jsonl")
+    assert content is not None
+    return [json.loads(line) for line in content.decode().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def runs(ray_cluster: None, images: str, bucket: str) -> dict[int, list[dict]]:
+    """The same config on one, two and four workers, read from and written to S3."""
+    return {
+        workers: train(images, f"{bucket}/runs", f"workers{workers}", "--workers", str(workers))
+        for workers in (1, 2, 4)
+    }
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_loss_is_the_same_on_any_number_of_workers(runs: dict[int, list[dict]], workers: int) -> None:
+    alone, together = (
+        [line["loss"] for line in metrics if "loss" in line] for metrics in (runs[1], runs[workers])
+    )
+    assert len(alone) == STEPS
+    np.testing.assert_allclose(together, alone, rtol=1e-4)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_untrained_accuracy_is_the_same_on_any_number_of_workers(
+    runs: dict[int, list[dict]], workers: int
+) -> None:
+    assert runs[workers][0] == runs[1][0]
+
+
+def test_metrics_have_each_step_once_and_an_evaluation_at_either_end(runs: dict[int, list[dict]]) -> None:
+    lines = runs[2]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
+    assert all(set(line) == {"step", "epoch", "loss", "learning_rate", "images_per_second"} for line in steps)
+    assert [line["step"] for line in lines if "knn_top1" in line] == [0, STEPS]
+
+
+def test_run_in_the_bucket_is_complete(runs: dict[int, list[dict]], bucket: str) -> None:
+    run = f"{bucket}/runs/workers2"
+    assert storage.names(run) == ["config.toml", "metrics.jsonl", "report.html", "views.png"]
+    assert storage.names(f"{run}/checkpoints") == [f"step-{STEPS:09}.pt"]
+    config = tomllib.loads((storage.read(f"{run}/config.toml") or b"").decode())
+    assert config["workers"] == 2
+    assert config["data"]["view"]["size"] == 32
+
+
+def test_finished_run_is_left_as_it_is(
+    runs: dict[int, list[dict]], images: str, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(images, f"{bucket}/runs", "workers2", "--workers", "2") == runs[2]
+    assert "is finished: 6 steps" in capsys.readouterr().out
+
+
+def test_another_config_is_refused_by_its_fields(
+    runs: dict[int, list[dict]], images: str, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train(images, f"{bucket}/runs", "workers2", "--optimizer.momentum", "0.8", temperature=0.7)
+    assert stopped.value.code == 2
+    assert "other values of optimizer.momentum, temperature" in capsys.readouterr().err
+
+
+def test_more_workers_than_the_cluster_holds_are_refused(
+    ray_cluster: None, images: str, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train(images, f"{bucket}/runs", "many", "--workers", "8", lanes=8)
+    assert stopped.value.code == 2
+    assert "workers=8 need 16 CPUs of the cluster, which has 9; try --workers 4" in capsys.readouterr().err
+
+
+def test_failed_worker_ends_in_one_line_that_names_the_file(
+    ray_cluster: None, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards([(b"no image", 0, "a")] * 100, f"{bucket}/broken", rows_per_shard=100, rows_per_group=100)
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            ["train", "--data.train", f"{bucket}/broken", "--output", f"{bucket}/runs", "--name", "broken"]
+            + ["--encoder.name", "resnet8", "--batch-size", "8", "--steps", "1"]
+        )
+    assert "broken/00000.parquet, row group 0, row 0 is not an image" in str(stopped.value.code)
+    assert b"Traceback" in (storage.read(f"{bucket}/runs/broken/error.log") or b"")
