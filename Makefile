@@ -4,16 +4,40 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test lint lock
+.PHONY: help install demo test lint lock
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo     train on handwritten digits, about 3 minutes'
+	@echo 'make test     run all tests, about 7 minutes'
+	@echo 'make install  set up .venv alone'
+	@echo 'make lint     style and types'
+	@echo 'make lock     resolve the dependencies anew'
+
 install: $(INSTALLED)
 
 # uv lives in the project's own environment; the lock holds every package's version and hash. Bytecode is
 # compiled here, once: without it every worker process would spend seconds compiling torch.
 $(INSTALLED): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "diptych needs Python 3.11 or newer, \
-	this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "diptych needs Python 3.11 or newer, not " \
+	+ sys.version.split()[0] + "; try make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --no-build-isolation --no-deps --editable .
 	touch $@
+
+demo: install
+	$(BIN)/diptych demo
+
+test: install
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+lock:
+	$(BIN)/uv pip compile --quiet pyproject.toml --group dev --universal --python-version 3.11 \
+	--generate-hashes --upgrade -o requirements.lock

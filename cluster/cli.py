@@ -77,6 +77,9 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(_one_line(error))
     except ValueError as error:
         _fail(str(error))
+    except KeyboardInterrupt:
+        print("diptych: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
 
 
 def _fail(message: str) -> None:

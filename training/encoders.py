@@ -37,7 +37,7 @@ def build_encoder(config: EncoderConfig) -> Encoder:
 
 
 def raw_pixels(size: int) -> Encoder:
-    """The pixels themselves as features, those of views above 32 pixels scaled down: a baseline for others."""
+    """The pixels themselves as features, scaled down to 32 a side: a baseline for others."""
     side = min(size, _PIXELS_SIDE)
     return Encoder(nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten()), 3 * side * side)
 

@@ -16,8 +16,8 @@ _TRUST = 1e-3
 class LARS(Optimizer):
     """SGD with momentum whose step is scaled, layer by layer, to the norm of the weights.
 
-    You et al. 2017, algorithm 1, with SimCLR's choices: the trust ratio is 0.001 times the norm of the weights
-    over that of the decayed gradient, and groups with `adapt=False` are plain SGD with momentum.
+    You et al. 2017, algorithm 1, with SimCLR's choices: the trust ratio is 0.001 times the norm of the
+    weights over that of the decayed gradient, and groups with `adapt=False` are plain SGD with momentum.
     """
 
     def __init__(self, params: Iterable[Any], lr: float, momentum: float, weight_decay: float) -> None:

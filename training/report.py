@@ -103,7 +103,7 @@ def _figures(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> 
         figures.insert(0, _accuracy(evaluations))
     return "".join(
         f"<h2>{title}</h2>"
-        + figure.to_html(full_html=False, include_plotlyjs=number == 0, config={"displaylogo": False})
+        + figure.to_html(full_html=False, include_plotlyjs=number == 0, config={"displayModeBar": False})
         for number, (title, figure) in enumerate(figures)
     )
 

@@ -35,7 +35,7 @@ Progress = Callable[[dict[str, Any]], None]
 
 # Synchronised batch norm keeps its buffers equal by itself. The option's name changed with torch 2.15.
 _OPTIONS = inspect.signature(DistributedDataParallel).parameters
-_NO_BUFFER_SYNC = {
+_NO_BUFFER_SYNC: dict[str, Any] = {
     "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers": False
 }
 

@@ -1,0 +1,45 @@
+"""Windows through Ray Data: the same rows as read in this process, in the same order."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from cluster.digits import scattered_digits
+from pipelines.config import DataConfig
+from pipelines.plan import Plan, Window
+from pipelines.reader import read_window
+from pipelines.shards import write_shards
+from pipelines.sources import Index, build_index
+from pipelines.stream import stream_windows
+
+pytestmark = pytest.mark.ray
+
+Streamed = tuple[Index, DataConfig, list[Window]]
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Streamed:
+    """Three shards of digits, and two epochs of windows over two lanes."""
+    write_shards(
+        scattered_digits(300, held_out=False, seed=2), str(tmp_path), rows_per_shard=100, rows_per_group=40
+    )
+    data = DataConfig(train=str(tmp_path))
+    index = build_index(data.train, data)
+    plan = Plan(index.rows, seed=5, lanes=2, batch_size=20, window_rows=50)
+    return index, data, list(plan.windows(range(2), 3, 2 * plan.steps_per_epoch))
+
+
+def test_rows_come_as_they_are_read_here_and_in_order(ray_cluster: None, shards: Streamed) -> None:
+    index, data, windows = shards
+    streamed = pa.concat_tables(stream_windows(index, data, windows)).combine_chunks()
+    read = pa.concat_tables(read_window(index, data, window) for window in windows).combine_chunks()
+    assert streamed.equals(read)
+    assert streamed.num_rows == sum(window.rows for window in windows)
+
+
+def test_object_that_has_gone_is_named(ray_cluster: None, shards: Streamed) -> None:
+    index, data, windows = shards
+    Path(index.paths[1]).unlink()
+    with pytest.raises(ValueError, match=r"cannot read .*00001\.parquet, row group \d"):
+        list(stream_windows(index, data, windows))
