@@ -56,6 +56,37 @@ def train(config: str | None = None, /, *, run: Annotated[TrainConfig, Parameter
 
 
 @app.command
+def tune(
+    search: Path,
+    /,
+    *,
+    trials: int | None = None,
+    concurrent: int | None = None,
+    name: str | None = None,
+    output: str | None = None,
+) -> None:
+    """Search for the values of any keys of a training config; best.toml then goes to `diptych train`.
+
+    Parameters
+    ----------
+    search
+        A TOML file with the tables `train` (a training config) and `space` (distributions of its keys).
+    trials
+        How many combinations are tried.
+    concurrent
+        Trials that run at a time.
+    name
+        The search's name; it is written to OUTPUT/NAME.
+    output
+        Where searches are written: a path, file:// or s3://.
+    """
+    from cluster.tune import read_search, run_tuning
+
+    flags = {"trials": trials, "concurrent": concurrent, "name": name, "output": output}
+    run_tuning(read_search(search, {key: value for key, value in flags.items() if value is not None}))
+
+
+@app.command
 def demo(*, output: str = "runs") -> None:
     """Train on handwritten digits from a local S3 store: two workers, three minutes, no network.
 
@@ -75,6 +106,8 @@ def main(arguments: list[str] | None = None) -> None:
         app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(_one_line(error))
+    except ValidationError as error:
+        _fail(_wrong_fields(error))
     except ValueError as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -89,9 +122,11 @@ def _fail(message: str) -> None:
 
 def _one_line(error: CycloptsError) -> str:
     cause = error.__cause__
-    if not isinstance(cause, ValidationError):
-        return " ".join(str(error).split())
-    return "; ".join(_wrong_field(**line) for line in cause.errors())
+    return _wrong_fields(cause) if isinstance(cause, ValidationError) else " ".join(str(error).split())
+
+
+def _wrong_fields(error: ValidationError) -> str:
+    return "; ".join(_wrong_field(**line) for line in error.errors())
 
 
 def _wrong_field(*, type: str, loc: tuple[str | int, ...], msg: str, input: object, **_: object) -> str:

@@ -23,8 +23,8 @@ def run_training(config: TrainConfig) -> list[dict[str, Any]]:
     Raises ValueError where the config, the data or the cluster will not do, before anything is written.
     """
     check_lanes(config.batch_size, config.lanes, config.workers or 1)
-    index = _index(config.data.train, config)
-    test_index = _index(config.data.test, config) if config.data.test else None
+    index = read_index(config.data.train, config)
+    test_index = read_index(config.data.test, config) if config.data.test else None
     if test_index and not (index.has_labels and test_index.has_labels):
         raise ValueError(
             f"evaluation needs labels: no column {config.data.label_column!r} in the images; "
@@ -54,7 +54,8 @@ def _launch(config: TrainConfig, index: Index, test_index: Index | None, steps: 
             sys.exit(f"diptych: {error}")
 
 
-def _index(uri: str, config: TrainConfig) -> Index:
+def read_index(uri: str, config: TrainConfig) -> Index:
+    """The index of `uri`, with a progress bar where it takes more than a second."""
     bar = tqdm(desc=f"index {uri}", unit="file", leave=False, delay=1)
 
     def progress(done: int, files: int) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -13,15 +13,20 @@ from pyarrow import fs
 
 from pipelines import storage
 from pipelines.config import DataConfig
+from pipelines.philox import derive_key, permutation
 
 _READERS = 16
+
+# First part of a key's path; pipelines.plan and pipelines.draws use others.
+_SPLIT = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
     """Every fragment (a row group of a Parquet file) of a data set, sorted by path.
 
-    A sample's number is its row's place in this order: it does not depend on who reads it.
+    A sample's number is its row's place in this order, kept by the parts of a split: it does not depend on
+    who reads it. `first_sample` is that of each fragment's first row.
     """
 
     uri: str
@@ -29,11 +34,28 @@ class Index:
     file: Int[np.ndarray, " fragments"]
     row_group: Int[np.ndarray, " fragments"]
     rows: Int[np.ndarray, " fragments"]
+    first_sample: Int[np.ndarray, " fragments"]
     has_labels: bool
 
-    @property
-    def first_sample(self) -> Int[np.ndarray, " fragments"]:
-        return np.cumsum(self.rows) - self.rows
+    def split(self, share: float, seed: int) -> tuple["Index", "Index"]:
+        """The index without, and of, randomly chosen fragments that hold at least `share` of the rows.
+
+        Raises ValueError where one part would be empty.
+        """
+        order = permutation(derive_key(seed, _SPLIT), len(self.rows))
+        count = int(np.searchsorted(np.cumsum(self.rows[order]), share * self.rows.sum())) + 1
+        if count >= len(order):
+            raise ValueError(
+                f"{self.uri} has {len(order)} row groups, too few to hold out {share:.0%} of its images; "
+                "write smaller row groups"
+            )
+        return self._part(np.sort(order[count:])), self._part(np.sort(order[:count]))
+
+    def _part(self, fragments: Int[np.ndarray, " some"]) -> "Index":
+        columns = {
+            name: getattr(self, name)[fragments] for name in ("file", "row_group", "rows", "first_sample")
+        }
+        return replace(self, **columns)
 
 
 def build_index(uri: str, data: DataConfig, progress: Callable[[int, int], None] | None = None) -> Index:
@@ -51,12 +73,14 @@ def build_index(uri: str, data: DataConfig, progress: Callable[[int, int], None]
             if progress:
                 progress(len(footers), len(paths))
     counts = [rows for rows, _ in footers]
+    rows = np.concatenate(counts)
     index = Index(
         uri=uri,
         paths=tuple(paths),
         file=np.repeat(np.arange(len(paths)), [len(rows) for rows in counts]),
         row_group=np.concatenate([np.arange(len(rows)) for rows in counts]),
-        rows=np.concatenate(counts),
+        rows=rows,
+        first_sample=np.cumsum(rows) - rows,
         has_labels=all(labels for _, labels in footers),
     )
     if index.rows.sum() == 0:

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.config import DataConfig
+from pipelines.plan import sweep
+from pipelines.reader import read_window
 from pipelines.sources import Index, build_index
 
 _DATA = DataConfig(train="")
@@ -159,3 +161,23 @@ def test_a_torn_file_is_refused_by_name(folder: Path):
 def test_an_unknown_scheme_is_refused_with_those_that_work():
     with pytest.raises(ValueError, match=r"cannot open ftp://host/images: .*; use a path, file:// or s3://"):
         build_index("ftp://host/images", _DATA)
+
+
+def test_a_split_deals_every_fragment_to_one_part_and_keeps_the_samples_numbers(
+    index: Index, data: DataConfig
+):
+    kept, held_out = index.split(0.25, seed=1)
+    total, largest = index.rows.sum(), index.rows.max()
+    assert 0.25 * total <= held_out.rows.sum() < 0.25 * total + largest
+    assert sorted([*kept.first_sample, *held_out.first_sample]) == index.first_sample.tolist()
+    window = next(sweep(held_out.rows, 0, 1, seed=0, limit=None, window_rows=int(total)))
+    whole = next(sweep(index.rows, 0, 1, seed=0, limit=None, window_rows=int(total)))
+    table = read_window(index, data, whole)
+    images = dict(zip(table["sample"].to_pylist(), table["image"].to_pylist(), strict=True))
+    part = read_window(held_out, data, window)
+    assert part["image"].to_pylist() == [images[sample] for sample in part["sample"].to_pylist()]
+
+
+def test_a_split_that_would_leave_no_image_is_refused(index: Index):
+    with pytest.raises(ValueError, match="row groups, too few to hold out 99% of its images"):
+        index.split(0.99, seed=0)
