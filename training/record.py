@@ -13,18 +13,23 @@ from training.config import TrainConfig, identity
 def claim_run(run: str, config: TrainConfig) -> None:
     """Write RUN/config.toml, or find there that the run is this config's.
 
-    Raises ValueError, naming the fields, where the run is another config's.
+    Raises ValueError where the run is another config's, naming the fields, or where nothing can be written.
     """
     uri = storage.join(run, "config.toml")
-    existing = storage.read(uri)
-    if existing is not None:
-        theirs = identity(TrainConfig(**tomllib.loads(existing.decode())))
-        differing = sorted(_differences(theirs, identity(config)))
-        if differing:
-            raise ValueError(
-                f"{run} is a run with other values of {', '.join(differing)}; try another --name"
-            )
-    storage.write(uri, to_toml(config).encode())
+    try:
+        existing = storage.read(uri)
+        if existing is not None:
+            theirs = identity(TrainConfig(**tomllib.loads(existing.decode())))
+            differing = sorted(_differences(theirs, identity(config)))
+            if differing:
+                raise ValueError(
+                    f"{run} is a run with other values of {', '.join(differing)}; try another --name"
+                )
+        storage.write(uri, to_toml(config).encode())
+    except OSError as error:
+        raise ValueError(
+            f"cannot write {run}: {storage.first_line(error)}; choose another --output"
+        ) from error
 
 
 def to_toml(config: TrainConfig) -> str:

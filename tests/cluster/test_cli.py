@@ -48,6 +48,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--data.recipe", "simcrl"], "no recipe 'simcrl'; there are simclr, simclr-cifar"),
         (["--data.image-column", "picture"], "no column 'picture' among image, label, key"),
         (["--data.test", "/nowhere"], "/nowhere does not exist"),
+        (["--name", "a/b"], "name=a/b: String should match pattern"),
         (["--data.view.crop-scale", "1", "0.5"], "needs two numbers with 0 < low <= high"),
     ],
 )
@@ -57,6 +58,14 @@ def test_wrong_flag_is_named_with_the_way_out(
     output = tmp_path / "runs"
     assert message in refused(["train", "--data.train", images, "--output", str(output), *flags], capsys)
     assert not output.exists()
+
+
+def test_output_that_cannot_be_written_is_named(
+    images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    flags = ["--output", str(tmp_path / "file"), "--batch-size", "8"]
+    assert "/file/run: [Errno 20]" in refused(["train", "--data.train", images, *flags], capsys)
 
 
 def test_data_that_does_not_exist_is_named(capsys: pytest.CaptureFixture[str]) -> None:
