@@ -1,12 +1,14 @@
 """A training run from its config to its report, as the commands run it."""
 
 import sys
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
 from cluster.local import cluster
+from pipelines import storage
 from pipelines.plan import check_lanes
 from pipelines.sources import Index, build_index
 from training.checkpoint import Checkpoints
@@ -22,6 +24,7 @@ def run_training(config: TrainConfig) -> list[dict[str, Any]]:
 
     Raises ValueError where the config, the data or the cluster will not do, before anything is written.
     """
+    config = with_absolute_paths(config)
     check_lanes(config.batch_size, config.lanes, config.workers or 1)
     index = read_index(config.data.train, config)
     test_index = read_index(config.data.test, config) if config.data.test else None
@@ -40,6 +43,14 @@ def run_training(config: TrainConfig) -> list[dict[str, Any]]:
     _launch(config, index, test_index, steps, done)
     print(f"report: {write_report(config)}")
     return read_metrics(run)
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The config as it means the same in every process."""
+    data = config.data
+    test = storage.absolute(data.test) if data.test else None
+    data = replace(data, train=storage.absolute(data.train), test=test)
+    return replace(config, data=data, output=storage.absolute(config.output))
 
 
 def _launch(config: TrainConfig, index: Index, test_index: Index | None, steps: int, done: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cluster.local import cluster
-from cluster.train import read_index
+from cluster.train import read_index, with_absolute_paths
 from pipelines import storage
 from training.record import to_toml
 from tuning.space import SearchConfig, with_values
@@ -32,6 +32,7 @@ def run_tuning(search: SearchConfig) -> list[dict[str, Any]]:
     from training.worker import CPUS_PER_WORKER
     from tuning.search import CPUS_PER_TRIAL, METRIC, run_search
 
+    search = replace(search, train=with_absolute_paths(search.train), output=storage.absolute(search.output))
     index = read_index(search.train.data.train, search.train)
     if not index.has_labels:
         raise ValueError(

@@ -15,7 +15,7 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     Raises ValueError for a scheme that pyarrow has no file system for.
     """
     if "://" not in uri:
-        return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+        return fs.LocalFileSystem(), absolute(uri)
     scheme, place = urlsplit(uri)[:2]
     if "@" in place:
         # A config is stored and shown, so a secret must not stand in it.
@@ -30,6 +30,11 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         return fs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(f"cannot open {uri}: {first_line(error)}; use a path, file:// or s3://") from error
+
+
+def absolute(uri: str) -> str:
+    """`uri`, or where it is a path, that path from the root: workers have another working directory."""
+    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 
 
 def join(uri: str, *parts: str) -> str:

@@ -13,7 +13,8 @@ import pytest
 @pytest.mark.slow
 def test_trained_encoder_beats_raw_pixels_and_the_untrained_one(tmp_path: Path) -> None:
     done = subprocess.run(
-        [Path(sys.executable).parent / "diptych", "demo", "--output", tmp_path],
+        [Path(sys.executable).parent / "diptych", "demo"],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=900,
@@ -25,7 +26,7 @@ def test_trained_encoder_beats_raw_pixels_and_the_untrained_one(tmp_path: Path) 
     trained = float(printed["trained encoder"])
     assert trained >= float(printed["raw pixels"]) + 15
     assert trained >= float(printed["untrained encoder"]) + 15
-    (run,) = tmp_path.iterdir()
+    (run,) = (tmp_path / "runs").iterdir()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 401))
     assert "400" in (run / "report.html").read_text()

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,3 +132,19 @@ def test_failed_worker_ends_in_one_line_that_names_the_file(
         )
     assert "broken/00000.parquet, row group 0, row 0 is not an image" in str(stopped.value.code)
     assert b"Traceback" in (storage.read(f"{bucket}/runs/broken/error.log") or b"")
+
+
+def test_relative_paths_mean_the_folder_of_the_command(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = scattered_digits(16, held_out=False, seed=0)
+    write_shards(images, str(tmp_path / "digits"), rows_per_shard=16, rows_per_group=16)
+    monkeypatch.chdir(tmp_path)
+    main(
+        ["train", "--data.train", "digits", "--encoder.name", "resnet8", "--batch-size", "16", "--steps", "1"]
+    )
+    run = tmp_path / "runs" / "run"
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoints", "config.toml", "metrics.jsonl", "report.html", "views.png",
+    ]  # fmt: skip
+    assert tomllib.loads((run / "config.toml").read_text())["data"]["train"] == str(tmp_path / "digits")
