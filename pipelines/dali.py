@@ -16,8 +16,8 @@ from nvidia.dali.types import DALIDataType, DALIImageType  # pyright: ignore[rep
 from torch import Tensor
 
 from pipelines.colour import colour_matrices
-from pipelines.config import ViewRecipe
 from pipelines.draws import Draws
+from pipelines.recipes import ViewRecipe
 
 # Batches that DALI works on ahead of the one that is asked for.
 _PREFETCH = 2

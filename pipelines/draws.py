@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from pipelines.config import ViewRecipe
 from pipelines.philox import derive_key, uniforms
+from pipelines.recipes import ViewRecipe
 
 _VIEWS = 3  # First part of the key's path; pipelines.plan uses others.
 

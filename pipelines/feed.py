@@ -9,10 +9,11 @@ import pyarrow as pa
 import torch
 from jaxtyping import UInt8
 
-from pipelines.config import DataConfig, ViewRecipe
+from pipelines.config import DataConfig
 from pipelines.dali import Made, Request, make_views
 from pipelines.draws import draw
 from pipelines.plan import Plan, Window
+from pipelines.recipes import ViewRecipe
 from pipelines.views import Views
 
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from pipelines.config import ViewRecipe
 from pipelines.dali import make_views
 from pipelines.feed import make_request
+from pipelines.recipes import ViewRecipe
 
 _GAP = 4
 _SMALLEST_SIDE = 96

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pipelines.config import STRICT, DataConfig, Share, Strength
+from pipelines.config import DataConfig
+from pipelines.recipes import STRICT, Share, Strength
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pipelines.config import STRICT, Share
+from pipelines.recipes import STRICT, Share
 from training.config import Count, TrainConfig
 
 Kind = Literal["uniform", "loguniform", "integers", "choice"]

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from pipelines import shards
-from pipelines.config import DataConfig, ViewRecipe
+from pipelines.config import DataConfig
+from pipelines.recipes import ViewRecipe
 from pipelines.sources import Index, build_index
 
 _EXIF_ORIENTATION, _QUARTER_TURN = 0x0112, 6

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from pipelines.config import RECIPES, DataConfig, ViewRecipe
+from pipelines.config import DataConfig
+from pipelines.recipes import RECIPES, ViewRecipe
 
 
 def test_a_named_recipe_is_the_view_where_nothing_else_is_set():

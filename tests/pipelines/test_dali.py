@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from pipelines.config import ViewRecipe
 from pipelines.dali import Request, make_views
 from pipelines.draws import Draws, draw
+from pipelines.recipes import ViewRecipe
 
 _PHOTOGRAPHS = Path(__file__).parents[3] / "shared/data/imagenet-sample"
 

@@ -12,8 +12,8 @@ from scipy import stats
 from torchvision.transforms import ColorJitter, GaussianBlur, RandomResizedCrop
 from torchvision.transforms.v2 import functional
 
-from pipelines.config import ViewRecipe
 from pipelines.draws import Draws, draw
+from pipelines.recipes import ViewRecipe
 
 _COUNT = 3000
 _DIFFERENT = 1e-3

@@ -7,10 +7,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipelines.config import DataConfig, ViewRecipe
+from pipelines.config import DataConfig
 from pipelines.feed import Device, evaluation_recipe, evaluation_views, training_views
 from pipelines.plan import Plan, lanes_of, sweep
 from pipelines.reader import read_window
+from pipelines.recipes import ViewRecipe
 from pipelines.sources import Index
 from pipelines.views import Views
 

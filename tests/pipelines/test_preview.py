@@ -9,12 +9,13 @@ import pyarrow as pa
 import pytest
 from PIL import Image, ImageOps
 
-from pipelines.config import DataConfig, ViewRecipe
+from pipelines.config import DataConfig
 from pipelines.dali import make_views
 from pipelines.feed import make_request
 from pipelines.plan import Piece, Window
 from pipelines.preview import contact_sheet
 from pipelines.reader import read_window
+from pipelines.recipes import ViewRecipe
 from pipelines.sources import Index
 
 _RECIPE = ViewRecipe(size=96)

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipelines.config import DataConfig, ViewRecipe
+from pipelines.config import DataConfig
+from pipelines.recipes import ViewRecipe
 from training.config import ENCODERS, TrainConfig, config_hash, identity
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.config import DataConfig, ViewRecipe
+from pipelines.config import DataConfig
+from pipelines.recipes import ViewRecipe
 from training.config import EncoderConfig, EvaluationConfig, OptimizerConfig, TrainConfig
 from training.record import claim_run, to_toml
 

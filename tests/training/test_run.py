@@ -18,9 +18,10 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pipelines.config import RECIPES, DataConfig
+from pipelines.config import DataConfig
 from pipelines.plan import Window
 from pipelines.reader import read_window
+from pipelines.recipes import RECIPES
 from pipelines.shards import write_shards
 from pipelines.sources import Index, build_index
 from training.config import TrainConfig
