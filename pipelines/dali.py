@@ -4,8 +4,9 @@ DALI draws nothing itself: every choice comes in as an argument, so a view is th
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,9 @@ class Request:
 
 Made = tuple[tuple[Float[Tensor, "n 3 size size"], ...], Any]
 
+# Takes a request and, by its position, why each of its images cannot be decoded; gives one without them.
+Repair = Callable[[Request, dict[int, str]], Request]
+
 
 def make_views(
     requests: Iterator[Request],
@@ -45,37 +49,150 @@ def make_views(
     batch_size: int,
     threads: int,
     gpu: int | None = None,
+    repair: Repair | None = None,
 ) -> Iterator[Made]:
     """One (view per recipe, tag) for each request, in order; no request has more than batch_size images.
 
-    Raises RuntimeError where an image cannot be decoded.
+    Views are channels last in memory. Where images of a request cannot be decoded, the request that `repair`
+    makes of it takes its place, as often as it takes. Raises RuntimeError where there is no `repair`.
     """
-    # DALI copies nothing that it is given, so each request is held until its views have come back.
-    held: deque[Request] = deque()
-
-    def feed() -> list[Any]:
-        request = next(requests)
-        held.append(request)
-        return [request.images, *_arguments(request, recipes)]
-
-    pipeline = _build(
-        recipes,
-        feed,
-        gpu is not None,
-        batch_size=batch_size,
-        num_threads=threads,
-        device_id=gpu,
-        prefetch_queue_depth=_PREFETCH,
-    )
-    pipeline.build()
+    settings = _Settings(recipes, batch_size, threads, gpu)
+    maker = _Maker(requests, settings, _PREFETCH)
+    mender = _Mender(settings, repair) if repair else None
     while True:
         try:
-            outputs = pipeline.run()
-        except StopIteration:
+            made = maker.next()
+        except _RequestError as failure:
+            if mender is None:
+                raise failure.reason from None
+            made = mender.make(failure)
+        if made is None:
             return
-        # A copy of our own: DALI writes later batches into the same memory.
-        views = tuple(torch.from_dlpack(output.as_tensor()).clone() for output in outputs)
-        yield views, held.popleft().tag
+        yield made
+
+
+@dataclass(frozen=True)
+class _Settings:
+    recipes: tuple[ViewRecipe, ...]
+    batch_size: int
+    threads: int
+    gpu: int | None
+
+    @property
+    def pipeline(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size, "num_threads": self.threads, "device_id": self.gpu}
+
+
+class _RequestError(Exception):
+    """A request that DALI failed to make, and why."""
+
+    def __init__(self, request: Request, reason: RuntimeError) -> None:
+        super().__init__(str(reason))
+        self.request, self.reason = request, reason
+
+
+class _Source:
+    """What DALI calls for its inputs; it holds the requests that are being worked on, oldest first."""
+
+    def __init__(self, requests: Iterator[Request], recipes: tuple[ViewRecipe, ...]) -> None:
+        self._requests, self._recipes = requests, recipes
+        # DALI copies nothing that it is given, so all of it is held until the views have come back.
+        self._held: deque[tuple[Request, list[Any]]] = deque()
+        self.error: Exception | None = None
+
+    def __call__(self) -> list[Any]:
+        try:
+            request = next(self._requests)
+        except StopIteration:
+            raise
+        except Exception as error:
+            # Raised once the requests before it have been made, and never taken for an error of DALI's.
+            self.error = error
+            raise StopIteration from None
+        arguments = [request.images, *_arguments(request, self._recipes)]
+        self._held.append((request, arguments))
+        return arguments
+
+    def release(self) -> Request:
+        """The oldest request; DALI is done with it."""
+        return self._held.popleft()[0]
+
+
+class _Maker:
+    """A pipeline that makes requests, in order."""
+
+    def __init__(self, requests: Iterator[Request], settings: _Settings, prefetch: int) -> None:
+        self._source = _Source(requests, settings.recipes)
+        gpu = settings.gpu is not None
+        self._pipeline = _build(
+            settings.recipes, self._source, gpu, prefetch_queue_depth=prefetch, **settings.pipeline
+        )
+        self._pipeline.build()
+
+    def next(self) -> Made | None:
+        """The oldest request's views, or None after the last. After _RequestError it can go on."""
+        try:
+            outputs = self._pipeline.run()
+        except StopIteration:
+            if self._source.error:
+                raise self._source.error from None
+            return None
+        except RuntimeError as error:
+            # A failure comes up in its request's turn, however far the pipeline has worked ahead.
+            raise _RequestError(self._source.release(), error) from None
+        # No copies: DALI keeps a batch's memory for as long as there is a tensor of it.
+        views = tuple(torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2) for output in outputs)
+        return views, self._source.release().tag
+
+
+class _Mender:
+    """Makes requests that failed without their broken images; its pipelines are built when first needed."""
+
+    def __init__(self, settings: _Settings, repair: Repair) -> None:
+        self._settings, self._repair = settings, repair
+        self._waiting: deque[Request] = deque()
+
+    def make(self, failure: _RequestError) -> Made:
+        """The views of what `repair` makes of the request; RuntimeError where its images are not to blame."""
+        while True:
+            reasons = self._undecodable(failure.request.images)
+            if not reasons:
+                raise failure.reason
+            self._waiting.append(self._repair(failure.request, reasons))
+            try:
+                made = self._maker.next()
+            except _RequestError as again:
+                failure = again
+                continue
+            assert made
+            return made
+
+    def _undecodable(self, images: Sequence[UInt8[np.ndarray, " bytes"]]) -> dict[int, str]:
+        """Why each image that cannot be decoded cannot, by its position."""
+        reasons = {}
+        for position, image in enumerate(images):
+            try:
+                self._decoder.run(image=[image])
+            except RuntimeError as error:
+                reasons[position] = _first_line(error)
+        return reasons
+
+    @cached_property
+    def _maker(self) -> _Maker:
+        return _Maker(iter(self._waiting.popleft, None), self._settings, prefetch=1)
+
+    @cached_property
+    def _decoder(self) -> Any:
+        settings = self._settings.pipeline | {"batch_size": 1, "num_threads": 1}
+        decoder = _build_decoder(self._settings.gpu is not None, prefetch_queue_depth=1, **settings)
+        decoder.build()
+        return decoder
+
+
+def _first_line(error: RuntimeError) -> str:
+    """What an operator of DALI's says went wrong, out of a message that names the operator and its place."""
+    lines = str(error).rpartition("encountered:")[2].split("\n")
+    return next((line.strip() for line in lines if line.strip()), "unknown")
 
 
 def _arguments(request: Request, recipes: tuple[ViewRecipe, ...]) -> Iterator[Any]:
@@ -108,12 +225,21 @@ def _blur_kernel(sigma: float, size: int) -> Float[np.ndarray, "taps 1"]:
 def _build(recipes: tuple[ViewRecipe, ...], feed: Any, gpu: bool) -> Any:
     counts = [2 + 2 * _colours(recipe) + 2 * bool(recipe.blur) for recipe in recipes]
     inputs = list(fn.external_source(source=feed, num_outputs=1 + sum(counts), no_copy=True))
-    images = fn.decoders.image(inputs.pop(0), device="mixed" if gpu else "cpu", output_type=DALIImageType.RGB)
+    images = _decoded(inputs.pop(0), gpu)
     views = []
     for recipe, count in zip(recipes, counts):  # noqa: B905 - DALI's compiler knows no strict=
         arguments, inputs = inputs[:count], inputs[count:]
         views.append(_view(images, recipe, gpu, *arguments))
     return tuple(views)
+
+
+@pipeline_def
+def _build_decoder(gpu: bool) -> Any:
+    return _decoded(fn.external_source(name="image"), gpu)
+
+
+def _decoded(encoded: Any, gpu: bool) -> Any:
+    return fn.decoders.image(encoded, device="mixed" if gpu else "cpu", output_type=DALIImageType.RGB)
 
 
 def _view(images: Any, recipe: ViewRecipe, gpu: bool, start: Any, end: Any, *arguments: Any) -> Any:
@@ -136,7 +262,7 @@ def _view(images: Any, recipe: ViewRecipe, gpu: bool, start: Any, end: Any, *arg
         view,
         mean=[255 * mean for mean in recipe.mean],
         std=[255 * std for std in recipe.std],
-        output_layout="CHW",
+        output_layout="HWC",
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 class Views:
     """A worker's share of one step: the views of its images, in the same order.
 
-    images: one tensor per view, normalised. labels: -1 where there is none. samples: rows of the index.
+    images: one tensor per view, normalised, channels last in memory, where convolutions are faster. labels: -1 where there is none. samples: rows of the index.
     """
 
     images: tuple[Float[Tensor, "n 3 height width"], ...]
@@ -20,7 +20,8 @@ class Views:
     samples: Int[np.ndarray, " n"]
 
     def to(self, device: torch.device) -> "Views":
-        """The same views on `device`, channels last on a GPU, where convolutions are faster so."""
-        layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
-        images = tuple(view.to(device, non_blocking=True, memory_format=layout) for view in self.images)
+        """The same views on `device`, channels last there too."""
+        images = tuple(
+            view.to(device, non_blocking=True, memory_format=torch.channels_last) for view in self.images
+        )
         return Views(images, self.labels, self.samples)

@@ -1,8 +1,8 @@
 """DALI's views are torchvision's for the same draws, and a view is the same whatever surrounds it."""
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -211,15 +211,25 @@ def test_a_view_is_bit_identical_late_in_a_long_stream_of_batches_of_any_size(to
         assert torch.equal(batch, views[rows])
 
 
-def test_views_handed_out_are_not_overwritten_by_later_batches(together):
-    encoded, recipe, draws, _ = together
-    rows = itertools.cycle(range(len(encoded)))
-    requests = (Request(_bytes([encoded[n]]), (_rows(draws, [n]),)) for n in itertools.islice(rows, 11))
-    made = make_views(requests, (recipe,), batch_size=1, threads=2)
-    (first,), _ = next(made)
-    copy = first.clone()
-    assert len(list(made)) == 10
-    assert torch.equal(first, copy)
+def test_views_handed_out_are_never_overwritten(together):
+    # Every third batch is let go of, so that its memory is free to be used again.
+    encoded, recipe, draws, views = together
+    random = np.random.default_rng(1)
+    batches = [random.choice(len(encoded), random.integers(1, 33)).tolist() for _ in range(150)]
+    requests = (
+        Request(_bytes([encoded[n] for n in rows]), (_rows(draws, rows),), tag=rows) for rows in batches
+    )
+    made = enumerate(make_views(requests, (recipe,), batch_size=32, threads=3))
+    kept = [(batch, rows) for number, ((batch,), rows) in made if number % 3]
+    assert len(kept) == 100
+    for batch, rows in kept:
+        assert torch.equal(batch, views[rows])
+
+
+def test_views_are_channels_last_in_memory(together):
+    _, _, _, views = together
+    assert views.shape[1:] == (3, 48, 48)
+    assert views.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_each_recipe_makes_its_own_view(together, decode: Callable[[bytes], Image.Image]):
@@ -239,6 +249,117 @@ def test_an_image_that_cannot_be_decoded_is_an_error(together):
         _made([b"no image at all"], recipe, _rows(draws, [0]))
     with pytest.raises(RuntimeError, match="decod"):
         _made([torn], recipe, _rows(draws, [0]))
+
+
+# Positions of broken images in the 20 batches of a stream: first, last, one after another, all of a batch.
+_BROKEN = {0: [2], 1: [0], 6: [0, 3], 7: [1], 8: [0, 1, 2, 3], 12: [3], 18: [1], 19: [0]}
+
+
+def _stream(together: Any, broken: dict[int, list[int]]) -> Iterator[Request]:
+    """Twenty batches of four images, some of them torn off halfway or no images at all."""
+    encoded, _, draws, _ = together
+    for batch in range(20):
+        rows = [(4 * batch + n) % len(encoded) for n in range(4)]
+        images = [encoded[row] for row in rows]
+        for position in broken.get(batch, []):
+            images[position] = [b"no image at all", images[position][:100]][position % 2]
+        yield Request(_bytes(images), (_rows(draws, rows),), tag=(batch, rows))
+
+
+def _with_other_rows(together: Any, encoded: list[bytes]) -> Callable[[Request, dict[int, str]], Request]:
+    """A repair that puts the next image of `encoded`, row by row, in place of each broken one."""
+    _, _, draws, _ = together
+    fresh = itertools.count()
+
+    def repair(request: Request, reasons: dict[int, str]) -> Request:
+        batch, rows = request.tag
+        images, rows = list(request.images), list(rows)
+        for position in reasons:
+            rows[position] = next(fresh)
+            (images[position],) = _bytes([encoded[rows[position]]])
+        return Request(images, (_rows(draws, rows),), tag=(batch, rows))
+
+    return repair
+
+
+def _made_with_repair(together: Any, repair: Any, threads: int = 2) -> list[tuple[torch.Tensor, Any]]:
+    requests = _stream(together, _BROKEN)
+    made = make_views(requests, (together[1],), batch_size=4, threads=threads, repair=repair)
+    return [(views, tag) for (views,), tag in made]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_broken_image_costs_nothing_but_itself(together, threads: int):
+    encoded, _, _, views = together
+    seen: dict[int, list[int]] = {}
+    replace = _with_other_rows(together, encoded)
+
+    def repair(request: Request, reasons: dict[int, str]) -> Request:
+        seen[request.tag[0]] = list(reasons)
+        assert all(reason and "\n" not in reason for reason in reasons.values())
+        return replace(request, reasons)
+
+    made = _made_with_repair(together, repair, threads)
+    assert seen == _BROKEN
+    assert [batch for _, (batch, _) in made] == list(range(20))
+    for batch, (_, rows) in made:
+        assert torch.equal(batch, views[rows])
+    expected = [request.tag[1] for request in _stream(together, {})]
+    for batch, (_, (_, rows)) in enumerate(made):
+        differing = [n for n in range(4) if rows[n] != expected[batch][n]]
+        assert differing == _BROKEN.get(batch, [])
+
+
+def test_a_repaired_request_that_is_broken_again_is_repaired_again(together):
+    encoded, _, _, views = together
+    pool = list(encoded)
+    pool[0] = pool[1] = pool[4] = b"no image either"
+    made = _made_with_repair(together, _with_other_rows(together, pool))
+    assert [batch for _, (batch, _) in made] == list(range(20))
+    for batch, (_, rows) in made:
+        assert torch.equal(batch, views[rows])
+
+
+def test_a_repair_may_make_a_batch_smaller(together):
+    _, _, draws, views = together
+
+    def without(request: Request, reasons: dict[int, str]) -> Request:
+        batch, rows = request.tag
+        kept = [n for n in range(len(rows)) if n not in reasons]
+        # Of nothing there is no batch; one image that can be decoded stands for it.
+        rows = [rows[n] for n in kept] or [0]
+        images = [request.images[n] for n in kept] or _bytes(together[0][:1])
+        return Request(images, (_rows(draws, rows),), tag=(batch, rows))
+
+    made = _made_with_repair(together, without)
+    assert [len(batch) for batch, _ in made] == [
+        4 - len(_BROKEN.get(n, [])) or 1 for n in range(20)
+    ]  # fmt: skip
+    for batch, (_, rows) in made:
+        assert torch.equal(batch, views[rows])
+
+
+def test_a_failure_that_no_image_is_to_blame_for_is_an_error(together):
+    encoded, recipe, draws, _ = together
+    wrong = replace(_rows(draws, [0]), blur=np.array([True, True]))
+    request = Request(_bytes(encoded[:1]), (wrong,))
+
+    def repair(request: Request, reasons: dict[int, str]) -> Request:
+        raise AssertionError("there is nothing to repair")
+
+    with pytest.raises(RuntimeError, match="batch size"):
+        next(make_views(iter([request]), (recipe,), batch_size=1, threads=1, repair=repair))
+
+
+def test_views_before_an_error_of_whoever_makes_the_requests_are_handed_out(together):
+    def broken() -> Iterator[Request]:
+        yield from itertools.islice(_stream(together, {}), 3)
+        raise RuntimeError("the bucket is gone")
+
+    made = make_views(broken(), (together[1],), batch_size=4, threads=1)
+    assert [next(made)[1][0] for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(RuntimeError, match="the bucket is gone"):
+        next(made)
 
 
 def test_an_error_of_whoever_makes_the_requests_is_passed_on():
