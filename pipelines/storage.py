@@ -2,39 +2,29 @@
 
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
+from pipelines.faults import first_line, retrying, transient
+from pipelines.filesystems import absolute, resolve
 
-def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system that holds `uri`, and the path within it.
-
-    Raises ValueError for a scheme that pyarrow has no file system for.
-    """
-    if "://" not in uri:
-        return fs.LocalFileSystem(), absolute(uri)
-    scheme, place = urlsplit(uri)[:2]
-    if "@" in place:
-        # A config is stored and shown, so a secret must not stand in it.
-        raise ValueError(
-            f"the {scheme}:// URI carries credentials; leave them out and set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY"
-        )
-    if scheme == "s3":
-        # Servers other than Amazon's often know no trailing checksums; Amazon's does not need them.
-        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-    try:
-        return fs.FileSystem.from_uri(uri)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"cannot open {uri}: {first_line(error)}; use a path, file:// or s3://") from error
-
-
-def absolute(uri: str) -> str:
-    """`uri`, or where it is a path, that path from the root: workers have another working directory."""
-    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+__all__ = [
+    "absolute",
+    "exists",
+    "first_line",
+    "join",
+    "listing",
+    "names",
+    "read",
+    "remove",
+    "resolve",
+    "retrying",
+    "transient",
+    "write",
+]
 
 
 def join(uri: str, *parts: str) -> str:
@@ -42,48 +32,121 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+# Every function below waits for a storage that is away, and raises `retrying`'s errors.
+
+
 def read(uri: str) -> bytes | None:
     """The file's content, or None where there is none."""
     filesystem, path = resolve(uri)
-    if filesystem.get_file_info(path).type != fs.FileType.File:
-        return None
-    with filesystem.open_input_stream(path) as file:
-        return file.read()
+
+    def content() -> bytes | None:
+        if filesystem.get_file_info(path).type != fs.FileType.File:
+            return None
+        with filesystem.open_input_stream(path, compression=None) as file:  # else *.gz would be unpacked.
+            return file.read()
+
+    return retrying(content, f"reading {uri}")
 
 
 def write(uri: str, content: bytes) -> None:
     """Write `content` whole or not at all: readers see the old file or the new one."""
     filesystem, path = resolve(uri)
-    if not isinstance(filesystem, fs.LocalFileSystem):
-        with filesystem.open_output_stream(path) as file:  # An object appears when it is closed.
-            file.write(content)
-        return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    buffer = pa.py_buffer(content)  # Refuses what is no bytes before anything is opened.
+    if isinstance(filesystem, fs.LocalFileSystem):
+        _write_local(Path(path), buffer)
+    elif isinstance(filesystem, fs.AzureFileSystem):
+        retrying(lambda: _write_azure(filesystem, path, buffer), f"writing {uri}")
+    else:
+        retrying(lambda: _put(filesystem, path, buffer), f"writing {uri}")
 
 
 def names(uri: str) -> list[str]:
     """Sorted names of the files directly below `uri`; none where it does not exist."""
     filesystem, path = resolve(uri)
-    found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    selector = fs.FileSelector(path, allow_not_found=True)
+    found = retrying(lambda: filesystem.get_file_info(selector), f"listing {uri}")
     return sorted(info.base_name for info in found if info.type == fs.FileType.File)
 
 
-def remove(uri: str) -> None:
-    """Delete the file."""
+def listing(uri: str) -> list[fs.FileInfo]:
+    """Every file at or below `uri`, sorted by path, which is the file system's: see `resolve`.
+
+    Raises FileNotFoundError where there is neither file nor folder.
+    """
     filesystem, path = resolve(uri)
-    filesystem.delete_file(path)
+
+    def found() -> list[fs.FileInfo]:
+        info = filesystem.get_file_info(path)
+        if info.type == fs.FileType.NotFound:
+            raise FileNotFoundError(_missing(filesystem, path, uri))
+        if info.type == fs.FileType.File:
+            return [info]
+        return filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+
+    files = (info for info in retrying(found, f"listing {uri}") if info.type == fs.FileType.File)
+    return sorted(files, key=lambda info: info.path)
 
 
-def first_line(error: BaseException) -> str:
-    """An error's message without the pages that storage clients add to it."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def exists(uri: str) -> bool:
+    """Whether there is a file or a folder at `uri`."""
+    filesystem, path = resolve(uri)
+    info = retrying(lambda: filesystem.get_file_info(path), f"looking for {uri}")
+    return info.type != fs.FileType.NotFound
+
+
+def remove(uri: str) -> None:
+    """Delete the file; where there is none, nothing happens, as in object storage."""
+    filesystem, path = resolve(uri)
+
+    def delete() -> None:
+        # Not an error: a first try whose answer was lost may have deleted it.
+        if filesystem.get_file_info(path).type != fs.FileType.NotFound:
+            filesystem.delete_file(path)
+
+    retrying(delete, f"deleting {uri}")
+
+
+def _missing(filesystem: fs.FileSystem, path: str, uri: str) -> str:
+    bucket = path.partition("/")[0]
+    remote = not isinstance(filesystem, fs.LocalFileSystem)
+    if remote and filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
+        return f"the bucket of {uri} does not exist; create it or mend its name"
+    return f"{uri} does not exist; give a file or a folder that does"
+
+
+def _put(filesystem: fs.FileSystem, path: str, content: pa.Buffer) -> None:
+    with filesystem.open_output_stream(path, compression=None) as file:
+        file.write(content)  # S3 and GCS show an object once it is closed.
+
+
+def _write_azure(filesystem: fs.FileSystem, path: str, content: pa.Buffer) -> None:
+    """Write beside the blob, then copy within the account: pyarrow's stream empties a blob as it opens it."""
+    folder, _, name = path.rpartition("/")
+    partial = f"{folder}/.{name}.{uuid.uuid4().hex}.partial"
+    try:
+        _put(filesystem, partial, content)
+        filesystem.copy_file(partial, path)
+    finally:
+        _discard(filesystem, partial)
+
+
+def _discard(filesystem: fs.FileSystem, path: str) -> None:
+    with suppress(OSError, pa.ArrowException):  # The write's own error says more.
+        filesystem.delete_file(path)
+
+
+def _write_local(target: Path, content: pa.Buffer) -> None:
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        # A full disk's error names no file, the others name the partial one.
+        raise OSError(error.errno, error.strerror, str(target)) from error

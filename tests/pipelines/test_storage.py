@@ -91,7 +91,9 @@ def test_a_path_is_on_this_machine(tmp_path: Path):
 
 @pytest.mark.parametrize("uri", ["ftp://host/file", "nonsense://host/file"])
 def test_an_unknown_scheme_is_refused_with_those_that_work(uri: str):
-    with pytest.raises(ValueError, match=rf"cannot open {uri}: .*; use a path, file:// or s3://"):
+    with pytest.raises(
+        ValueError, match=rf"cannot open {uri}: .*; use a path, file://, s3://, gs://, az:// or abfs://"
+    ):
         storage.resolve(uri)
 
 

@@ -1,0 +1,137 @@
+"""Which faults of a storage pass by themselves, how long they are waited for, and what the others mean."""
+
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import pyarrow as pa
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+# Seconds that a storage may be away before a run gives up; DIPTYCH_STORAGE_TIMEOUT in the environment
+# sets another number.
+_TIMEOUT_SECONDS = 120.0
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.25, 5.0
+
+# pyarrow tells faults apart by their text alone, so this is what pyarrow 26 says when a server is stopped,
+# resets, breaks off, answers 408, 429 or 5xx, or its name is not found. Certificates (curl's 60 and its
+# kin) and a full disk (507) do not mend themselves.
+_TRANSIENT = re.compile(
+    r"AWS Error NETWORK_CONNECTION (?!.*curlCode: (?:1|3|51|58|60|77)\b)"
+    r"|AWS Error (?:SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT)"
+    r"|AWS Error UNKNOWN \(HTTP status (?:408|429|50[0234])\)"
+    r"|google::cloud::Status\((?:UNAVAILABLE|INTERNAL|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED)"
+    r"(?!.*CURL error \[(?:1|3|51|58|60|77)\])"
+    r"|Azure Error: \[\w*\] (?:\D|408|429|50[0234])"
+)
+_NO_CREDENTIALS = re.compile(r"OAuth2 access token|Failed to get token from DefaultAzureCredential")
+_NO_BUCKET = re.compile(
+    r"NO_SUCH_BUCKET|ContainerNotFound|Bucket '.*' not found|NOT_FOUND.*function=CreateResumableUpload"
+)
+_DENIED = re.compile(
+    r"AWS Error (?:ACCESS_DENIED|SIGNATURE_DOES_NOT_MATCH|INVALID_ACCESS_KEY_ID|UNRECOGNIZED_CLIENT)"
+    r"|ExpiredToken|Status\((?:PERMISSION_DENIED|UNAUTHENTICATED)|Azure Error: \[\w*\] 40[13]"
+)
+# A HEAD request's answer has no body to tell an expired token from a wrong region.
+_REFUSED = re.compile(r"HTTP status (?:301|400)\)")
+_CLIENT = re.compile(
+    r"AWS Error|google::cloud::Status|Azure Error:|DefaultAzureCredential|Bucket '.*' not found"
+    r"|Path does not exist '"
+)
+
+# The environment's variables that hold the credentials of the client whose name stands in a message.
+CREDENTIALS = {
+    "AWS": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "google": "GOOGLE_APPLICATION_CREDENTIALS",
+    "Azure": "AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_KEY",
+}
+
+
+def retrying(call: Callable[[], _T], what: str) -> _T:
+    """What `call` returns, tried again while the storage is away; `what` says it, as in "reading s3://b/key".
+
+    `call` must do the same when called twice, and open anew whatever it reads. Waits up to
+    DIPTYCH_STORAGE_TIMEOUT seconds (120), ever longer, with one warning at the start and one at the end.
+    Raises FileNotFoundError, PermissionError or OSError with one line that opens with `what` and says the way
+    out, at once for faults that do not pass; errors that are not the storage's go through as they are.
+    """
+    started, waited, wait = time.monotonic(), False, _FIRST_WAIT_SECONDS
+    chance = random.Random()  # Workers that lost the storage together must not come back together.
+    while True:
+        try:
+            result = call()
+        except (OSError, pa.ArrowException, ValueError) as error:
+            if not transient(error):
+                explained = _explained(error, what)
+                if explained is None:
+                    raise
+                raise explained from error
+            if time.monotonic() - started > _timeout():
+                raise OSError(
+                    f"{what}: the storage was away for {_timeout():g} s ({first_line(error)}); check it and "
+                    "the network, or set DIPTYCH_STORAGE_TIMEOUT to more seconds"
+                ) from error
+            if not waited:
+                _log.warning("%s: waiting for the storage (%s)", what, first_line(error))
+        else:
+            if waited:
+                _log.warning("%s: goes on after %.0f s", what, time.monotonic() - started)
+            return result
+        waited = True
+        time.sleep(wait * chance.uniform(0.5, 1))
+        wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+
+
+def transient(error: BaseException) -> bool:
+    """Whether the fault may pass by itself: a server that is away or overloaded, not one that says no."""
+    text = str(error)
+    if _NO_CREDENTIALS.search(text):
+        # With a key file only the network can be at fault; without one there is nobody to ask for a token.
+        return "OAuth2" in text and "GOOGLE_APPLICATION_CREDENTIALS" in os.environ
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return True
+    if type(error) is ValueError:
+        # All that pyarrow says when the first read of an open GCS object fails.
+        return text == "I/O operation on closed file"
+    return isinstance(error, (OSError, pa.ArrowException)) and _TRANSIENT.search(text) is not None
+
+
+def first_line(error: BaseException) -> str:
+    """An error's message without the pages that storage clients add to it."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line.partition(" error_info={")[0]
+
+
+def _explained(error: Exception, what: str) -> OSError | None:
+    """The error in one line with its way out, or None where it is not a storage client's."""
+    text = str(error)
+    if not _CLIENT.search(text):
+        return None
+    variables = next((names for client, names in CREDENTIALS.items() if client in text), "the credentials")
+    if _NO_CREDENTIALS.search(text):
+        return PermissionError(f"{what}: no credentials were found; set {variables}")
+    if _NO_BUCKET.search(text):
+        return FileNotFoundError(f"{what}: the bucket does not exist; create it or mend its name")
+    if _DENIED.search(text):
+        return PermissionError(f"{what}: access was denied; check {variables}")
+    if _REFUSED.search(text):
+        return OSError(
+            f"{what}: the request was refused ({first_line(error)}); check AWS_DEFAULT_REGION, which must be "
+            "the bucket's, and whether AWS_SESSION_TOKEN has expired"
+        )
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(f"{what}: there is no such file")
+    return OSError(f"{what}: {first_line(error)}")
+
+
+def _timeout() -> float:
+    value = os.environ.get("DIPTYCH_STORAGE_TIMEOUT", _TIMEOUT_SECONDS)
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"DIPTYCH_STORAGE_TIMEOUT={value} is not a number of seconds; try 120") from None
