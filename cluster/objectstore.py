@@ -17,29 +17,20 @@ _START_SECONDS = 60
 
 
 @contextmanager
-def s3_server(folder: Path, *, bucket: str) -> Iterator[dict[str, str]]:
-    """Serve an empty `bucket`, kept below `folder`; yields the AWS_... variables that reach it.
+def s3_server(folder: Path, *, bucket: str) -> Iterator["S3Server"]:
+    """Serve an empty `bucket`, kept below `folder`.
 
-    The variables are set in this process too while the server runs, so that pyarrow and new child
+    The server's variables are set in this process too while it runs, so that pyarrow and new child
     processes find it. Raises RuntimeError if the server does not come up.
     """
-    port = _free_port()
-    variables = {
-        "AWS_ACCESS_KEY_ID": "diptych",
-        "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-    }
-    process = _start(folder, port, variables)
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
+    server = S3Server(folder, bucket)
+    before = {name: os.environ.get(name) for name in server.variables}
+    os.environ.update(server.variables)
     try:
-        _create_bucket(bucket, process, folder / "gateway.log")
-        yield variables
+        server.start()
+        yield server
     finally:
-        process.terminate()
-        process.wait()
+        server.stop()
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -47,37 +38,80 @@ def s3_server(folder: Path, *, bucket: str) -> Iterator[dict[str, str]]:
                 os.environ[name] = value
 
 
-def _start(folder: Path, port: int, variables: dict[str, str]) -> subprocess.Popen[bytes]:
-    folder.mkdir(parents=True, exist_ok=True)
-    metadata = f"sqlite3://{folder / 'meta.db'}"
-    with (folder / "gateway.log").open("ab") as log:
-        subprocess.run(
-            [_juicefs(), "format", "--storage", "file", "--bucket", str(folder / "objects"),
-             "--trash-days", "0", metadata, "objects"],
-            check=True, stdout=log, stderr=log,
-        )  # fmt: skip
-        return subprocess.Popen(
-            [_juicefs(), "gateway", "--multi-buckets", "--no-usage-report", "--no-banner",
-             "--metrics", "127.0.0.1:0", "--cache-dir", str(folder / "cache"), metadata, f"127.0.0.1:{port}"],
-            stdout=log, stderr=log,
-            env=os.environ | {
-                "MINIO_ROOT_USER": variables["AWS_ACCESS_KEY_ID"],
-                "MINIO_ROOT_PASSWORD": variables["AWS_SECRET_ACCESS_KEY"],
-            },
-        )  # fmt: skip
+class S3Server:
+    """A server that can go away and come back with the same objects, port and credentials.
 
+    `variables` are the AWS_... variables that reach it.
+    """
 
-def _create_bucket(bucket: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Create the bucket as soon as the server answers."""
-    deadline = time.monotonic() + _START_SECONDS
-    while True:
-        try:
-            server, path = fs.FileSystem.from_uri(f"s3://{bucket}?allow_bucket_creation=true")
-            return server.create_dir(path)
-        except OSError as error:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the S3 server did not start: {error}; its log is {log}") from error
-            time.sleep(0.2)
+    def __init__(self, folder: Path, bucket: str) -> None:
+        self._folder, self._bucket = folder, bucket
+        self._port = _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.variables = {
+            "AWS_ACCESS_KEY_ID": "diptych",
+            "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        }
+
+    def start(self) -> None:
+        """Return once the bucket can be reached. Raises RuntimeError where that takes too long."""
+        database = self._folder / "meta.db"
+        metadata = f"sqlite3://{database}"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with self._log.open("ab") as log:
+            if not database.exists():
+                subprocess.run(
+                    [_juicefs(), "format", "--storage", "file", "--bucket", str(self._folder / "objects"),
+                     "--trash-days", "0", metadata, "objects"],
+                    check=True, stdout=log, stderr=log,
+                )  # fmt: skip
+            self._process = subprocess.Popen(
+                [_juicefs(), "gateway", "--multi-buckets", "--no-usage-report", "--no-banner",
+                 "--metrics", "127.0.0.1:0", "--cache-dir", str(self._folder / "cache"),
+                 metadata, f"127.0.0.1:{self._port}"],
+                stdout=log, stderr=log,
+                env=os.environ | {
+                    "MINIO_ROOT_USER": self.variables["AWS_ACCESS_KEY_ID"],
+                    "MINIO_ROOT_PASSWORD": self.variables["AWS_SECRET_ACCESS_KEY"],
+                },
+            )  # fmt: skip
+        self._await_bucket(self._process)
+
+    def stop(self) -> None:
+        """End the server; its objects stay."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+            self._process = None
+
+    @property
+    def _log(self) -> Path:
+        return self._folder / "gateway.log"
+
+    def _await_bucket(self, process: subprocess.Popen[bytes]) -> None:
+        """Create the bucket, where it is new, as soon as the server answers."""
+        deadline = time.monotonic() + _START_SECONDS
+        client = fs.S3FileSystem(
+            access_key=self.variables["AWS_ACCESS_KEY_ID"],
+            secret_key=self.variables["AWS_SECRET_ACCESS_KEY"],
+            region=self.variables["AWS_DEFAULT_REGION"],
+            endpoint_override=self.variables["AWS_ENDPOINT_URL"],
+            allow_bucket_creation=True,
+        )
+        while True:
+            try:
+                if client.get_file_info(self._bucket).type == fs.FileType.NotFound:
+                    client.create_dir(self._bucket)
+                return
+            except OSError as error:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(
+                        f"the S3 server did not start: {error}; its log is {self._log}"
+                    ) from error
+                time.sleep(0.2)
 
 
 def _juicefs() -> str:
