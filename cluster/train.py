@@ -14,7 +14,7 @@ from pipelines.sources import Index, build_index
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig
 from training.metrics import read_metrics
-from training.record import claim_run
+from training.record import claim_run, find_run
 from training.report import write_report
 from training.run import make_plan, run_uri, total_steps
 
@@ -26,16 +26,22 @@ def run_training(config: TrainConfig) -> list[dict[str, Any]]:
     """
     config = with_absolute_paths(config)
     check_lanes(config.batch_size, config.lanes, config.workers or 1)
-    index = read_index(config.data.train, config)
-    test_index = read_index(config.data.test, config) if config.data.test else None
+    run = run_uri(config)
+    resumed = find_run(run, config)
+    index = _index(run, "train", config.data.train, config, resumed)
+    test_index = None
+    if config.data.test:
+        test_index = _index(run, "test", config.data.test, config, resumed, index.classes)
     if test_index and not (index.has_labels and test_index.has_labels):
         raise ValueError(
             f"evaluation needs labels: no column {config.data.label_column!r} in the images; "
             "name it with --data.label-column or leave out --data.test"
         )
     steps = total_steps(config, make_plan(config, index))
-    run = run_uri(config)
     claim_run(run, config)
+    for name, listed in (("train", index), ("test", test_index)):
+        if listed and not resumed:
+            storage.write(storage.join(run, "index", f"{name}.parquet"), listed.to_bytes())
     done = Checkpoints(run, config.checkpoint.keep).latest_step() or 0
     if done >= steps:
         print(f"{run} is finished: {done} steps. Its report is {write_report(config)}")
@@ -65,7 +71,15 @@ def _launch(config: TrainConfig, index: Index, test_index: Index | None, steps: 
             sys.exit(f"diptych: {error}")
 
 
-def read_index(uri: str, config: TrainConfig) -> Index:
+def _index(
+    run: str, name: str, uri: str, config: TrainConfig, resumed: bool, classes: tuple[str, ...] = ()
+) -> Index:
+    """The index that the run has kept, so that a resume lists nothing again, or a new one."""
+    kept = storage.read(storage.join(run, "index", f"{name}.parquet")) if resumed else None
+    return Index.from_bytes(kept) if kept else read_index(uri, config, classes)
+
+
+def read_index(uri: str, config: TrainConfig, classes: tuple[str, ...] = ()) -> Index:
     """The index of `uri`, with a progress bar where it takes more than a second."""
     bar = tqdm(desc=f"index {uri}", unit="file", leave=False, delay=1)
 
@@ -74,7 +88,7 @@ def read_index(uri: str, config: TrainConfig) -> Index:
         bar.update(done - bar.n)
 
     with bar:
-        return build_index(uri, config.data, progress)
+        return build_index(uri, config.data, progress, classes=classes)
 
 
 class _ProgressBar:
@@ -100,6 +114,9 @@ class _ProgressBar:
             pixels = values.get("knn_top1_pixels")
             beside = f" (raw pixels {pixels:.1%})" if pixels is not None else ""
             self._bar.write(f"step {values['step']}: kNN accuracy {values['knn_top1']:.1%}{beside}")
+            return
+        if "quarantined" in values:
+            self._bar.write(f"step {values['step']}: {values['quarantined']:,} images left out so far")
             return
         rate = f"{values['images_per_second']:,.0f} images/s"
         self._bar.set_postfix_str(

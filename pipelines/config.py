@@ -21,19 +21,26 @@ class DataConfig:
     """Which images, and how they are read and augmented."""
 
     train: str
-    """Training images: a Parquet file, a folder of them or a pattern with *, as a path, file:// or s3://."""
+    """Training images: Parquet files, WebDataset tars or a folder of images (class = first folder), by path,
+    pattern with *, file://, s3://, gs:// or az://."""
     test: str | None = None
     """Labelled held-out images, for evaluation alone. When unset, nothing is evaluated."""
     image_column: str = "image"
-    """Column with the encoded image: bytes, or a struct with a field `bytes`."""
+    """Parquet column with the encoded image: bytes, or a struct with a field `bytes`."""
+    key_column: str = "key"
+    """Column with an image's name; Parquet files need not have it."""
     label_column: str = "label"
-    """Column with the class as a whole number from 0; training without labels does not need it."""
+    """Parquet column with the class as a whole number from 0; training without labels does not need it."""
     recipe: Annotated[str, AfterValidator(_recipe_name)] = "simclr"
     """Named recipe that `view` starts from: simclr or simclr-cifar."""
     view: ViewRecipe = field(default_factory=ViewRecipe)
     """How a view is made; fields that are not set are the recipe's."""
     evaluation_crop: Share = 0.875
     """Side of the centre square that evaluation sees, as a share of the shorter side."""
+    max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
+    """Images with more pixels are left out: decoding them could take all memory."""
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Stop the run once more than this share of the training images turned out to be no good."""
     window_rows: Annotated[int, Field(ge=1)] = 1024
     """Images of a lane that are read and shuffled together."""
 

@@ -1,18 +1,17 @@
 """Arrow tables of encoded images to the Views that each step trains on."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
-import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import UInt8
 
+from pipelines.batches import Batch, Rows, step_batches
 from pipelines.config import DataConfig
-from pipelines.dali import Made, Request, make_views
+from pipelines.dali import Request, make_views
 from pipelines.draws import draw
-from pipelines.plan import Plan, Window
+from pipelines.plan import Plan
+from pipelines.quarantine import Quarantined
 from pipelines.recipes import ViewRecipe
 from pipelines.views import Views
 
@@ -37,37 +36,64 @@ def training_views(
 ) -> Iterator[Views]:
     """The views of steps [start_step, stop_step) for the worker that serves `lanes`.
 
-    `tables` are those of plan.windows(lanes, start_step, stop_step), in that order.
+    `tables` are those of plan.windows(lanes, start_step, stop_step), in that order. Another image of its
+    window stands in for one that is bad. Raises ValueError where a window has no good one.
     """
     windows = plan.windows(lanes, start_step, stop_step)
-    batches = _lane_batches(tables, windows, len(lanes), plan.lane_batch_size)
+    batches = step_batches(tables, windows, len(lanes), plan.lane_batch_size)
 
-    def requests() -> Iterator[Request]:
-        for step, batch in zip(range(start_step, stop_step), batches, strict=False):
-            epoch, _ = plan.position(step)
-            yield make_request(batch, recipes, seed=plan.seed, epoch=epoch)
+    def request(batch: Batch, epoch: int) -> Request:
+        tag = (batch, epoch)
+        return make_request(batch.rows, recipes, seed=plan.seed, epoch=epoch, tag=tag)
+
+    def repair(failed: Request, broken: Mapping[int, str]) -> Request:
+        batch, epoch = failed.tag
+        return request(batch.without(broken), epoch)
 
     made = make_views(
-        requests(),
+        (
+            request(batch, plan.position(step)[0])
+            for step, batch in zip(range(start_step, stop_step), batches, strict=False)
+        ),
         recipes,
         batch_size=plan.lane_batch_size * len(lanes),
         threads=device.threads,
         gpu=device.gpu,
+        repair=repair,
     )
-    return map(_views, made)
+    return (_views(images, batch.rows, batch.rows.quarantined) for images, (batch, _) in made)
 
 
 def evaluation_views(
     tables: Iterable[pa.Table], data: DataConfig, device: Device, *, batch_size: int
 ) -> Iterator[Views]:
-    """One centre view of every row of `tables`, in order, at most batch_size at a time."""
+    """One centre view of every good row of `tables`, in order, at most batch_size at a time."""
     recipe = evaluation_recipe(data)
-    batches = (
-        table.slice(start, batch_size) for table in tables for start in range(0, table.num_rows, batch_size)
+
+    def request(rows: Rows, bad: tuple[Quarantined, ...]) -> Request:
+        return make_request(rows, (recipe,), seed=0, epoch=0, tag=(rows, bad))
+
+    def requests() -> Iterator[Request]:
+        bad: tuple[Quarantined, ...] = ()
+        for rows in map(Rows.of, tables):
+            for start in range(0, len(rows), batch_size):
+                batch = rows[start : start + batch_size]
+                bad += batch.quarantined
+                if len(batch.good):
+                    yield request(batch.good, bad)
+                    bad = ()
+
+    def repair(failed: Request, broken: Mapping[int, str]) -> Request:
+        rows, bad = failed.tag
+        rows = rows.marked(broken)
+        if not len(rows.good):
+            raise ValueError(f"none of {len(rows)} images can be decoded: {rows.first_bad}")
+        return request(rows.good, bad + rows.quarantined)
+
+    made = make_views(
+        requests(), (recipe,), batch_size=batch_size, threads=device.threads, gpu=device.gpu, repair=repair
     )
-    requests = (make_request(batch, (recipe,), seed=0, epoch=0) for batch in batches)
-    made = make_views(requests, (recipe,), batch_size=batch_size, threads=device.threads, gpu=device.gpu)
-    return map(_views, made)
+    return (_views(images, rows, bad) for images, (rows, bad) in made)
 
 
 def evaluation_recipe(data: DataConfig) -> ViewRecipe:
@@ -79,60 +105,16 @@ def evaluation_recipe(data: DataConfig) -> ViewRecipe:
     )  # fmt: skip
 
 
-def make_request(batch: pa.Table, recipes: tuple[ViewRecipe, ...], *, seed: int, epoch: int) -> Request:
-    """What make_views needs for the images of `batch` (rows as reader.SCHEMA), which is its tag."""
-    samples = batch["sample"].to_numpy()
-    sizes = np.stack([batch["height"].to_numpy(), batch["width"].to_numpy()], axis=1).astype(np.int64)
+def make_request(
+    rows: Rows, recipes: tuple[ViewRecipe, ...], *, seed: int, epoch: int, tag: object = None
+) -> Request:
+    """What make_views needs for the images of `rows`."""
     draws = tuple(
-        draw(recipe, seed=seed, epoch=epoch, view=view, samples=samples, sizes=sizes)
+        draw(recipe, seed=seed, epoch=epoch, view=view, samples=rows.sample, sizes=rows.sizes)
         for view, recipe in enumerate(recipes)
     )
-    return Request(_image_bytes(batch), draws, tag=batch)
+    return Request(rows.image.tolist(), draws, tag)
 
 
-def _image_bytes(batch: pa.Table) -> list[UInt8[np.ndarray, " bytes"]]:
-    """The encoded images as views of Arrow's own memory."""
-    column = batch["image"].combine_chunks()
-    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    _, offsets, content = column.buffers()
-    ends = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
-    whole = np.frombuffer(content, np.uint8)
-    return [whole[start:end] for start, end in pairwise(ends)]
-
-
-def _views(made: Made) -> Views:
-    images, batch = made
-    labels = torch.tensor(batch["label"].to_numpy())
-    return Views(images, labels, batch["sample"].to_numpy())
-
-
-def _lane_batches(
-    tables: Iterable[pa.Table], windows: Iterable[Window], lanes: int, lane_batch_size: int
-) -> Iterator[pa.Table]:
-    """Batches of lane_batch_size rows of each lane, out of tables in which the lanes take turns."""
-    rows = _Rows(tables)
-    turn: list[pa.Table] = []
-    for window in windows:
-        turn.append(rows.take(window.rows))
-        if len(turn) == lanes:
-            for start in range(0, window.rows, lane_batch_size):
-                yield pa.concat_tables([table.slice(start, lane_batch_size) for table in turn])
-            turn = []
-
-
-class _Rows:
-    """A stream of tables, taken by the number of rows."""
-
-    def __init__(self, tables: Iterable[pa.Table]) -> None:
-        self._tables = iter(tables)
-        self._rest: pa.Table | None = None
-
-    def take(self, count: int) -> pa.Table:
-        parts = []
-        while count:
-            table = next(self._tables) if self._rest is None else self._rest
-            part = table.slice(0, count)
-            parts.append(part)
-            count -= part.num_rows
-            self._rest = table.slice(part.num_rows) if part.num_rows < table.num_rows else None
-        return pa.concat_tables(parts)
+def _views(images: tuple[torch.Tensor, ...], rows: Rows, quarantined: tuple[Quarantined, ...]) -> Views:
+    return Views(images, torch.tensor(rows.label), rows.sample, quarantined)

@@ -30,24 +30,30 @@ class Piece:
 
 @dataclass(frozen=True)
 class Window:
-    """Rows that are read together, and shuffled where there is a `key`.
+    """Rows of a lane that are shuffled together where there is a `key`.
 
-    `skip` rows are left out at the front of the shuffled window: they were consumed before a resume.
+    `pieces` are read for it. Together with the rows that the lane's windows before it have read and not
+    used they begin with its `size` rows; what is left over is the next window's, so that no fragment is
+    read twice. `skip` rows at the front of the shuffled window were consumed before a resume.
     """
 
     pieces: tuple[Piece, ...]
+    size: int
     key: Key | None = None
     skip: int = 0
 
     @property
     def rows(self) -> int:
         """Rows that the window yields."""
-        return sum(piece.stop - piece.start for piece in self.pieces) - self.skip
+        return self.size - self.skip
 
-    def order(self) -> Int[np.ndarray, " rows"]:
-        """Positions within the concatenated pieces, in the order in which they are yielded."""
-        size = self.rows + self.skip
-        return (np.arange(size) if self.key is None else permutation(self.key, size))[self.skip :]
+    @property
+    def rows_read(self) -> int:
+        return sum(piece.stop - piece.start for piece in self.pieces)
+
+    def order(self) -> Int[np.ndarray, " size"]:
+        """Positions among the window's rows in the order in which they are consumed, skipped ones first."""
+        return np.arange(self.size) if self.key is None else permutation(self.key, self.size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +67,10 @@ class Line:
     def of(cls, rows: Int[np.ndarray, " fragments"], key: Key) -> "Line":
         order = permutation(key, len(rows))
         return cls(order, np.cumsum(rows[order]))
+
+    def fragment_end(self, row: int) -> int:
+        """Where on the line the fragment that holds the row before `row` ends."""
+        return int(self.ends[np.searchsorted(self.ends, row, side="left")])
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         """Rows [start, stop) of the line, fragment by fragment."""
@@ -131,17 +141,24 @@ class Plan:
             last_step = min(self.steps_per_epoch, stop_step - epoch * self.steps_per_epoch)
             stop = last_step * self.lane_batch_size
             first = first_step * self.lane_batch_size
-            for number in range(first // self.window_size, -(-stop // self.window_size)):
+            numbers = range(first // self.window_size, -(-stop // self.window_size))
+            for number in numbers:
                 skip = max(0, first - number * self.window_size)
-                yield from (self.window(epoch, lane, number, skip) for lane in lanes)
+                yield from (self._window(epoch, lane, number, skip, numbers.start) for lane in lanes)
             epoch, first_step = epoch + 1, 0
 
-    def window(self, epoch: int, lane: int, number: int, skip: int = 0) -> Window:
-        start = number * self.window_size
-        stop = min(start + self.window_size, self.steps_per_epoch * self.lane_batch_size)
-        offset = lane * self.lane_rows
-        pieces = self._line(epoch).pieces(offset + start, offset + stop)
-        return Window(tuple(pieces), derive_key(self.seed, _ROWS, epoch, lane, number), skip)
+    def _window(self, epoch: int, lane: int, number: int, skip: int, first_number: int) -> Window:
+        """A lane's window, of which all before `first_number` are not read."""
+        line = self._line(epoch)
+        begin = lane * self.lane_rows
+        end = begin + self.steps_per_epoch * self.lane_batch_size
+        start = begin + number * self.window_size
+        stop = min(start + self.window_size, end)
+        # Fragments are read to their ends, or to the lane's: the rows beyond `stop` are the next window's.
+        read_from = start if number == first_number else min(line.fragment_end(start), end)
+        pieces = line.pieces(read_from, min(line.fragment_end(stop), end))
+        key = derive_key(self.seed, _ROWS, epoch, lane, number)
+        return Window(tuple(pieces), stop - start, key, skip)
 
     @lru_cache(maxsize=2)  # noqa: B019 - a plan lives as long as its run
     def _line(self, epoch: int) -> Line:
@@ -164,8 +181,12 @@ def sweep(
     total = int(rows.sum()) if limit is None else min(limit, int(rows.sum()))
     line = Line.of(rows, derive_key(seed, _FRAGMENTS, 0))
     first, last = total * rank // world_size, total * (rank + 1) // world_size
-    for start in range(first, last, window_rows):
-        yield Window(tuple(line.pieces(start, min(start + window_rows, last))))
+    while first < last:
+        # A window ends where a fragment does, unless that is far off, so that few fragments are read twice.
+        stop = min(line.fragment_end(min(first + window_rows, last)), last)
+        stop = stop if stop <= first + 2 * window_rows else first + window_rows
+        yield Window(tuple(line.pieces(first, stop)), stop - first)
+        first = stop
 
 
 def check_lanes(batch_size: int, lanes: int, workers: int = 1) -> None:

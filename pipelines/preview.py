@@ -1,6 +1,7 @@
 """A contact sheet: images, each with its two views below it, as a PNG."""
 
 import io
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +9,8 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from pipelines.dali import make_views
+from pipelines.batches import Rows
+from pipelines.dali import Request, make_views
 from pipelines.feed import make_request
 from pipelines.recipes import ViewRecipe
 
@@ -17,15 +19,28 @@ _SMALLEST_SIDE = 96
 
 
 def contact_sheet(
-    table: pa.Table, recipe: ViewRecipe, *, seed: int, epoch: int = 0, images: int = 12
+    table: pa.Table, recipes: tuple[ViewRecipe, ViewRecipe], *, seed: int, epoch: int = 0, images: int = 12
 ) -> bytes:
-    """A PNG of the first few images of `table` (rows as reader.SCHEMA): image, first view, second view."""
-    request = make_request(table.slice(0, images), (recipe, recipe), seed=seed, epoch=epoch)
-    made = make_views(iter([request]), (recipe, recipe), batch_size=len(request.images), threads=1)
-    views, _ = next(made)
-    rows = [[_fitted(content.tobytes(), recipe.size) for content in request.images]]
-    rows += [[_shown(view, recipe) for view in batch] for batch in views]
-    return _grid(rows, recipe.size)
+    """A PNG of the first few good images of `table` (reader.SCHEMA): image, first view, second view.
+
+    Raises ValueError where there is none.
+    """
+    rows = Rows.of(table).good[:images]
+
+    def request(rows: Rows) -> Request:
+        if not len(rows):
+            raise ValueError("there is no image that can be decoded")
+        return make_request(rows, recipes, seed=seed, epoch=epoch, tag=rows)
+
+    def repair(failed: Request, broken: Mapping[int, str]) -> Request:
+        return request(failed.tag.marked(broken).good)
+
+    made = make_views(iter([request(rows)]), recipes, batch_size=images, threads=1, repair=repair)
+    views, shown = next(made)
+    size = recipes[0].size
+    tiles = [[_fitted(content.tobytes(), size) for content in shown.image]]
+    tiles += [[_shown(view, recipe) for view in batch] for batch, recipe in zip(views, recipes, strict=True)]
+    return _grid(tiles, size)
 
 
 def _fitted(content: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:

@@ -1,84 +1,109 @@
-"""A window of the plan to an Arrow table of encoded images and their sizes; pixels stay encoded."""
+"""Pieces of fragments to an Arrow table of encoded images and their sizes; pixels stay encoded."""
 
-import io
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from jaxtyping import Int
-from PIL import Image, UnidentifiedImageError
 from pyarrow import fs
 
-from pipelines import storage
+from pipelines import folders, parquet, storage, tars
 from pipelines.config import DataConfig
+from pipelines.header import BadImageError, shown_size
+from pipelines.layout import CONNECTIONS, ROWS
 from pipelines.plan import Piece, Window
-from pipelines.sources import Index
+from pipelines.sources import Index, Layout
 
-# `sample` is the row's number in the index; `label` is -1 where there is none. large_binary, because a
-# window may hold more than the 2 GiB that binary's offsets reach.
+# `sample` is the row's number in the index. `bad` says why the image cannot be used, and is null if it can:
+# then `image` is null, and height and width are 0.
 SCHEMA = pa.schema(
-    {
-        "image": pa.large_binary(),
-        "height": pa.int32(),
-        "width": pa.int32(),
-        "label": pa.int64(),
-        "sample": pa.int64(),
-    }
+    [
+        *ROWS,
+        pa.field("sample", pa.int64()),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("bad", pa.string()),
+    ]
 )
 
-_EXIF_ORIENTATION = 0x0112
-_EXIF_SIDEWAYS = range(5, 9)
 
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What is read at once, without the index that it is taken from.
 
-def read_window(index: Index, data: DataConfig, window: Window) -> pa.Table:
-    """The window's rows in their shuffled order, as SCHEMA.
-
-    Raises ValueError, naming file and row, where a file is missing or torn or a row is no image.
+    pieces: the index's row of each fragment, and the rows [start, stop) that are wanted of it.
     """
-    filesystem, _ = storage.resolve(index.uri)
-    tables = [_read_piece(filesystem, index, data, piece) for piece in window.pieces]
-    return pa.concat_tables(tables).combine_chunks().take(pa.array(window.order()))
+
+    uri: str
+    layout: Layout
+    has_labels: bool
+    pieces: pa.Table
+
+    @classmethod
+    def of(cls, index: Index, pieces: Sequence[Piece]) -> "Reading":
+        rows = index.fragments.take(pa.array([piece.fragment for piece in pieces], pa.int64()))
+        rows = rows.append_column("start", pa.array([piece.start for piece in pieces], pa.int64()))
+        rows = rows.append_column("stop", pa.array([piece.stop for piece in pieces], pa.int64()))
+        return cls(index.uri, index.layout, index.has_labels, rows)
 
 
-def _read_piece(filesystem: fs.FileSystem, index: Index, data: DataConfig, piece: Piece) -> pa.Table:
-    path = index.paths[index.file[piece.fragment]]
-    group = int(index.row_group[piece.fragment])
-    columns = [data.image_column] + ([data.label_column] if index.has_labels else [])
-    try:
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
-            table = file.read_row_group(group, columns=columns)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"cannot read {path}, row group {group}: {storage.first_line(error)}") from error
-    table = table.slice(piece.start, piece.stop - piece.start)
-    images = table[data.image_column]
-    if pa.types.is_struct(images.type):
-        images = pc.struct_field(images, "bytes")  # pyright: ignore[reportAttributeAccessIssue]
-    images = images.cast(pa.large_binary())
-    first = int(index.first_sample[piece.fragment]) + piece.start
-    size = _sizes(images, f"{path}, row group {group}", piece.start)
-    labels = (
-        pc.fill_null(table[data.label_column].cast(pa.int64()), -1)
-        if index.has_labels
-        else np.full(len(table), -1)
-    )
-    samples = np.arange(first, first + len(table))
-    return pa.table([images, size[:, 0], size[:, 1], labels, samples], names=SCHEMA.names).cast(SCHEMA)
+def read_windows(index: Index, data: DataConfig, windows: Iterable[Window]) -> Iterator[pa.Table]:
+    """The rows of the windows' pieces as SCHEMA, read in this process; stream.stream_windows uses Ray."""
+    return (read_pieces(Reading.of(index, window.pieces), data) for window in windows if window.pieces)
 
 
-def _sizes(images: pa.ChunkedArray, place: str, first_row: int) -> Int[np.ndarray, "n 2"]:
-    """Height and width of each image as it is shown, from its header alone."""
-    sizes = np.empty((len(images), 2), np.int32)
-    for row, encoded in enumerate(images):
+def read_pieces(reading: Reading, data: DataConfig) -> pa.Table:
+    """The pieces' rows one after another, as SCHEMA.
+
+    Raises ValueError, naming the file, where one is missing or torn; an image that is bad is only marked.
+    """
+    filesystem, _ = storage.resolve(reading.uri)
+    pieces = reading.pieces.to_pylist()
+    if not pieces:
+        return SCHEMA.empty_table()
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        table = _read(reading, filesystem, pieces, data, pool)
+    samples = [
+        np.arange(piece["first_sample"] + piece["start"], piece["first_sample"] + piece["stop"])
+        for piece in pieces
+    ]
+    table = table.append_column("sample", pa.array(np.concatenate(samples)))
+    return _with_sizes(table.combine_chunks(), data.max_pixels)
+
+
+def _read(
+    reading: Reading, filesystem: fs.FileSystem, pieces: list[dict], data: DataConfig, pool: Executor
+) -> pa.Table:
+    if reading.layout == "parquet":
+        return parquet.read_pieces(filesystem, pieces, data, reading.has_labels, pool)
+    if reading.layout == "tar":
+        return tars.read_pieces(filesystem, pieces, reading.has_labels, pool)
+    return folders.read_pieces(filesystem, pieces, pool)
+
+
+def _with_sizes(table: pa.Table, max_pixels: int) -> pa.Table:
+    """The rows with the columns that an image's header gives; a bad image's bytes are left out."""
+    sizes: Int[np.ndarray, "n 2"] = np.zeros((len(table), 2), np.int32)
+    reasons: list[str | None] = [None] * len(table)
+    for row, image in enumerate(table["image"]):
         try:
-            with Image.open(io.BytesIO(encoded.as_buffer())) as image:
-                sizes[row] = _shown_size(image)
-        except (UnidentifiedImageError, OSError, AttributeError) as error:
-            raise ValueError(f"{place}, row {first_row + row} is not an image that can be decoded") from error
-    return sizes
-
-
-def _shown_size(image: Image.Image) -> tuple[int, int]:
-    # A PNG that names no EXIF data in its header would be decoded whole to look for it.
-    turned = "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) in _EXIF_SIDEWAYS
-    return (image.width, image.height) if turned else (image.height, image.width)
+            sizes[row] = shown_size(image.as_py(), max_pixels=max_pixels)
+        except BadImageError as bad:
+            reasons[row] = str(bad)
+    bad = pa.array(reasons, pa.string())
+    if bad.null_count < len(bad):
+        at = table.schema.get_field_index("image")
+        images = pa.array(
+            [
+                None if reason else image.as_py()
+                for image, reason in zip(table["image"], reasons, strict=True)
+            ],
+            pa.large_binary(),
+        )
+        table = table.set_column(at, "image", images)
+    columns = {"height": pa.array(sizes[:, 0]), "width": pa.array(sizes[:, 1]), "bad": bad}
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    return table.cast(SCHEMA)

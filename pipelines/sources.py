@@ -1,21 +1,35 @@
-"""URI to Index: which files hold the images, in which row groups, read from metadata alone."""
+"""URI to Index: which files hold the images, and in which fragments, read from metadata alone."""
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import io
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int
 from pyarrow import fs
 
-from pipelines import storage
+from pipelines import folders, parquet, storage, tars
 from pipelines.config import DataConfig
+from pipelines.layout import CONNECTIONS, Listing, Place
 from pipelines.philox import derive_key, permutation
 
-_READERS = 16
+Layout = Literal["parquet", "tar", "folder"]
+Progress = Callable[[int, int], None]
+
+# The first layout of which a folder has files is the folder's.
+_ENDINGS: dict[Layout, tuple[str, ...]] = {
+    "parquet": parquet.ENDINGS,
+    "tar": tars.ENDINGS,
+    "folder": folders.ENDINGS,
+}
 
 # First part of a key's path; pipelines.plan and pipelines.draws use others.
 _SPLIT = 4
@@ -23,131 +37,151 @@ _SPLIT = 4
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Every fragment (a row group of a Parquet file) of a data set, sorted by path.
+    """Every fragment of a data set, sorted by path: a row group, a run of samples in a tar, or a file.
 
-    A sample's number is its row's place in this order, kept by the parts of a split: it does not depend on
-    who reads it. `first_sample` is that of each fragment's first row.
+    fragments: path, rows, first_sample, and what the layout needs to read one. A sample's number is its
+    row's place in this order, kept by the parts of a split: it does not depend on who reads it.
+    classes: the names of the labels, where the layout has names.
     """
 
     uri: str
-    paths: tuple[str, ...]
-    file: Int[np.ndarray, " fragments"]
-    row_group: Int[np.ndarray, " fragments"]
-    rows: Int[np.ndarray, " fragments"]
-    first_sample: Int[np.ndarray, " fragments"]
+    layout: Layout
+    fragments: pa.Table
     has_labels: bool
+    classes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> Int[np.ndarray, " fragments"]:
+        return self.fragments["rows"].to_numpy()
+
+    @property
+    def first_sample(self) -> Int[np.ndarray, " fragments"]:
+        return self.fragments["first_sample"].to_numpy()
+
+    @property
+    def paths(self) -> list[str]:
+        """The files, each once, in the fragments' order."""
+        return self.fragments["path"].unique().to_pylist()
 
     def split(self, share: float, seed: int) -> tuple["Index", "Index"]:
         """The index without, and of, randomly chosen fragments that hold at least `share` of the rows.
 
         Raises ValueError where one part would be empty.
         """
-        order = permutation(derive_key(seed, _SPLIT), len(self.rows))
-        count = int(np.searchsorted(np.cumsum(self.rows[order]), share * self.rows.sum())) + 1
+        rows = self.rows
+        order = permutation(derive_key(seed, _SPLIT), len(rows))
+        count = int(np.searchsorted(np.cumsum(rows[order]), share * rows.sum())) + 1
         if count >= len(order):
             raise ValueError(
-                f"{self.uri} has {len(order)} row groups, too few to hold out {share:.0%} of its images; "
-                "write smaller row groups"
+                f"{self.uri} has {len(order)} fragments, too few to hold out {share:.0%} of its images; "
+                "write smaller row groups or tars"
             )
         return self._part(np.sort(order[count:])), self._part(np.sort(order[:count]))
 
     def _part(self, fragments: Int[np.ndarray, " some"]) -> "Index":
-        columns = {
-            name: getattr(self, name)[fragments] for name in ("file", "row_group", "rows", "first_sample")
-        }
-        return replace(self, **columns)
+        return replace(self, fragments=self.fragments.take(pa.array(fragments)))
+
+    def to_bytes(self) -> bytes:
+        """The index as a Parquet file, for Index.from_bytes."""
+        about = {name: getattr(self, name) for name in ("uri", "layout", "has_labels", "classes")}
+        out = io.BytesIO()
+        pq.write_table(self.fragments.replace_schema_metadata({"index": json.dumps(about)}), out)
+        return out.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Index":
+        table = pq.read_table(io.BytesIO(content))
+        about = json.loads((table.schema.metadata or {})[b"index"])
+        classes = tuple(about.pop("classes"))
+        return cls(fragments=table.replace_schema_metadata(None), classes=classes, **about)
 
 
-def build_index(uri: str, data: DataConfig, progress: Callable[[int, int], None] | None = None) -> Index:
-    """Read the metadata of every Parquet file at `uri`; calls progress(done, files) after each.
+def build_index(
+    uri: str, data: DataConfig, progress: Progress | None = None, *, classes: Sequence[str] = ()
+) -> Index:
+    """Read the metadata of every file at `uri`; calls progress(done, files) after each.
 
-    Raises ValueError, naming the URI, where it does not exist, holds no Parquet file or no image, or
-    lacks a column.
+    The layout is told by the files' endings: Parquet, else tars, else image files. With `classes` those
+    give the labels of a folder's classes their numbers. Raises ValueError, naming the URI, where it does
+    not exist, holds no image, or lacks a column.
     """
-    filesystem, path = storage.resolve(uri)
-    paths = _list_parquet(filesystem, path, uri)
-    footers: list[tuple[Int[np.ndarray, " groups"], bool]] = []
-    with ThreadPoolExecutor(_READERS) as pool:
-        for footer in pool.map(lambda file: _read_footer(filesystem, file, data), paths):
-            footers.append(footer)
-            if progress:
-                progress(len(footers), len(paths))
-    counts = [rows for rows, _ in footers]
-    rows = np.concatenate(counts)
-    index = Index(
-        uri=uri,
-        paths=tuple(paths),
-        file=np.repeat(np.arange(len(paths)), [len(rows) for rows in counts]),
-        row_group=np.concatenate([np.arange(len(rows)) for rows in counts]),
-        rows=rows,
-        first_sample=np.cumsum(rows) - rows,
-        has_labels=all(labels for _, labels in footers),
-    )
-    if index.rows.sum() == 0:
-        raise ValueError(f"{uri} holds no image: its {len(paths)} Parquet files have no rows")
-    return index
-
-
-def _list_parquet(filesystem: fs.FileSystem, path: str, uri: str) -> list[str]:
-    folder, pattern = _split_pattern(path)
     try:
-        info = filesystem.get_file_info(folder)
-        if info.type == fs.FileType.NotFound:
-            raise ValueError(f"{uri} does not exist; give a Parquet file or a folder of them")
-        if info.type == fs.FileType.File:
-            return [path]
-        found = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
+        listing, layout, files = _list(uri, data, progress)
     except OSError as error:
-        raise ValueError(f"cannot list {uri}: {storage.first_line(error)}") from error
-    files = (file.path for file in found if file.type == fs.FileType.File)
-    # Only * is a wildcard.
-    literal = (pattern or "*.parquet").replace("[", "[[]").replace("?", "[?]")
-    paths = sorted(file for file in files if fnmatchcase(file, literal))
-    if not paths:
-        raise ValueError(f"{uri} holds no image: no file there matches {pattern or '*.parquet'}")
-    return paths
+        raise ValueError(storage.first_line(error)) from error
+    if classes and listing.classes:
+        listing = folders.relabel(listing, classes, uri)
+    fragments = listing.fragments.filter(pc.field("rows") > 0)
+    if not len(fragments):
+        raise ValueError(f"{uri} holds no image: its {files} files have none")
+    rows = fragments["rows"].to_numpy()
+    fragments = fragments.append_column("first_sample", pa.array(np.cumsum(rows) - rows))
+    return Index(uri, layout, fragments, listing.has_labels, listing.classes)
+
+
+def _list(uri: str, data: DataConfig, progress: Progress | None) -> tuple[Listing, Layout, int]:
+    """The fragments at `uri`, their layout, and in how many files they are."""
+    filesystem, path = storage.resolve(uri)
+    layout, root, files = _find(path, uri)
+    told = 0
+
+    def done() -> None:
+        nonlocal told
+        told += 1
+        if progress:
+            progress(told, len(files))
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        listing = _index_files(layout, filesystem, root, files, data, pool, done)
+    return listing, layout, len(files)
+
+
+def _index_files(
+    layout: Layout,
+    filesystem: fs.FileSystem,
+    root: str,
+    files: list[Place],
+    data: DataConfig,
+    pool: Executor,
+    done: Callable[[], None],
+) -> Listing:
+    if layout == "parquet":
+        return parquet.index_files(filesystem, files, data, pool, done)
+    if layout == "tar":
+        return tars.index_files(filesystem, files, pool, done)
+    return folders.index_files(root, files, done)
+
+
+def _find(path: str, uri: str) -> tuple[Layout, str, list[Place]]:
+    """The layout, the folder from which classes are counted, and the files, sorted."""
+    folder, pattern = _split_pattern(path)
+    found = storage.listing(uri[: uri.index("*")].rpartition("/")[0] if pattern else uri)
+    if pattern:
+        # Only * is a wildcard.
+        literal = pattern.replace("[", "[[]").replace("?", "[?]")
+        found = [file for file in found if fnmatchcase(file.path, literal)]
+    for layout, endings in _ENDINGS.items():
+        files = [Place(file.path, file.size) for file in found if _ends(file.path, endings)]
+        if files:
+            root = folder if pattern or [file.path for file in files] != [folder] else _parent(folder)
+            return layout, root, sorted(files)
+    what = f"matches {pattern}" if pattern else "is Parquet, a tar or an image"
+    packed = [file.path for file in found if _ends(file.path, (".tar.gz", ".tgz", ".tar.zst"))]
+    hint = f"; {packed[0]} is compressed: write it anew, uncompressed" if packed else ""
+    raise ValueError(f"{uri} holds no image: no file there {what}{hint}")
+
+
+def _ends(path: str, endings: tuple[str, ...]) -> bool:
+    hidden = PurePosixPath(path).name.startswith((".", "_"))
+    return path.lower().endswith(endings) and not hidden
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]
 
 
 def _split_pattern(path: str) -> tuple[str, str | None]:
     """The folder to list, and the whole pattern where `path` has wildcards."""
     if "*" not in path:
-        return path, None
-    return path[: path.index("*")].rpartition("/")[0], path
-
-
-def _read_footer(
-    filesystem: fs.FileSystem, path: str, data: DataConfig
-) -> tuple[Int[np.ndarray, " groups"], bool]:
-    """Rows of each row group, and whether there is a label column."""
-    try:
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
-            metadata, schema = file.metadata, file.schema_arrow
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"cannot read {path}: {storage.first_line(error)}") from error
-    _check_columns(schema, path, data)
-    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    return np.array(rows, np.int64), data.label_column in schema.names
-
-
-def _check_columns(schema: pa.Schema, path: str, data: DataConfig) -> None:
-    """Raise ValueError unless images are bytes and labels, where there are any, whole numbers."""
-    if data.image_column not in schema.names:
-        raise ValueError(
-            f"{path} holds no image: no column {data.image_column!r} among {', '.join(schema.names)}; "
-            "name it with --data.image-column"
-        )
-    kind = schema.field(data.image_column).type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise ValueError(
-            f"{path}: column {data.image_column!r} is {kind}, not encoded images (bytes, or a struct with "
-            "a field `bytes`); name another with --data.image-column"
-        )
-    if data.label_column in schema.names:
-        kind = schema.field(data.label_column).type
-        if not pa.types.is_integer(kind):
-            raise ValueError(
-                f"{path}: column {data.label_column!r} is {kind}, not whole numbers from 0; "
-                "name another with --data.label-column"
-            )
+        return path.rstrip("/"), None
+    return _parent(path[: path.index("*")]), path

@@ -10,37 +10,37 @@ import ray.data
 
 from pipelines.config import DataConfig
 from pipelines.plan import Window
-from pipelines.reader import SCHEMA, read_window
+from pipelines.reader import SCHEMA, Reading, read_pieces
 from pipelines.sources import Index
 
 # What the readers of one worker take of the cluster: two tasks at a time, half a core each.
 READER_CPUS = 0.5
 READERS = 2
 
-# Ray Data keeps a block per window from the start (0.7 ms each), so a long run is streamed in parts.
-_WINDOWS_PER_DATASET = 256
+# Ray Data keeps a block per reading from the start (0.7 ms each), so a long run is streamed in parts.
+_READINGS_PER_DATASET = 256
 
 # The one column of what a reader gives in place of a window that it could not read.
 _ERROR = "error"
 
 
 def stream_windows(index: Index, data: DataConfig, windows: Iterable[Window]) -> Iterator[pa.Table]:
-    """Tables as reader.SCHEMA, whose rows are those of the windows, in order.
+    """Tables as reader.SCHEMA, whose rows are those of the windows' pieces, in order.
 
     A window's rows may come in several tables, where they are larger than a block of Ray's object store.
-    Raises ValueError as read_window does.
+    Raises ValueError as read_pieces does.
     """
 
     def read(batch: pa.Table) -> pa.Table:
         try:
-            return read_window(index, data, pickle.loads(batch["window"][0].as_py()))
+            return read_pieces(pickle.loads(batch["reading"][0].as_py()), data)
         except ValueError as error:
             # Ray Data would bring back a text of some thirty lines, and not the error.
             return pa.table({_ERROR: [str(error)]})
 
-    windows = iter(windows)
-    while part := list(islice(windows, _WINDOWS_PER_DATASET)):
-        items = [{"window": pickle.dumps(window)} for window in part]
+    readings = (Reading.of(index, window.pieces) for window in windows if window.pieces)
+    while part := list(islice(readings, _READINGS_PER_DATASET)):
+        items = [{"reading": pickle.dumps(reading)} for reading in part]
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             read, batch_size=None, batch_format="pyarrow", num_cpus=READER_CPUS, concurrency=READERS
         )

@@ -9,27 +9,38 @@ import tomli_w
 from pipelines import storage
 from training.config import TrainConfig, identity
 
+_FILE = "config.toml"
+
+
+def find_run(run: str, config: TrainConfig) -> bool:
+    """Whether there is such a run already, of this config.
+
+    Raises ValueError where it is another config's, naming the fields, or where it cannot be read.
+    """
+    try:
+        existing = storage.read(storage.join(run, _FILE))
+    except OSError as error:
+        raise _unwritable(run, error) from error
+    if existing is None:
+        return False
+    theirs = identity(TrainConfig(**tomllib.loads(existing.decode())))
+    differing = sorted(_differences(theirs, identity(config)))
+    if differing:
+        raise ValueError(f"{run} is a run with other values of {', '.join(differing)}; try another --name")
+    return True
+
 
 def claim_run(run: str, config: TrainConfig) -> None:
-    """Write RUN/config.toml, or find there that the run is this config's.
-
-    Raises ValueError where the run is another config's, naming the fields, or where nothing can be written.
-    """
-    uri = storage.join(run, "config.toml")
+    """Write RUN/config.toml; raises ValueError as find_run does, or where nothing can be written."""
+    find_run(run, config)
     try:
-        existing = storage.read(uri)
-        if existing is not None:
-            theirs = identity(TrainConfig(**tomllib.loads(existing.decode())))
-            differing = sorted(_differences(theirs, identity(config)))
-            if differing:
-                raise ValueError(
-                    f"{run} is a run with other values of {', '.join(differing)}; try another --name"
-                )
-        storage.write(uri, to_toml(config).encode())
+        storage.write(storage.join(run, _FILE), to_toml(config).encode())
     except OSError as error:
-        raise ValueError(
-            f"cannot write {run}: {storage.first_line(error)}; choose another --output"
-        ) from error
+        raise _unwritable(run, error) from error
+
+
+def _unwritable(run: str, error: OSError) -> ValueError:
+    return ValueError(f"cannot write {run}: {storage.first_line(error)}; choose another --output")
 
 
 def to_toml(config: TrainConfig) -> str:

@@ -23,18 +23,22 @@ def _plans(draw: st.DrawFn) -> Plan:
     return Plan(rows=rows, seed=seed, lanes=lanes, batch_size=batch_size, window_rows=window_rows)
 
 
-def _samples(rows: np.ndarray, window: Window) -> list[int]:
-    """The numbers of the rows that a window yields, counted over the fragments as they are listed."""
+def _read(rows: np.ndarray, window: Window) -> list[int]:
+    """The numbers of the rows that are read for a window, counted over the fragments as they are listed."""
     first = np.concatenate([[0], np.cumsum(rows)])
-    read = [first[piece.fragment] + row for piece in window.pieces for row in range(piece.start, piece.stop)]
-    return [int(read[position]) for position in window.order()]
+    return [
+        int(first[piece.fragment]) + row for piece in window.pieces for row in range(piece.start, piece.stop)
+    ]
 
 
 def _batches(plan: Plan, lanes: range, start: int, stop: int) -> list[list[int]]:
     """What a worker that serves `lanes` trains on in each step: a fixed number of rows of every lane."""
+    left: dict[int, list[int]] = {lane: [] for lane in lanes}
     lines: dict[int, list[int]] = {lane: [] for lane in lanes}
     for lane, window in zip(cycle(lanes), plan.windows(lanes, start, stop), strict=False):
-        lines[lane] += _samples(plan.rows, window)
+        left[lane] += _read(plan.rows, window)
+        rows, left[lane] = left[lane][: window.size], left[lane][window.size :]
+        lines[lane] += [rows[position] for position in window.order()[window.skip :]]
     share = plan.batch_size // plan.lanes
     assert min(len(line) for line in lines.values()) >= share * (stop - start)
     return [
@@ -83,6 +87,23 @@ def test_a_window_has_whole_batches_and_no_more_rows_than_asked_where_a_batch_fi
     for window in plan.windows(range(plan.lanes), 0, plan.steps_per_epoch):
         assert window.rows % share == 0
         assert window.rows <= max(share, plan.window_rows)
+
+
+@_seeded
+@given(_plans())
+def test_no_row_is_read_twice_in_an_epoch(plan: Plan):
+    windows = plan.windows(range(plan.lanes), 0, plan.steps_per_epoch)
+    read = [sample for window in windows for sample in _read(plan.rows, window)]
+    assert len(set(read)) == len(read)
+
+
+@_seeded
+@given(_plans())
+def test_a_fragment_is_read_in_one_piece_by_a_lane(plan: Plan):
+    for lane in range(plan.lanes):
+        windows = plan.windows(range(lane, lane + 1), 0, plan.steps_per_epoch)
+        fragments = [piece.fragment for window in windows for piece in window.pieces]
+        assert len(set(fragments)) == len(fragments)
 
 
 @_seeded
@@ -167,8 +188,9 @@ def test_a_sweep_visits_every_row_once_over_the_workers(
     visited = []
     for rank in range(workers):
         for read in sweep(rows, rank, workers, seed=seed, limit=None, window_rows=window):
-            assert read.rows <= window
-            visited += _samples(rows, read)
+            assert read.rows <= 2 * window
+            assert read.rows == read.rows_read
+            visited += _read(rows, read)
     assert sorted(visited) == list(range(int(rows.sum())))
 
 
@@ -182,7 +204,7 @@ def test_a_limited_sweep_visits_the_same_rows_for_any_number_of_workers(
             sample
             for rank in range(workers)
             for window in sweep(rows, rank, workers, seed=seed, limit=limit, window_rows=7)
-            for sample in _samples(rows, window)
+            for sample in _read(rows, window)
         ]
         for workers in (1, 2, 3, 5)
     ]

@@ -9,12 +9,13 @@ import pyarrow as pa
 import pytest
 from PIL import Image, ImageOps
 
+from pipelines.batches import Rows
 from pipelines.config import DataConfig
 from pipelines.dali import make_views
 from pipelines.feed import make_request
-from pipelines.plan import Piece, Window
+from pipelines.plan import Piece
 from pipelines.preview import contact_sheet
-from pipelines.reader import read_window
+from pipelines.reader import Reading, read_pieces
 from pipelines.recipes import ViewRecipe
 from pipelines.sources import Index
 
@@ -25,7 +26,7 @@ _PITCH = 96 + 4
 @pytest.fixture(scope="module")
 def table(index: Index, data: DataConfig) -> pa.Table:
     """Six images; that of sample 21 is a rotated JPEG."""
-    return read_window(index, data, Window(tuple(Piece(fragment, 0, 2) for fragment in (1, 6, 3))))
+    return read_pieces(Reading.of(index, [Piece(fragment, 0, 2) for fragment in (1, 6, 3)]), data)
 
 
 def _sheet(content: bytes) -> np.ndarray:
@@ -36,12 +37,12 @@ def _sheet(content: bytes) -> np.ndarray:
 
 def test_a_sheet_has_a_column_for_each_image_and_a_row_for_it_and_each_view(table: pa.Table):
     for images, columns in ((4, 4), (12, 6)):
-        sheet = _sheet(contact_sheet(table, _RECIPE, seed=0, images=images))
+        sheet = _sheet(contact_sheet(table, (_RECIPE, _RECIPE), seed=0, images=images))
         assert sheet.shape == (3 * _PITCH - 4, columns * _PITCH - 4, 3)
 
 
 def test_small_views_are_magnified(table: pa.Table):
-    sheet = _sheet(contact_sheet(table, replace(_RECIPE, size=32), seed=0))
+    sheet = _sheet(contact_sheet(table, (replace(_RECIPE, size=32),) * 2, seed=0))
     assert sheet.shape == (3 * _PITCH - 4, 6 * _PITCH - 4, 3)
     np.testing.assert_array_equal(sheet[_PITCH : _PITCH + 96 : 3], sheet[_PITCH + 2 : _PITCH + 96 : 3])
 
@@ -49,15 +50,15 @@ def test_small_views_are_magnified(table: pa.Table):
 def test_the_first_row_shows_the_whole_images_upright(
     table: pa.Table, decode: Callable[[bytes], Image.Image]
 ):
-    sheet = _sheet(contact_sheet(table, _RECIPE, seed=0))
+    sheet = _sheet(contact_sheet(table, (_RECIPE, _RECIPE), seed=0))
     for column, content in enumerate(table["image"].to_pylist()):
         expected = np.asarray(ImageOps.pad(decode(content), (96, 96), color="white"))
         np.testing.assert_array_equal(sheet[:96, column * _PITCH : column * _PITCH + 96], expected)
 
 
 def test_the_other_rows_show_the_views_of_that_seed_and_epoch(table: pa.Table):
-    sheet = _sheet(contact_sheet(table, _RECIPE, seed=3, epoch=2))
-    request = make_request(table, (_RECIPE, _RECIPE), seed=3, epoch=2)
+    sheet = _sheet(contact_sheet(table, (_RECIPE, _RECIPE), seed=3, epoch=2))
+    request = make_request(Rows.of(table), (_RECIPE, _RECIPE), seed=3, epoch=2)
     ((views, _),) = make_views(iter([request]), (_RECIPE, _RECIPE), batch_size=6, threads=2)
     mean, std = (np.array(values)[:, None, None] for values in (_RECIPE.mean, _RECIPE.std))
     for row, batch in enumerate(views, start=1):

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from pipelines.config import DataConfig
-from pipelines.plan import Piece, Plan, Window
-from pipelines.reader import SCHEMA, read_window
+from pipelines.plan import Piece, Plan
+from pipelines.reader import SCHEMA, Reading, read_pieces, read_windows
 from pipelines.sources import Index, build_index
 
 _DATA = DataConfig(train="")
@@ -21,7 +21,7 @@ _DATA = DataConfig(train="")
 def _read(path: Path, table: pa.Table, start: int = 0) -> pa.Table:
     """The rows of a file with one row group, from `start` on."""
     pq.write_table(table, path)
-    return read_window(build_index(str(path), _DATA), _DATA, Window((Piece(0, start, len(table)),)))
+    return read_pieces(Reading.of(build_index(str(path), _DATA), [Piece(0, start, len(table))]), _DATA)
 
 
 def test_every_sample_has_its_own_bytes_and_label_under_its_number(
@@ -29,23 +29,19 @@ def test_every_sample_has_its_own_bytes_and_label_under_its_number(
 ):
     plan = Plan(rows=index.rows, seed=0, lanes=2, batch_size=4, window_rows=7)
     samples = []
-    for window in plan.windows(range(2), 0, plan.steps_per_epoch):
-        table = read_window(index, data, window)
+    for table in read_windows(index, data, plan.windows(range(2), 0, plan.steps_per_epoch)):
         assert table.schema == SCHEMA
-        assert table.num_rows == window.rows
         for row in table.to_pylist():
             assert row["image"] == encoded[row["sample"]]
             assert row["label"] == row["sample"] % 10
+            assert row["key"] == f"image {row['sample']}"
             samples.append(row["sample"])
     assert len(set(samples)) == len(samples) == 36
 
 
-def test_rows_come_in_the_windows_order(index: Index, data: DataConfig):
-    pieces = (Piece(2, 0, 2), Piece(0, 1, 4))
-    listed = [8, 9, 1, 2, 3]
-    shuffled = Window(pieces, key=(1, 2), skip=1)
-    assert read_window(index, data, Window(pieces))["sample"].to_pylist() == listed
-    assert read_window(index, data, shuffled)["sample"].to_pylist() == [listed[n] for n in shuffled.order()]
+def test_rows_come_in_the_order_of_the_pieces(index: Index, data: DataConfig):
+    read = read_pieces(Reading.of(index, [Piece(2, 0, 2), Piece(0, 1, 4)]), data)
+    assert read["sample"].to_pylist() == [8, 9, 1, 2, 3]
 
 
 def test_sizes_are_those_that_are_shown(
@@ -101,12 +97,15 @@ def test_labels_that_are_no_numbers_are_refused_by_name(tmp_path: Path, pngs: li
 
 
 @pytest.mark.parametrize("content", [b"no image at all", b"", None])
-def test_a_row_that_is_no_image_is_named_with_its_file(
+def test_a_row_that_is_no_image_is_marked_and_the_others_are_whole(
     tmp_path: Path, pngs: list[bytes], content: bytes | None
 ):
     rows = pngs[:5] + [content] + pngs[5:]
-    with pytest.raises(ValueError, match=r"bad\.parquet, row group 0, row 5 is not an image"):
-        _read(tmp_path / "bad.parquet", pa.table({"image": rows}), start=2)
+    read = _read(tmp_path / "bad.parquet", pa.table({"image": rows}), start=2)
+    assert [row["image"] for row in read.to_pylist()] == [*pngs[2:5], None, *pngs[5:]]
+    reasons = [row["bad"] for row in read.to_pylist()]
+    assert [reason is None for reason in reasons] == [True] * 3 + [False] + [True] * (len(pngs) - 5)
+    assert read["key"].to_pylist()[3] == "row group 0, row 5"
 
 
 def test_an_image_column_without_bytes_is_refused_by_name(tmp_path: Path):
@@ -126,7 +125,7 @@ def test_a_file_that_is_gone_or_torn_since_it_was_indexed_is_named(
     if torn:
         path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"cannot read .*later\.parquet, row group 0: "):
-        read_window(index, _DATA, Window((Piece(0, 0, 3),)))
+        read_pieces(Reading.of(index, [Piece(0, 0, 3)]), _DATA)
 
 
 def test_a_window_over_many_files_keeps_each_fragments_place(tmp_path: Path, pngs: list[bytes]):
@@ -134,7 +133,7 @@ def test_a_window_over_many_files_keeps_each_fragments_place(tmp_path: Path, png
         images = pngs[8 * shard : 8 * shard + 8]
         pq.write_table(pa.table({"image": images}), tmp_path / f"{shard}.parquet", row_group_size=3)
     index = build_index(str(tmp_path), _DATA)
-    whole = Window(tuple(Piece(n, 0, int(rows)) for n, rows in enumerate(index.rows)))
-    table = read_window(index, _DATA, whole)
+    whole = [Piece(n, 0, int(rows)) for n, rows in enumerate(index.rows)]
+    table = read_pieces(Reading.of(index, whole), _DATA)
     assert table["image"].to_pylist() == pngs
     np.testing.assert_array_equal(table["sample"], np.arange(len(pngs)))

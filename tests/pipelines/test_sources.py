@@ -4,14 +4,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.config import DataConfig
 from pipelines.plan import sweep
-from pipelines.reader import read_window
+from pipelines.reader import read_windows
 from pipelines.sources import Index, build_index
 
 _DATA = DataConfig(train="")
@@ -42,8 +41,11 @@ def test_a_folder_is_read_to_the_bottom_sorted_by_path(folder: Path):
     index = build_index(str(folder), _DATA)
     assert _names(index) == ["test-0.parquet", "train-0.parquet", "train-1.parquet"]
     assert index.rows.tolist() == [4, 4, 1, 4, 4, 1]
-    assert index.file.tolist() == [0, 0, 0, 1, 2, 2]
-    assert index.row_group.tolist() == [0, 1, 2, 0, 0, 1]
+    assert [Path(path).name for path in index.fragments["path"].to_pylist()] == [
+        "test-0.parquet", "test-0.parquet", "test-0.parquet", "train-0.parquet", "train-1.parquet",
+        "train-1.parquet",
+    ]  # fmt: skip
+    assert index.fragments["row_group"].to_pylist() == [0, 1, 2, 0, 0, 1]
 
 
 def test_samples_are_numbered_through_all_files(folder: Path):
@@ -58,7 +60,7 @@ def test_one_file_can_be_given(folder: Path):
 def test_a_pattern_picks_the_files_that_the_shell_would(folder: Path, form: str):
     pattern = form.format(folder)
     expected = sorted(str(path) for path in folder.glob(form.removeprefix("{}/")) if path.is_file())
-    assert list(build_index(pattern, _DATA).paths) == expected
+    assert build_index(pattern, _DATA).paths == expected
 
 
 def test_a_pattern_in_a_folder_with_brackets_is_found(tmp_path: Path):
@@ -96,13 +98,13 @@ def test_a_file_without_rows_has_no_fragment_of_its_own(tmp_path: Path):
     _write(tmp_path / "1.parquet", 3)
     index = build_index(str(tmp_path), _DATA)
     assert index.rows.sum() == 3
-    assert index.paths[index.file[np.flatnonzero(index.rows)[0]]].endswith("1.parquet")
+    assert _names(index) == ["1.parquet"]
 
 
 def test_progress_is_told_after_each_file(folder: Path):
     told = []
     build_index(str(folder), _DATA, lambda done, files: told.append((done, files)))
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert sorted(told) == [(1, 3), (2, 3), (3, 3)]
 
 
 def _missing(folder: Path) -> str:
@@ -132,15 +134,16 @@ def _without_rows(folder: Path) -> str:
     [
         (_missing, "does not exist"),
         (_missing_pattern, "does not exist"),
-        (_without_parquet, "holds no image: no file there matches"),
+        (_without_parquet, "holds no image: no file there is Parquet, a tar or an image"),
         (_without_match, "holds no image: no file there matches"),
-        (_without_rows, "holds no image: its 1 Parquet files have no rows"),
+        (_without_rows, "holds no image: its 1 files have none"),
     ],
 )
 def test_a_place_without_images_is_refused_by_name(folder: Path, place: Callable[[Path], str], reason: str):
     uri = place(folder)
-    with pytest.raises(ValueError, match=f"^{re.escape(f'{uri} {reason}')}"):
+    with pytest.raises(ValueError, match=re.escape(reason)) as refused:
         build_index(uri, _DATA)
+    assert uri.partition("*")[0].rstrip("/") in str(refused.value)
 
 
 def test_a_file_without_the_image_column_is_refused_with_the_columns_that_it_has(folder: Path):
@@ -159,7 +162,7 @@ def test_a_torn_file_is_refused_by_name(folder: Path):
 
 
 def test_an_unknown_scheme_is_refused_with_those_that_work():
-    with pytest.raises(ValueError, match=r"cannot open ftp://host/images: .*; use a path, file:// or s3://"):
+    with pytest.raises(ValueError, match=r"cannot open ftp://host/images: .*; use a path, file://, s3://"):
         build_index("ftp://host/images", _DATA)
 
 
@@ -170,14 +173,14 @@ def test_a_split_deals_every_fragment_to_one_part_and_keeps_the_samples_numbers(
     total, largest = index.rows.sum(), index.rows.max()
     assert 0.25 * total <= held_out.rows.sum() < 0.25 * total + largest
     assert sorted([*kept.first_sample, *held_out.first_sample]) == index.first_sample.tolist()
-    window = next(sweep(held_out.rows, 0, 1, seed=0, limit=None, window_rows=int(total)))
-    whole = next(sweep(index.rows, 0, 1, seed=0, limit=None, window_rows=int(total)))
-    table = read_window(index, data, whole)
+    window = sweep(held_out.rows, 0, 1, seed=0, limit=None, window_rows=int(total))
+    whole = sweep(index.rows, 0, 1, seed=0, limit=None, window_rows=int(total))
+    (table,) = read_windows(index, data, whole)
     images = dict(zip(table["sample"].to_pylist(), table["image"].to_pylist(), strict=True))
-    part = read_window(held_out, data, window)
+    (part,) = read_windows(held_out, data, window)
     assert part["image"].to_pylist() == [images[sample] for sample in part["sample"].to_pylist()]
 
 
 def test_a_split_that_would_leave_no_image_is_refused(index: Index):
-    with pytest.raises(ValueError, match="row groups, too few to hold out 99% of its images"):
+    with pytest.raises(ValueError, match="fragments, too few to hold out 99% of its images"):
         index.split(0.99, seed=0)

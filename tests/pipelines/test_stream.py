@@ -8,7 +8,7 @@ import pytest
 from cluster.digits import scattered_digits
 from pipelines.config import DataConfig
 from pipelines.plan import Plan, Window
-from pipelines.reader import read_window
+from pipelines.reader import read_windows
 from pipelines.shards import write_shards
 from pipelines.sources import Index, build_index
 from pipelines.stream import stream_windows
@@ -33,9 +33,9 @@ def shards(tmp_path: Path) -> Streamed:
 def test_rows_come_as_they_are_read_here_and_in_order(ray_cluster: None, shards: Streamed) -> None:
     index, data, windows = shards
     streamed = pa.concat_tables(stream_windows(index, data, windows)).combine_chunks()
-    read = pa.concat_tables(read_window(index, data, window) for window in windows).combine_chunks()
+    read = pa.concat_tables(read_windows(index, data, windows)).combine_chunks()
     assert streamed.equals(read)
-    assert streamed.num_rows == sum(window.rows for window in windows)
+    assert streamed.num_rows == sum(window.rows_read for window in windows)
 
 
 def test_object_that_has_gone_is_named(ray_cluster: None, shards: Streamed) -> None:

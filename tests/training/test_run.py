@@ -3,13 +3,12 @@
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,11 +18,10 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pipelines.config import DataConfig
-from pipelines.plan import Window
-from pipelines.reader import read_window
+from pipelines.reader import read_windows
 from pipelines.recipes import RECIPES
 from pipelines.shards import write_shards
-from pipelines.sources import Index, build_index
+from pipelines.sources import build_index
 from training.config import TrainConfig
 from training.gather import LocalGather, ProcessGroupGather
 from training.metrics import read_metrics
@@ -75,10 +73,6 @@ def _config(data: DataConfig, output: Path, **fields: Any) -> TrainConfig:
     return TrainConfig(data=data, output=str(output), **{**settings, **fields})
 
 
-def _tables(index: Index, data: DataConfig, windows: Iterable[Window]) -> Iterator[pa.Table]:
-    return (read_window(index, data, window) for window in windows)
-
-
 def _ignore(_values: dict[str, Any]) -> None:
     pass
 
@@ -95,7 +89,7 @@ def _train(config: TrainConfig, progress: Progress = _ignore) -> Samples:
         gather=ProcessGroupGather() if dist.is_initialized() else LocalGather(),
         device=torch.device("cpu"),
         threads=1,
-        tables=_tables,
+        tables=read_windows,
     )
     index = build_index(config.data.train, config.data)
     test_index = build_index(config.data.test, config.data) if config.data.test else None

@@ -1,0 +1,39 @@
+"""What the layouts of a data set (Parquet, folders, tars) have in common."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pyarrow as pa
+
+# Rows as a layout reads them. `label` is -1 where there is none; `path` and `key` say where an image is.
+# large_binary, because a window may hold more than the 2 GiB that binary's offsets reach.
+ROWS = pa.schema({"image": pa.large_binary(), "label": pa.int64(), "path": pa.string(), "key": pa.string()})
+
+# Endings of files that hold one image; those that are not decoded are listed and then reported.
+IMAGE_ENDINGS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff",
+    ".gif", ".avif", ".heic", ".jp2", ".ppm",
+)  # fmt: skip
+
+
+# Files that one task reads at a time: object storage is slow to answer and fast to send.
+CONNECTIONS = 16
+
+
+class Place(NamedTuple):
+    """A file of the data set: its path within the file system and its size in bytes."""
+
+    path: str
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The fragments of a data set: a table with the columns path and rows, and a layout's own.
+
+    classes: the names of the labels, where there are any.
+    """
+
+    fragments: pa.Table
+    has_labels: bool
+    classes: tuple[str, ...] = ()

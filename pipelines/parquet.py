@@ -1,0 +1,117 @@
+"""Parquet files of encoded images: a fragment is a row group, known from the file's footer alone."""
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from pipelines import storage
+from pipelines.config import DataConfig
+from pipelines.layout import ROWS, Listing, Place
+
+ENDINGS = (".parquet", ".parq")
+
+
+def index_files(
+    filesystem: fs.FileSystem, files: list[Place], data: DataConfig, pool: Executor, done: Callable[[], None]
+) -> Listing:
+    """The row groups of `files`, which have labels if all have the label column.
+
+    Raises ValueError for a file that cannot be read or whose columns are not images and whole numbers.
+    """
+
+    def footer(file: Place) -> tuple[list[int], bool]:
+        found = storage.retrying(lambda: _read_footer(filesystem, file.path, data), f"reading {file.path}")
+        done()
+        return found
+
+    footers = list(pool.map(footer, files))
+    counts = [len(rows) for rows, _ in footers]
+    fragments = pa.table(
+        {
+            "path": np.repeat([file.path for file in files], counts),
+            "rows": np.concatenate([np.array(rows, np.int64) for rows, _ in footers]),
+            "row_group": np.concatenate([np.arange(count) for count in counts]),
+        }
+    )
+    return Listing(fragments, has_labels=all(labels for _, labels in footers))
+
+
+def read_pieces(
+    filesystem: fs.FileSystem, pieces: list[dict], data: DataConfig, has_labels: bool, pool: Executor
+) -> pa.Table:
+    """Rows [start, stop) of each row group, as layout.ROWS."""
+    return pa.concat_tables(pool.map(lambda piece: _read_piece(filesystem, piece, data, has_labels), pieces))
+
+
+def _read_footer(filesystem: fs.FileSystem, path: str, data: DataConfig) -> tuple[list[int], bool]:
+    """Rows of each row group, and whether there is a label column."""
+    try:
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            metadata, schema = file.metadata, file.schema_arrow
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"cannot read {path}: {storage.first_line(error)}") from error
+    _check_columns(schema, path, data)
+    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return rows, data.label_column in schema.names
+
+
+def _check_columns(schema: pa.Schema, path: str, data: DataConfig) -> None:
+    """Raise ValueError unless images are bytes and labels, where there are any, whole numbers."""
+    if data.image_column not in schema.names:
+        raise ValueError(
+            f"{path} holds no image: no column {data.image_column!r} among {', '.join(schema.names)}; "
+            "name it with --data.image-column"
+        )
+    kind = schema.field(data.image_column).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise ValueError(
+            f"{path}: column {data.image_column!r} is {kind}, not encoded images (bytes, or a struct with "
+            "a field `bytes`); name another with --data.image-column"
+        )
+    if data.label_column in schema.names:
+        kind = schema.field(data.label_column).type
+        if not pa.types.is_integer(kind):
+            raise ValueError(
+                f"{path}: column {data.label_column!r} is {kind}, not whole numbers from 0; "
+                "name another with --data.label-column"
+            )
+
+
+def _read_piece(filesystem: fs.FileSystem, piece: dict, data: DataConfig, has_labels: bool) -> pa.Table:
+    path, group, start, stop = (piece[name] for name in ("path", "row_group", "start", "stop"))
+
+    def read() -> pa.Table:
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            names = set(file.schema_arrow.names) & {data.image_column, data.label_column, data.key_column}
+            return file.read_row_group(group, columns=sorted(names)).slice(start, stop - start)
+
+    try:
+        table = storage.retrying(read, f"reading {path}")
+    except (OSError, pa.ArrowInvalid, IndexError) as error:
+        raise ValueError(f"cannot read {path}, row group {group}: {storage.first_line(error)}") from error
+    images, paths = table[data.image_column], None
+    if pa.types.is_struct(images.type):
+        if images.type.get_field_index("path") >= 0:
+            paths = pc.struct_field(images, "path")  # pyright: ignore[reportAttributeAccessIssue]
+        images = pc.struct_field(images, "bytes")  # pyright: ignore[reportAttributeAccessIssue]
+    numbered = pa.array([f"row group {group}, row {row}" for row in range(start, stop)])
+    keys = table[data.key_column].cast(pa.string()) if data.key_column in table.column_names else paths
+    labels = (
+        pc.fill_null(table[data.label_column].cast(pa.int64()), -1)
+        if has_labels
+        else pa.array(np.full(len(table), -1))
+    )
+    columns = {
+        "image": images.cast(pa.large_binary()),
+        "label": labels,
+        "path": pa.array([path] * len(table)),
+        "key": numbered if keys is None else pc.coalesce(keys, numbered),  # pyright: ignore
+    }
+    return pa.table(columns, schema=ROWS)

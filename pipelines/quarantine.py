@@ -1,0 +1,61 @@
+"""Images that could not be used: which, where and why, in the run's quarantine.jsonl."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from pipelines import storage
+from pipelines.sources import Index
+
+_FILE = "quarantine.jsonl"
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """An image that was left out: the file that holds it, its key there, and the reason."""
+
+    path: str
+    key: str
+    reason: str
+
+
+class Quarantine:
+    """The images that a run has left out, each once, over all workers and resumes."""
+
+    def __init__(self, run: str) -> None:
+        """Goes on from what an earlier part of the run has written."""
+        self._uri = storage.join(run, _FILE)
+        found = decode(storage.read(self._uri) or b"")
+        self._found = {(image.path, image.key): image for image in found}
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def add(self, images: Iterable[Quarantined], *, write: bool) -> None:
+        """Keep those that are new, and with `write` write all of them down."""
+        before = len(self._found)
+        for image in images:
+            self._found.setdefault((image.path, image.key), image)
+        if write and len(self._found) > before:
+            storage.write(self._uri, encode(self._found.values()))
+
+    def check(self, index: Index, most: float) -> None:
+        """Raise ValueError where more than the share `most` of the index's images was left out."""
+        paths, images = set(index.paths), int(index.rows.sum())
+        bad = [image for image in self._found.values() if image.path in paths]
+        if len(bad) > most * images:
+            raise ValueError(
+                f"{len(bad):,} of {images:,} images are no good, more than data.max_bad_share={most:g}; the "
+                f"first is {bad[0].key} of {bad[0].path}: {bad[0].reason}; see {self._uri}; mend them or "
+                "raise --data.max-bad-share"
+            )
+
+
+def encode(images: Iterable[Quarantined]) -> bytes:
+    """One JSON object a line."""
+    return "".join(json.dumps(asdict(image)) + "\n" for image in images).encode()
+
+
+def decode(lines: bytes) -> list[Quarantined]:
+    """What encode was given."""
+    return [Quarantined(**json.loads(line)) for line in lines.decode().splitlines()]
