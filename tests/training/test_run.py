@@ -52,7 +52,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     return DataConfig(
         train=str(folder / "train"),
         test=str(folder / "test"),
-        view=replace(RECIPES["simclr-cifar"], size=16, blur=0.5),
+        view=replace(RECIPES["simclr-cifar"][0], size=16, blur=0.5),
         window_rows=12,
     )
 
@@ -277,6 +277,49 @@ def test_more_ranks_than_test_images_find_the_same_accuracy(
     _train(one)
     run_ranks(_train, 4, four)
     assert _accuracies(four)[0] == _accuracies(one)[0]
+
+
+@pytest.fixture(scope="module")
+def broken(data: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """The same digits, of which one is cut off, one is garbled so that only decoding tells, and one is empty."""
+    folder = tmp_path_factory.mktemp("broken")
+    rows = list(_digits(0, _TRAIN_IMAGES))
+    harmed = {17: lambda png: png[:-30], 60: lambda png: png[:60] + b"garbled" + png[67:], 99: lambda _: b""}
+    for row, harm in harmed.items():
+        content, label, key = rows[row]
+        rows[row] = harm(content), label, key
+    write_shards(iter(rows), str(folder / "train"), rows_per_shard=60, rows_per_group=25)
+    return replace(data, train=str(folder / "train"), max_bad_share=0.03)
+
+
+def _left_out(config: TrainConfig) -> dict[str, str]:
+    """The keys in the run's quarantine.jsonl and why."""
+    lines = Path(run_uri(config), "quarantine.jsonl").read_text().splitlines()
+    images = [json.loads(line) for line in lines]
+    assert {Path(image["path"]).suffix for image in images} == {".parquet"}
+    return {image["key"]: image["reason"] for image in images}
+
+
+def test_bad_images_cost_nothing_but_themselves_on_any_number_of_ranks(
+    broken: DataConfig, whole: tuple[TrainConfig, Samples], run_ranks: Callable, tmp_path: Path
+) -> None:
+    alone, together = (_config(broken, tmp_path / name) for name in ("alone", "together"))
+    assert _train(alone) == whole[1]
+    assert _ranked(run_ranks, together, 2) == [sorted(step) for step in whole[1]]
+    assert _losses(together) == pytest.approx(_losses(alone), rel=1e-4)
+    reasons = _left_out(alone)
+    assert (reasons["digit-17"], reasons["digit-99"]) == ("truncated PNG", "no bytes")
+    assert reasons.keys() == {"digit-17", "digit-60", "digit-99"}
+    assert _left_out(together) == reasons
+    counts = [line["quarantined"] for line in read_metrics(run_uri(alone)) if "quarantined" in line]
+    assert counts[-1] == 3
+
+
+def test_too_many_bad_images_end_the_run_and_are_all_written_down(broken: DataConfig, tmp_path: Path) -> None:
+    config = _config(replace(broken, max_bad_share=0.01), tmp_path)
+    with pytest.raises(ValueError, match=r"of 149 images are no good, more than data.max_bad_share=0.01"):
+        _train(config)
+    assert len(_left_out(config)) >= 2
 
 
 def test_epochs_decide_the_steps_unless_they_are_given(data: DataConfig, tmp_path: Path) -> None:
