@@ -21,8 +21,8 @@ _AZURE = ("az", "abfs", "abfss")
 _CLIENTS = {"s3": "AWS", "gs": "google", **dict.fromkeys(_AZURE, "Azure")}
 _PREFIXES = ("AWS_", "GOOGLE_", "STORAGE_EMULATOR_HOST", "AZURE_")
 
-# Faults go back to `retrying`, which knows which of them pass; a client hides at most one of them.
-_S3_ATTEMPTS, _S3_CONNECT_SECONDS, _GCS_RETRY_SECONDS = 2, 5, 3
+# Faults go back to `retrying`, which knows how long to wait; a client hides only the shortest.
+_S3_ATTEMPTS, _S3_CONNECT_SECONDS, _GCS_RETRY_SECONDS = 2, 5, 1
 
 # Azurite's account, which its documentation publishes; `UseDevelopmentStorage=true` stands for it.
 _EMULATOR = (

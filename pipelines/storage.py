@@ -122,31 +122,28 @@ def _put(filesystem: fs.FileSystem, path: str, content: pa.Buffer) -> None:
 def _write_azure(filesystem: fs.FileSystem, path: str, content: pa.Buffer) -> None:
     """Write beside the blob, then copy within the account: pyarrow's stream empties a blob as it opens it."""
     folder, _, name = path.rpartition("/")
+    # A folder, because its deletion takes one request, a file's four, one of which may hang for seconds.
     partial = f"{folder}/.{name}.{uuid.uuid4().hex}.partial"
     try:
-        _put(filesystem, partial, content)
-        filesystem.copy_file(partial, path)
+        _put(filesystem, f"{partial}/content", content)
+        filesystem.copy_file(f"{partial}/content", path)
     finally:
-        _discard(filesystem, partial)
-
-
-def _discard(filesystem: fs.FileSystem, path: str) -> None:
-    with suppress(OSError, pa.ArrowException):  # The write's own error says more.
-        filesystem.delete_file(path)
+        with suppress(OSError, pa.ArrowException):  # The write's own error says more.
+            filesystem.delete_dir(partial)
 
 
 def _write_local(target: Path, content: pa.Buffer) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
     except OSError as error:
         # A full disk's error names no file, the others name the partial one.
         raise OSError(error.errno, error.strerror, str(target)) from error
+    finally:
+        with suppress(OSError):  # Gone after a success; after a failure the error above says more.
+            partial.unlink()

@@ -1,21 +1,48 @@
-"""Fixtures for all tests: one S3 server and one Ray cluster a session, started by the first that asks."""
+"""Fixtures for all tests: object storage and one Ray cluster a session, started by the first that asks."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cluster.objectstore import s3_server
+from cluster.objectstore import S3Server, s3_server
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from objectstores import azure_server, azurite, gcs_server
 
 BUCKET = "diptych-tests"
 
 
 @pytest.fixture(scope="session")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URI of a bucket on a real S3 server; the AWS_... variables lead to it."""
-    with s3_server(tmp_path_factory.mktemp("s3"), bucket=BUCKET):
-        yield f"s3://{BUCKET}"
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server; the AWS_... variables lead to it."""
+    with s3_server(tmp_path_factory.mktemp("s3"), bucket=BUCKET) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def bucket(s3: S3Server) -> str:
+    """The URI of a bucket on that server."""
+    return f"s3://{BUCKET}"
+
+
+@pytest.fixture(scope="session")
+def gcs_bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URI of a bucket on a real GCS server; STORAGE_EMULATOR_HOST leads to it."""
+    with gcs_server(tmp_path_factory.mktemp("gcs"), bucket=BUCKET):
+        yield f"gs://{BUCKET}"
+
+
+@pytest.fixture(scope="session")
+def azure_container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URI of a container on Azurite; AZURE_STORAGE_CONNECTION_STRING leads to it."""
+    if azurite() is None:
+        pytest.skip("no `azurite-blob` on PATH; npm install -g azurite")
+    with azure_server(tmp_path_factory.mktemp("azure"), container=BUCKET):
+        yield f"az://{BUCKET}"
 
 
 @pytest.fixture(scope="session")
