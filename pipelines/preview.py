@@ -25,17 +25,16 @@ def contact_sheet(
 
     Raises ValueError where there is none.
     """
-    rows = Rows.of(table).good[:images]
 
     def request(rows: Rows) -> Request:
-        if not len(rows):
-            raise ValueError("there is no image that can be decoded")
-        return make_request(rows, recipes, seed=seed, epoch=epoch, tag=rows)
+        if not len(good := rows.good[:images]):
+            raise ValueError(f"none of {len(rows)} images can be shown: {rows.first_bad}")
+        return make_request(good, recipes, seed=seed, epoch=epoch, tag=good)
 
     def repair(failed: Request, broken: Mapping[int, str]) -> Request:
-        return request(failed.tag.marked(broken).good)
+        return request(failed.tag.marked(broken))
 
-    made = make_views(iter([request(rows)]), recipes, batch_size=images, threads=1, repair=repair)
+    made = make_views(iter([request(Rows.of(table))]), recipes, batch_size=images, threads=1, repair=repair)
     views, shown = next(made)
     size = recipes[0].size
     tiles = [[_fitted(content.tobytes(), size) for content in shown.image]]

@@ -1,7 +1,9 @@
 """Windows to Arrow tables through Ray Data, read ahead by the cluster, in the plan's order."""
 
 import pickle
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import cast
 
@@ -20,6 +22,9 @@ READERS = 2
 # Ray Data keeps a block per reading from the start (0.7 ms each), so a long run is streamed in parts.
 _READINGS_PER_DATASET = 256
 
+# Tables that wait to be taken while the next is fetched.
+_TABLES_AHEAD = 2
+
 # The one column of what a reader gives in place of a window that it could not read.
 _ERROR = "error"
 
@@ -30,7 +35,10 @@ def stream_windows(index: Index, data: DataConfig, windows: Iterable[Window]) ->
     A window's rows may come in several tables, where they are larger than a block of Ray's object store.
     Raises ValueError as read_pieces does.
     """
+    return _ahead(_tables(index, data, windows))
 
+
+def _tables(index: Index, data: DataConfig, windows: Iterable[Window]) -> Iterator[pa.Table]:
     def read(batch: pa.Table) -> pa.Table:
         try:
             return read_pieces(pickle.loads(batch["reading"][0].as_py()), data)
@@ -42,7 +50,11 @@ def stream_windows(index: Index, data: DataConfig, windows: Iterable[Window]) ->
     while part := list(islice(readings, _READINGS_PER_DATASET)):
         items = [{"reading": pickle.dumps(reading)} for reading in part]
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            read, batch_size=None, batch_format="pyarrow", num_cpus=READER_CPUS, concurrency=READERS
+            read,
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=READER_CPUS,
+            compute=ray.data.TaskPoolStrategy(READERS),
         )
         dataset.context.execution_options.preserve_order = True
         dataset.context.enable_progress_bars = False
@@ -51,3 +63,15 @@ def stream_windows(index: Index, data: DataConfig, windows: Iterable[Window]) ->
             if _ERROR in table.column_names:
                 raise ValueError(table[_ERROR][0].as_py())
             yield table.select(SCHEMA.names)
+
+
+def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same, taken a few ahead in a thread, so that there is no pause where the next dataset starts."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        waiting = deque(pool.submit(next, tables, None) for _ in range(_TABLES_AHEAD))
+        while (table := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(next, tables, None))
+            yield table
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,14 +1,18 @@
 """diptych train, the whole way: S3 to Ray Data to DALI to Ray Train and back to S3."""
 
 import json
+import shutil
+import time
 import tomllib
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 
 from cluster.cli import main
 from cluster.digits import scattered_digits
+from cluster.objectstore import S3Server
 from pipelines import storage
 from pipelines.shards import write_shards
 
@@ -90,6 +94,7 @@ def test_metrics_have_each_step_once_and_an_evaluation_at_either_end(runs: dict[
 def test_run_in_the_bucket_is_complete(runs: dict[int, list[dict]], bucket: str) -> None:
     run = f"{bucket}/runs/workers2"
     assert storage.names(run) == ["config.toml", "metrics.jsonl", "report.html", "views.png"]
+    assert storage.names(f"{run}/index") == ["test.parquet", "train.parquet"]
     assert storage.names(f"{run}/checkpoints") == [f"step-{STEPS:09}.pt"]
     config = tomllib.loads((storage.read(f"{run}/config.toml") or b"").decode())
     assert config["workers"] == 2
@@ -121,7 +126,7 @@ def test_more_workers_than_the_cluster_holds_are_refused(
     assert "workers=8 need 16 CPUs of the cluster, which has 9; try --workers 4" in capsys.readouterr().err
 
 
-def test_failed_worker_ends_in_one_line_that_names_the_file(
+def test_data_without_a_good_image_ends_in_one_line_that_names_the_file(
     ray_cluster: None, bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_shards([(b"no image", 0, "a")] * 100, f"{bucket}/broken", rows_per_shard=100, rows_per_group=100)
@@ -130,8 +135,91 @@ def test_failed_worker_ends_in_one_line_that_names_the_file(
             ["train", "--data.train", f"{bucket}/broken", "--output", f"{bucket}/runs", "--name", "broken"]
             + ["--encoder.name", "resnet8", "--batch-size", "8", "--steps", "1"]
         )
-    assert "broken/00000.parquet, row group 0, row 0 is not an image" in str(stopped.value.code)
+    message = str(stopped.value.code)
+    assert "a of diptych-tests/broken/00000.parquet: no image in a known format" in message
     assert b"Traceback" in (storage.read(f"{bucket}/runs/broken/error.log") or b"")
+
+
+# Windows of one step, so that Ray Data starts on a new part of the stream, and reads again, in mid-run.
+_OUTAGE_STEPS, _OUTAGE_SECONDS = 90, 20
+
+
+def _long(images: str, output: Path, name: str) -> list[float]:
+    """Losses of a run that is long enough to be caught in the middle."""
+    main(
+        ["train", "--data.train", f"{images}/train", "--output", str(output), "--name", name]
+        + ["--data.recipe", "simclr-cifar", "--data.window-rows", "12", "--encoder.name", "resnet8"]
+        + ["--projector.hidden-dim", "64", "--projector.dim", "32", "--temperature", "1.0", "--workers", "1"]
+        + [
+            "--batch-size",
+            "48",
+            "--lanes",
+            "4",
+            "--steps",
+            str(_OUTAGE_STEPS),
+            "--checkpoint.every-steps",
+            "10",
+        ]
+        + ["--optimizer.name", "sgd", "--optimizer.learning-rate", "0.02"]
+    )
+    lines = (output / name / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.mark.slow
+def test_a_run_outlives_a_storage_that_is_away_for_a_while(
+    ray_cluster: None, s3: S3Server, images: str, tmp_path: Path
+) -> None:
+    undisturbed = _long(images, tmp_path, "undisturbed")
+    away: list[int] = []
+
+    def outage() -> None:
+        checkpoints = tmp_path / "caught" / "checkpoints"
+        while not (checkpoints / "step-000000010.pt").exists():
+            time.sleep(0.05)
+        s3.stop()
+        before = _last_step(checkpoints)
+        time.sleep(_OUTAGE_SECONDS)
+        away.extend([before, _last_step(checkpoints)])
+        s3.start()
+
+    thread = Thread(target=outage)
+    thread.start()
+    try:
+        losses = _long(images, tmp_path, "caught")
+    finally:
+        thread.join()
+    # While the storage was away the run used up what was read ahead, and then waited for the rest.
+    assert away[0] <= away[1] < _OUTAGE_STEPS
+    assert losses == undisturbed
+
+
+def _last_step(checkpoints: Path) -> int:
+    return max(int(path.stem.removeprefix("step-")) for path in checkpoints.glob("step-*.pt"))
+
+
+def test_a_resumed_run_lists_nothing_again(
+    runs: dict[int, list[dict]], images: str, bucket: str, tmp_path: Path
+) -> None:
+    shutil.copytree(_fetched(f"{bucket}/runs/workers1", tmp_path / "fetched"), tmp_path / "runs" / "workers1")
+    more = scattered_digits(150, held_out=False, seed=9)
+    write_shards(more, f"{images}/train/more", rows_per_shard=150, rows_per_group=60)
+    try:
+        (tmp_path / "runs" / "workers1" / "checkpoints" / f"step-{STEPS:09}.pt").unlink()
+        again = train(images, str(tmp_path / "runs"), "workers1", "--workers", "1")
+    finally:
+        storage.remove(f"{images}/train/more/00000.parquet")
+    losses = [[line["loss"] for line in lines if "loss" in line] for lines in (again, runs[1])]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+def _fetched(uri: str, folder: Path) -> Path:
+    """A run in object storage as a folder on this machine."""
+    for file in storage.listing(uri):
+        target = folder / file.path.partition("workers1/")[2]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(storage.read(f"s3://{file.path}") or b"")
+    return folder
 
 
 def test_relative_paths_mean_the_folder_of_the_command(
@@ -145,6 +233,6 @@ def test_relative_paths_mean_the_folder_of_the_command(
     )
     run = tmp_path / "runs" / "run"
     assert sorted(path.name for path in run.iterdir()) == [
-        "checkpoints", "config.toml", "metrics.jsonl", "report.html", "views.png",
+        "checkpoints", "config.toml", "index", "metrics.jsonl", "report.html", "views.png",
     ]  # fmt: skip
     assert tomllib.loads((run / "config.toml").read_text())["data"]["train"] == str(tmp_path / "digits")
