@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, field
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from pipelines.recipes import RECIPES, STRICT, Share, ViewRecipe
+from pipelines.recipes import RECIPES, STRICT, Share, ViewRecipe, idle_settings
 
 
 def _recipe_name(name: str) -> str:
@@ -32,9 +32,11 @@ class DataConfig:
     label_column: str = "label"
     """Parquet column with the class as a whole number from 0; training without labels does not need it."""
     recipe: Annotated[str, AfterValidator(_recipe_name)] = "simclr"
-    """Named recipe that `view` starts from: simclr or simclr-cifar."""
+    """Named recipe of the two views: simclr, simclr-cifar, byol, supervised or evaluation."""
     view: ViewRecipe = field(default_factory=ViewRecipe)
-    """How a view is made; fields that are not set are the recipe's."""
+    """How both views are made; fields that are not set are the recipe's."""
+    second_view: ViewRecipe = field(default_factory=ViewRecipe)
+    """How the second view is made; fields that are not set are those set in `view`, or else the recipe's."""
     evaluation_crop: Share = 0.875
     """Side of the centre square that evaluation sees, as a share of the shorter side."""
     max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
@@ -44,12 +46,49 @@ class DataConfig:
     window_rows: Annotated[int, Field(ge=1)] = 1024
     """Images of a lane that are read and shuffled together."""
 
+    @property
+    def views(self) -> tuple[ViewRecipe, ViewRecipe]:
+        """How the first and the second view are made."""
+        return self.view, self.second_view
+
     @model_validator(mode="before")
     @classmethod
     def _start_from_recipe(cls, given: Any) -> Any:
-        """Fill the view's unset fields from the named recipe."""
+        """Fill the views' unset fields from the named recipe, the second's from `view` before that."""
         values = getattr(given, "kwargs", given)
-        if not isinstance(values, Mapping) or isinstance(values.get("view"), ViewRecipe):
+        if not isinstance(values, Mapping):
             return given
-        recipe = RECIPES.get(values.get("recipe", "simclr"), ViewRecipe())
-        return {**values, "view": {**asdict(recipe), **(values.get("view") or {})}}
+        both, own = _fields(values.get("view")), _fields(values.get("second_view"))
+        if both is None or own is None:
+            return given
+        first, second = RECIPES.get(str(values.get("recipe")), RECIPES["simclr"])
+        filled = {**values, "view": {**asdict(first), **both}}
+        try:
+            ViewRecipe(**filled["view"])
+        except ValidationError:
+            return filled  # What is wrong in `view` is then said once, and not of the second view too.
+        return {**filled, "second_view": {**asdict(second), **both, **own}}
+
+    @model_validator(mode="after")
+    def _refuse_what_has_no_effect(self) -> "DataConfig":
+        if self.view.size != self.second_view.size:
+            raise ValueError(
+                f"view.size={self.view.size} and second_view.size={self.second_view.size}: both views go "
+                "through one encoder and need one size; set the same for both"
+            )
+        for name, view, other, recipe in zip(
+            ("view", "second_view"), self.views, self.views[::-1], RECIPES[self.recipe], strict=True
+        ):
+            if idle := idle_settings(view, other, recipe):
+                setting, why = idle[0]
+                raise ValueError(f"{name}.{setting} has no effect with {name}.{why}; leave out one of them")
+        return self
+
+
+def _fields(view: Any) -> Mapping[str, Any] | None:
+    """What is set of a view; None where that is no table of fields."""
+    if isinstance(view, ViewRecipe):
+        return asdict(view)
+    if view is None:
+        return {}
+    return view if isinstance(view, Mapping) else None

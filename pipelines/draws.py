@@ -19,7 +19,9 @@ _ATTEMPTS = 10
 _AREA, _RATIO = slice(0, _ATTEMPTS), slice(_ATTEMPTS, 2 * _ATTEMPTS)
 _TOP, _LEFT, _FLIP, _JITTER, _GREY, _BLUR, _SIGMA = range(20, 27)
 _FACTORS, _ORDER = slice(28, 32), slice(32, 36)
-_COUNT = 36
+_ROTATE, _ANGLE, _SOLARISE, _SOBEL, _CUTOUT = range(36, 41)
+_CENTRE = slice(41, 43)
+_COUNT = 43
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
@@ -29,18 +31,26 @@ class Draws:
     """The choices for one view of n samples.
 
     box: top, left, height and width of the crop, in whole pixels of the image as it is shown.
+    angle: of the rotation, in degrees anticlockwise.
     factors: of brightness, contrast and saturation (1 changes nothing) and the hue shift in turns.
     order: in which order the four are applied. sigma: of the blur, in pixels of the view.
+    hole: top, left, height and width of what the cutout takes, in whole pixels of the view.
     """
 
     box: Int[np.ndarray, "n 4"]
     flip: Bool[np.ndarray, " n"]
+    rotate: Bool[np.ndarray, " n"]
+    angle: Float[np.ndarray, " n"]
     jitter: Bool[np.ndarray, " n"]
     factors: Float[np.ndarray, "n 4"]
     order: Int[np.ndarray, "n 4"]
     grey: Bool[np.ndarray, " n"]
     blur: Bool[np.ndarray, " n"]
     sigma: Float[np.ndarray, " n"]
+    solarise: Bool[np.ndarray, " n"]
+    sobel: Bool[np.ndarray, " n"]
+    cutout: Bool[np.ndarray, " n"]
+    hole: Int[np.ndarray, "n 4"]
 
 
 def draw(
@@ -59,12 +69,18 @@ def draw(
     return Draws(
         box=_centre_box(recipe.centre_crop, sizes) if recipe.centre_crop else _random_box(recipe, u, sizes),
         flip=u[:, _FLIP] < recipe.flip,
+        rotate=u[:, _ROTATE] < recipe.rotate,
+        angle=_angle(recipe.rotate_degrees, u[:, _ANGLE]),
         jitter=u[:, _JITTER] < recipe.jitter,
         factors=middle + spread * (2 * u[:, _FACTORS] - 1),
         order=np.argsort(u[:, _ORDER], axis=1, kind="stable"),
         grey=u[:, _GREY] < recipe.grey,
         blur=u[:, _BLUR] < recipe.blur,
         sigma=_between(recipe.blur_sigma, u[:, _SIGMA]),
+        solarise=u[:, _SOLARISE] < recipe.solarise,
+        sobel=u[:, _SOBEL] < recipe.sobel,
+        cutout=u[:, _CUTOUT] < recipe.cutout,
+        hole=_hole(recipe, u[:, _CENTRE]),
     )
 
 
@@ -103,6 +119,18 @@ def _largest_box(
 def _centre_box(share: float, sizes: Int[np.ndarray, "n 2"]) -> Int[np.ndarray, "n 4"]:
     side = np.maximum(1, np.rint(share * sizes.min(axis=1, keepdims=True))).astype(np.int64)
     return np.concatenate([(sizes - side) // 2, side, side], axis=1)
+
+
+def _angle(degrees: tuple[float, float] | None, u: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    return _between(degrees, u) if degrees else 90 * (1 + np.floor(3 * u))
+
+
+def _hole(recipe: ViewRecipe, u: Float[np.ndarray, "n 2"]) -> Int[np.ndarray, "n 4"]:
+    """What of a square lies in the view; its centre is any of the view's pixels (DeVries & Taylor 2017)."""
+    side = max(1, round(recipe.cutout_side * recipe.size))
+    start = np.floor(recipe.size * u).astype(np.int64) - side // 2
+    first, end = start.clip(min=0), (start + side).clip(max=recipe.size)
+    return np.concatenate([first, end - first], axis=1)
 
 
 def _between(bounds: tuple[float, float], u: np.ndarray) -> np.ndarray:

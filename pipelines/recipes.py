@@ -1,6 +1,7 @@
 """How a view is made of an image: the recipe, and the named ones."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import AfterValidator, ConfigDict, Field
@@ -28,6 +29,16 @@ def _at_most_one(pair: tuple[float, float]) -> tuple[float, float]:
 
 Range = Annotated[tuple[float, float], AfterValidator(_ascending)]
 ShareRange = Annotated[Range, AfterValidator(_at_most_one)]
+
+
+def _within_a_turn(pair: tuple[float, float]) -> tuple[float, float]:
+    low, high = pair
+    if not -360 <= low <= high <= 360:
+        raise ValueError(f"needs two angles with -360 <= low <= high <= 360, got {low} {high}")
+    return pair
+
+
+Degrees = Annotated[tuple[float, float], AfterValidator(_within_a_turn)]
 Deviation = Annotated[float, Field(gt=0)]
 
 
@@ -35,7 +46,9 @@ Deviation = Annotated[float, Field(gt=0)]
 class ViewRecipe:
     """How one view is made of an image: SimCLR's for ImageNet unless set otherwise.
 
-    Chen et al. 2020, appendix A: crop, flip, colour jitter in random order, grey, blur, in this order.
+    In this order: crop, flip, rotation, colour jitter in random order, grey, blur, solarisation, Sobel,
+    normalisation, cutout. Crop to blur as Chen et al. 2020, appendix A; solarisation as Grill et al. 2020,
+    appendix B; rotation, cutout and Sobel as SimCLR compares them (Chen et al. 2020, figure 4).
     """
 
     size: Annotated[int, Field(ge=8)] = 224
@@ -48,6 +61,10 @@ class ViewRecipe:
     """Width over height of the random crop, lowest and highest."""
     flip: Probability = 0.5
     """Probability of a horizontal flip."""
+    rotate: Probability = 0.0
+    """Probability of a rotation."""
+    rotate_degrees: Degrees | None = None
+    """Angle of the rotation, lowest and highest, anticlockwise; when unset, it is 90, 180 or 270 degrees."""
     jitter: Probability = 0.8
     """Probability of colour jitter."""
     brightness: Annotated[float, Field(ge=0, le=1)] = 0.8
@@ -64,13 +81,62 @@ class ViewRecipe:
     """Probability of Gaussian blur, its kernel a tenth of the view wide."""
     blur_sigma: Range = (0.1, 2.0)
     """Standard deviation of the blur, lowest and highest, in pixels."""
+    solarise: Probability = 0.0
+    """Probability of inverting the bright values."""
+    solarise_threshold: Share = 0.5
+    """Values from here on are inverted, on a scale of 0 to 1."""
+    sobel: Probability = 0.0
+    """Probability of showing each channel's edges in its stead: the length of its Sobel gradient."""
+    cutout: Probability = 0.0
+    """Probability of setting a square to the mean; its centre lies anywhere (DeVries & Taylor 2017)."""
+    cutout_side: Share = 0.5
+    """Side of that square as a share of the view's."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of red, green and blue taken off a view, on a scale of 0 to 1."""
     std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
     """Standard deviation of red, green and blue that a view is divided by, on a scale of 0 to 1."""
 
 
-# SimCLR's CIFAR-10 recipe (Chen et al. 2020, appendix B.9): half the jitter's strength, no blur.
-_CIFAR = ViewRecipe(size=32, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0)
+_DETAILS = {
+    "rotate": ("rotate_degrees",),
+    "jitter": ("brightness", "contrast", "saturation", "hue"),
+    "blur": ("blur_sigma",),
+    "solarise": ("solarise_threshold",),
+    "cutout": ("cutout_side",),
+}
 
-RECIPES: Mapping[str, ViewRecipe] = {"simclr": ViewRecipe(), "simclr-cifar": _CIFAR}
+
+def idle_settings(view: ViewRecipe, other: ViewRecipe, recipe: ViewRecipe) -> list[tuple[str, str]]:
+    """Settings of `view` that differ from the named recipe's and have no effect, and what they lack.
+
+    A setting of both views has an effect where it has one on the `other`.
+    """
+    idle = [
+        (detail, f"{choice}=0")
+        for choice, details in _DETAILS.items()
+        for detail in details
+        if not getattr(view, choice)
+        and getattr(view, detail) != getattr(recipe, detail)
+        and not (getattr(other, choice) and getattr(other, detail) == getattr(view, detail))
+    ]
+    if view.centre_crop:
+        crop = ("crop_scale", "crop_ratio")
+        idle += [(name, "centre_crop") for name in crop if getattr(view, name) != getattr(recipe, name)]
+    return idle
+
+
+# Grill et al. 2020, appendix B: SimCLR's with half its jitter but for the hue, and two views that differ.
+_BYOL = ViewRecipe(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
+# SimCLR's CIFAR-10 recipe (Chen et al. 2020, appendix B.9): half the jitter's strength, no blur.
+_SIMCLR_CIFAR = ViewRecipe(size=32, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0)
+_SUPERVISED = ViewRecipe(jitter=0.0, grey=0.0, blur=0.0)
+_EVALUATION = replace(_SUPERVISED, centre_crop=0.875, flip=0.0)
+
+# The first and the second view of each.
+RECIPES: Mapping[str, tuple[ViewRecipe, ViewRecipe]] = {
+    "simclr": (ViewRecipe(), ViewRecipe()),
+    "simclr-cifar": (_SIMCLR_CIFAR, _SIMCLR_CIFAR),
+    "byol": (replace(_BYOL, blur=1.0), replace(_BYOL, blur=0.1, solarise=0.2)),
+    "supervised": (_SUPERVISED, _SUPERVISED),
+    "evaluation": (_EVALUATION, _EVALUATION),
+}

@@ -12,7 +12,7 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 # Where each framework may be imported; a name below a package stands for the whole of it.
 HOMES = {
     "ray": {"pipelines/stream.py", "training/worker.py", "tuning/search.py", "cluster/local.py"},
-    "nvidia": {"pipelines/dali.py"},
+    "nvidia": {"pipelines/graph.py"},
     "cyclopts": {"cluster/cli.py"},
 }
 

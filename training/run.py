@@ -149,7 +149,7 @@ class _Run:
         return saved["step"]
 
     def _training_views(self) -> Iterator[Views]:
-        gather, recipe = self.worker.gather, self.config.data.view
+        gather = self.worker.gather
         lanes = lanes_of(gather.rank, gather.world_size, self.config.lanes)
         windows = self.plan.windows(lanes, self.start_step, self.steps)
         tables = self.worker.tables(self.index, self.config.data, windows)
@@ -159,7 +159,7 @@ class _Run:
             tables,
             self.plan,
             lanes,
-            (recipe, recipe),
+            self.config.data.views,
             self.worker.dali,
             start_step=self.start_step,
             stop_step=self.steps,
@@ -187,10 +187,9 @@ class _Run:
 
     def _with_contact_sheet(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         """The same tables; the first few images of them are drawn with their views into RUN/views.png."""
-        recipe = self.config.data.view
         for number, table in enumerate(tables):
             if number == 0 and self.start_step == 0:
-                sheet = contact_sheet(table, (recipe, recipe), seed=self.config.seed)
+                sheet = contact_sheet(table, self.config.data.views, seed=self.config.seed)
                 storage.write(storage.join(run_uri(self.config), "views.png"), sheet)
             yield table
 

@@ -96,7 +96,9 @@ def parse_space(table: Mapping[str, Any], base: TrainConfig) -> dict[str, Distri
 def with_values(base: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     """`base` with some dotted keys set; ValueError where the result is no valid config."""
     tree = asdict(base)
-    for key, value in values.items():
+    # As in a TOML file, `view` sets the second view too where that has no value of its own.
+    second = {key.replace("data.view.", "data.second_view."): value for key, value in values.items()}
+    for key, value in {**second, **values}.items():
         *parents, last = key.split(".")
         node = tree
         for parent in parents:

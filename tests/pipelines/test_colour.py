@@ -1,7 +1,9 @@
 """The colour matrices do to pixels what torchvision's colour operations do, in any order."""
 
 import colorsys
+from dataclasses import replace
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ import torch
 from torchvision.transforms.v2 import functional
 
 from pipelines.colour import colour_matrices
-from pipelines.draws import Draws
+from pipelines.draws import Draws, draw
+from pipelines.recipes import ViewRecipe
 
 _UNCHANGED = (1.0, 1.0, 1.0, 0.0)
 _TORCHVISIONS = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
@@ -21,16 +24,14 @@ _TOLERANCE = 1e-4
 def _draws(
     factors: tuple[float, ...], order: tuple[int, ...] = (0, 1, 2, 3), *, jitter=True, grey=False
 ) -> Draws:
-    return Draws(
-        box=np.array([[0, 0, 16, 16]]),
-        flip=np.array([False]),
-        jitter=np.array([jitter]),
-        factors=np.array([factors]),
-        order=np.array([order]),
-        grey=np.array([grey]),
-        blur=np.array([False]),
-        sigma=np.array([1.0]),
-    )
+    return _with_colours(1, jitter=[jitter], factors=[factors], order=[order], grey=[grey])
+
+
+def _with_colours(count: int, **colours: Any) -> Draws:
+    """Draws of which only those of the colours matter."""
+    samples, sizes = np.arange(count), np.full((count, 2), 16)
+    drawn = draw(ViewRecipe(), seed=0, epoch=0, view=0, samples=samples, sizes=sizes)
+    return replace(drawn, **{name: np.array(values) for name, values in colours.items()})
 
 
 def _recoloured(image: torch.Tensor, draws: Draws) -> torch.Tensor:
@@ -89,15 +90,12 @@ def test_a_sample_without_jitter_keeps_its_colours(image: torch.Tensor):
 
 def test_samples_side_by_side_have_the_matrices_that_each_has_alone():
     random = np.random.default_rng(0)
-    many = Draws(
-        box=np.zeros((40, 4), int),
-        flip=np.zeros(40, bool),
+    many = _with_colours(
+        40,
         jitter=random.random(40) < 0.8,
         factors=random.uniform(0.2, 1.8, (40, 4)),
         order=np.argsort(random.random((40, 4)), axis=1),
         grey=random.random(40) < 0.3,
-        blur=np.zeros(40, bool),
-        sigma=np.ones(40),
     )
     for n, matrices in enumerate(zip(*colour_matrices(many), strict=True)):
         jitter, grey = bool(many.jitter[n]), bool(many.grey[n])

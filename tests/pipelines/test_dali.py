@@ -21,7 +21,7 @@ _PHOTOGRAPHS = Path(__file__).parents[3] / "shared/data/imagenet-sample"
 
 _NOTHING: dict[str, Any] = {
     "flip": 0.0, "jitter": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0,
-    "grey": 0.0, "blur": 0.0,
+    "grey": 0.0, "blur": 0.0, "rotate": 0.0, "solarise": 0.0, "sobel": 0.0, "cutout": 0.0,
 }  # fmt: skip
 _STRONG = {name: getattr(ViewRecipe(), name) for name in _NOTHING} | {"hue": 0.0}
 _MILD = _STRONG | {"brightness": 0.1, "contrast": 0.1, "saturation": 0.1}
@@ -40,6 +40,12 @@ _AGREEMENT: dict[str, tuple[dict[str, Any], float, float]] = {
     # We leave out the taps beyond three sigma.
     "blur": ({"blur": 1.0}, 1e-4, 0.002),
     "wide blur": ({"blur": 1.0, "size": 224}, 0.001, 0.03),
+    "right angles": ({"rotate": 1.0, "flip": 0.5}, 1e-5, 1e-4),
+    # Both compute where a pixel comes from in float32, and differ by some 1e-4 of a pixel.
+    "rotation": ({"rotate": 1.0, "rotate_degrees": (-30, 30)}, 3e-4, 0.03),
+    "solarise": ({"solarise": 1.0}, 1e-5, 1e-4),
+    "sobel": ({"sobel": 1.0}, 1e-5, 1e-4),
+    "cutout": ({"cutout": 1.0}, 1e-5, 1e-4),
     "all, mild": (_MILD, 0.01, 0.03),
     # torchvision clamps after each step of the jitter, we do at its end.
     "all, strong": (_STRONG, 2.0, 75.0),
@@ -90,6 +96,8 @@ def _expected(image: Image.Image, recipe: ViewRecipe, draws: Draws, n: int) -> t
     view = _resized(image, draws.box[n], recipe.size)
     if draws.flip[n]:
         view = functional.horizontal_flip(view)
+    if draws.rotate[n]:
+        view = functional.rotate(view, float(draws.angle[n]), functional.InterpolationMode.BILINEAR)
     if draws.jitter[n]:
         for kind in draws.order[n]:
             view = _STEPS[kind](view, float(draws.factors[n, kind]))
@@ -98,7 +106,23 @@ def _expected(image: Image.Image, recipe: ViewRecipe, draws: Draws, n: int) -> t
     if draws.blur[n]:
         taps = recipe.size // 10 // 2 * 2 + 1
         view = functional.gaussian_blur(view, [taps, taps], [float(draws.sigma[n])] * 2)
-    return functional.normalize(view, list(recipe.mean), list(recipe.std))
+    if draws.solarise[n]:
+        view = functional.solarize(view, recipe.solarise_threshold)
+    if draws.sobel[n]:
+        view = _sobel(view)
+    view = functional.normalize(view, list(recipe.mean), list(recipe.std))
+    if draws.cutout[n]:
+        top, left, height, width = draws.hole[n].tolist()
+        view = functional.erase(view, top, left, height, width, torch.zeros(3, 1, 1))
+    return view
+
+
+def _sobel(view: torch.Tensor) -> torch.Tensor:
+    """Length of each channel's gradient, by torch's convolution, its border reflected."""
+    down = torch.tensor([[-1.0, -2, -1], [0, 0, 0], [1, 2, 1]]) / 8
+    padded = torch.nn.functional.pad(view[:, None], (1, 1, 1, 1), "reflect")
+    gradient = torch.nn.functional.conv2d(padded, torch.stack([down, down.T])[:, None])
+    return gradient.norm(dim=1)
 
 
 def _levels(views: torch.Tensor, expected: torch.Tensor, recipe: ViewRecipe) -> torch.Tensor:
@@ -170,11 +194,19 @@ def test_every_kind_of_image_comes_out_upright_in_rgb(
         assert off.max() < 1e-3, kind
 
 
-@pytest.fixture(scope="module")
-def together(pngs: list[bytes], kinds: dict[str, bytes], decode: Callable[[bytes], Image.Image]):
-    """Images of all kinds, their draws, and their views made in one batch."""
+_EVERYTHING = ViewRecipe(size=48, rotate=0.5, solarise=0.3, sobel=0.2, cutout=0.5)
+
+
+@pytest.fixture(scope="module", params=[None, (-30, 30)], ids=["right angles", "rotation"])
+def together(
+    request: pytest.FixtureRequest,
+    pngs: list[bytes],
+    kinds: dict[str, bytes],
+    decode: Callable[[bytes], Image.Image],
+):
+    """Images of all kinds, their draws for all operations, and their views made in one batch."""
     encoded = pngs + list(kinds.values())
-    recipe = ViewRecipe(size=48)
+    recipe = replace(_EVERYTHING, rotate_degrees=request.param)
     draws = _drawn(recipe, [decode(content) for content in encoded])
     return encoded, recipe, draws, _made(encoded, recipe, draws)
 

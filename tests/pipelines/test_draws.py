@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from torchvision.transforms import ColorJitter, GaussianBlur, RandomResizedCrop
+from torchvision.transforms import ColorJitter, GaussianBlur, RandomResizedCrop, RandomRotation
 from torchvision.transforms.v2 import functional
 
 from pipelines.draws import Draws, draw
@@ -18,6 +18,7 @@ from pipelines.recipes import ViewRecipe
 _COUNT = 3000
 _DIFFERENT = 1e-3
 _RECIPE = ViewRecipe()
+_CHOICES = ("flip", "rotate", "jitter", "grey", "blur", "solarise", "sobel", "cutout")
 
 
 def _drawn(
@@ -116,7 +117,34 @@ def test_blur_sigmas_are_distributed_as_torchvisions():
     assert _same(_drawn().sigma, np.array(theirs))
 
 
-@pytest.mark.parametrize("choice", ["flip", "jitter", "grey", "blur"])
+def test_angles_are_distributed_as_torchvisions():
+    recipe = replace(_RECIPE, rotate_degrees=(-30.0, 45.0))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = [RandomRotation.get_params([-30.0, 45.0]) for _ in range(_COUNT)]
+    assert _same(_drawn(recipe).angle, np.array(theirs))
+
+
+def test_right_angles_are_90_180_and_270_and_as_likely():
+    angles, counts = np.unique(_drawn().angle, return_counts=True)
+    assert angles.tolist() == [90, 180, 270]
+    assert stats.chisquare(counts).pvalue > 0.01
+
+
+@pytest.mark.parametrize(("size", "share"), [(32, 0.5), (33, 0.2), (224, 1.0), (8, 0.01)])
+def test_a_hole_is_what_of_a_square_around_any_pixel_lies_in_the_view(size: int, share: float):
+    # DeVries & Taylor 2017, section 3.2, by their rule: a centre from all pixels, then clipped.
+    top, left, height, width = _drawn(replace(_RECIPE, size=size, cutout_side=share)).hole.T
+    side = max(1, round(share * size))
+    centres = np.random.default_rng(0).integers(0, size, _COUNT)
+    first = np.clip(centres - side // 2, 0, size)
+    length = np.clip(centres - side // 2 + side, 0, size) - first
+    for ours, theirs in ((top, first), (left, first), (height, length), (width, length)):
+        assert _same(ours, theirs)
+    assert (height.min() >= 1) & (width.max() <= side)
+
+
+@pytest.mark.parametrize("choice", _CHOICES)
 @pytest.mark.parametrize("probability", [0.0, 0.2, 0.8, 1.0])
 def test_a_choice_is_made_as_often_as_the_recipe_says(choice: str, probability: float):
     chosen = getattr(_drawn(replace(_RECIPE, **{choice: probability})), choice)
@@ -125,15 +153,15 @@ def test_a_choice_is_made_as_often_as_the_recipe_says(choice: str, probability: 
 
 def test_choices_of_a_sample_are_unrelated_within_a_view_and_between_views():
     columns = []
-    for drawn in (_drawn(view=0), _drawn(view=1)):
+    recipe = replace(_RECIPE, **dict.fromkeys(_CHOICES, 0.5))
+    for drawn in (_drawn(recipe, view=0), _drawn(recipe, view=1)):
         columns += [
             *drawn.factors.T,
             *drawn.box.T[:2],
+            *drawn.hole.T[:2],
+            drawn.angle,
             drawn.sigma,
-            drawn.flip,
-            drawn.jitter,
-            drawn.grey,
-            drawn.blur,
+            *(getattr(drawn, choice) for choice in _CHOICES),
         ]
     test: Any = stats.spearmanr(np.stack(columns, axis=1))
     related = test.pvalue[np.triu_indices(len(columns), k=1)]
@@ -157,7 +185,19 @@ def test_two_views_and_epochs_and_seeds_of_a_sample_differ(other: dict[str, Any]
 
 
 def test_a_field_of_the_recipe_moves_nothing_but_its_own_draws():
-    changed = _drawn(replace(_RECIPE, crop_scale=(0.5, 0.6), flip=0.1, brightness=0.1))
-    for name in ("jitter", "order", "grey", "blur", "sigma"):
+    changed = _drawn(replace(_RECIPE, crop_scale=(0.5, 0.6), flip=0.1, brightness=0.1, rotate=0.3))
+    for name in ("angle", "jitter", "order", "grey", "blur", "sigma", "solarise", "sobel", "cutout", "hole"):
         np.testing.assert_array_equal(getattr(changed, name), getattr(_drawn(), name))
     np.testing.assert_array_equal(changed.factors[:, 1:], _drawn().factors[:, 1:])
+
+
+def test_the_draws_are_those_of_earlier_versions():
+    # A run that goes on with a newer version sees the views that it would have seen.
+    samples, sizes = np.array([7]), np.array([[300, 400]])
+    drawn = draw(_RECIPE, seed=3, epoch=2, view=1, samples=samples, sizes=sizes)
+    assert drawn.box.tolist() == [[46, 138, 219, 238]]
+    assert (drawn.flip[0], drawn.jitter[0], drawn.grey[0], drawn.blur[0]) == (False, True, False, False)
+    np.testing.assert_allclose(drawn.factors, [[1.370541, 1.512142, 1.161316, -0.157779]], atol=1e-6)
+    assert drawn.order.tolist() == [[2, 0, 1, 3]]
+    np.testing.assert_allclose(drawn.sigma, [0.167989], atol=1e-6)
+    assert (drawn.angle.tolist(), drawn.hole.tolist()) == ([270], [[83, 11, 112, 112]])

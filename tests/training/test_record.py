@@ -55,7 +55,8 @@ def test_another_config_is_refused_with_the_names_of_what_differs(tmp_path: Path
     before = (tmp_path / "config.toml").read_text()
     data = DataConfig(train="somewhere", view=ViewRecipe(grey=0.5, crop_scale=(0.1, 1.0)))
     other = _config(data=data, temperature=0.2, optimizer={"learning_rate": 1.0}, steps=7, workers=2)
-    expected = "data.view.crop_scale, data.view.grey, optimizer.learning_rate, steps, temperature;"
+    views = [f"data.{view}.{name}" for view in ("second_view", "view") for name in ("crop_scale", "grey")]
+    expected = ", ".join([*views, "optimizer.learning_rate", "steps", "temperature;"])
     with pytest.raises(ValueError, match=f"other values of {expected}"):
         claim_run(str(tmp_path), other)
     assert (tmp_path / "config.toml").read_text() == before

@@ -23,7 +23,7 @@ def test_values_reach_their_keys_and_nothing_else() -> None:
     expected = asdict(BASE)
     expected["temperature"] = 0.3
     expected["optimizer"]["learning_rate"] = 0.7
-    expected["data"]["view"]["size"] = 96
+    expected["data"]["view"]["size"] = expected["data"]["second_view"]["size"] = 96
     assert asdict(config) == expected
 
 
