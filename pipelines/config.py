@@ -80,8 +80,7 @@ class DataConfig:
             ("view", "second_view"), self.views, self.views[::-1], RECIPES[self.recipe], strict=True
         ):
             if idle := idle_settings(view, other, recipe):
-                setting, why = idle[0]
-                raise ValueError(f"{name}.{setting} has no effect with {name}.{why}; leave out one of them")
+                raise ValueError(f"{name}: {idle[0]}")
         return self
 
 

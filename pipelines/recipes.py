@@ -1,7 +1,7 @@
 """How a view is made of an image: the recipe, and the named ones."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Annotated
 
 from pydantic import AfterValidator, ConfigDict, Field
@@ -97,6 +97,9 @@ class ViewRecipe:
     """Standard deviation of red, green and blue that a view is divided by, on a scale of 0 to 1."""
 
 
+# The blur's kernel, a tenth of the view, is odd and needs three pixels.
+_SMALLEST_BLURRED = 20
+
 _DETAILS = {
     "rotate": ("rotate_degrees",),
     "jitter": ("brightness", "contrast", "saturation", "hue"),
@@ -106,22 +109,31 @@ _DETAILS = {
 }
 
 
-def idle_settings(view: ViewRecipe, other: ViewRecipe, recipe: ViewRecipe) -> list[tuple[str, str]]:
-    """Settings of `view` that differ from the named recipe's and have no effect, and what they lack.
+def idle_settings(view: ViewRecipe, other: ViewRecipe, recipe: ViewRecipe) -> list[str]:
+    """Settings of `view` that differ from the named recipe's and have no effect: which, and the way out.
 
     A setting of both views has an effect where it has one on the `other`.
     """
+    differs = {name for name, value in asdict(view).items() if value != asdict(recipe)[name]}
     idle = [
-        (detail, f"{choice}=0")
+        f"{detail} has no effect with {choice}=0; leave it out or set {choice} above 0"
         for choice, details in _DETAILS.items()
         for detail in details
         if not getattr(view, choice)
-        and getattr(view, detail) != getattr(recipe, detail)
+        and detail in differs
         and not (getattr(other, choice) and getattr(other, detail) == getattr(view, detail))
     ]
     if view.centre_crop:
         crop = ("crop_scale", "crop_ratio")
-        idle += [(name, "centre_crop") for name in crop if getattr(view, name) != getattr(recipe, name)]
+        idle += [
+            f"{name} has no effect with centre_crop; leave out one of them"
+            for name in crop
+            if name in differs
+        ]
+    if view.blur and view.size < _SMALLEST_BLURRED:
+        idle.append(
+            f"blur has no effect at size={view.size}, where a tenth of the view is one pixel; set it to 0"
+        )
     return idle
 
 
