@@ -20,7 +20,7 @@ Answer = Callable[..., None]
 def answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answer]:
     """answer(status, code): S3 and GCS answer every request with that HTTP status and S3 error code."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Refusing)
-    thread = Thread(target=server.serve_forever)
+    thread = Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
@@ -43,6 +43,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answer]:
 
 class _Refusing(BaseHTTPRequestHandler):
     status, body = 500, b""
+    protocol_version = "HTTP/1.1"  # Clients ask before they send, and would wait a second for HTTP/1.0.
 
     def answer(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
