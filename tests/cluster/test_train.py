@@ -1,14 +1,21 @@
 """diptych train, the whole way: S3 to Ray Data to DALI to Ray Train and back to S3."""
 
+import io
 import json
+import os
 import shutil
+import stat
+import tempfile
 import time
 import tomllib
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cluster.cli import main
 from cluster.digits import scattered_digits
@@ -220,6 +227,53 @@ def _fetched(uri: str, folder: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(storage.read(f"s3://{file.path}") or b"")
     return folder
+
+
+def test_no_byte_of_an_image_is_stored_a_second_time(
+    ray_cluster: None, bucket: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    contents = [_noise(seed) for seed in range(200)]
+    rows = ((content, 0, str(row)) for row, content in enumerate(contents))
+    write_shards(rows, f"{bucket}/noise", rows_per_shard=100, rows_per_group=50)
+    before = {file.path for file in storage.listing(bucket)}
+    started = time.time()
+    main(
+        ["train", "--data.train", f"{bucket}/noise", "--output", str(tmp_path), "--encoder.name", "resnet8"]
+        + ["--data.recipe", "simclr-cifar", "--batch-size", "40", "--epochs", "1", "--workers", "2"]
+    )
+    assert {file.path for file in storage.listing(bucket)} == before
+    # Whatever was written on this machine since: the run, its scratch, what Ray logs and spills.
+    written = list(
+        _written_since(started, Path(tempfile.gettempdir()), tmp_path_factory.getbasetemp() / "s30")
+    )
+    assert any(path.suffix == ".pt" for path in written)
+    (tmp_path / "control").write_bytes(b"before" + contents[7] + b"after")
+    assert _holds_any(tmp_path / "control", contents)
+    assert [path for path in written if _holds_any(path, contents)] == []
+
+
+def _noise(seed: int) -> bytes:
+    out = io.BytesIO()
+    pixels = np.random.default_rng([20261124, seed]).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def _written_since(moment: float, root: Path, store: Path) -> Iterator[Path]:
+    """Files below `root` that were written since `moment`, the object store's own left out."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if Path(folder, name) != store]
+        for path in (Path(folder, name) for name in files):
+            with suppress(OSError):
+                if stat.S_ISREG(path.stat().st_mode) and path.stat().st_mtime >= moment:
+                    yield path
+
+
+def _holds_any(path: Path, contents: list[bytes]) -> bool:
+    with suppress(FileNotFoundError):
+        written = path.read_bytes()
+        return any(content[100:140] in written for content in contents)
+    return False
 
 
 def test_relative_paths_mean_the_folder_of_the_command(
