@@ -7,8 +7,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
-from pipelines import storage
-from pipelines.layout import IMAGE_ENDINGS, ROWS, Listing, Place
+from pipelines.layout import IMAGE_ENDINGS, ROWS, Listing, Place, reading
 
 ENDINGS = IMAGE_ENDINGS
 
@@ -58,10 +57,7 @@ def read_pieces(filesystem: fs.FileSystem, pieces: list[dict], pool: Executor) -
             with filesystem.open_input_file(piece["path"]) as file:
                 return file.read()
 
-        try:
-            return storage.retrying(whole, f"reading {piece['path']}")
-        except OSError as error:
-            raise ValueError(f"cannot read {piece['path']}: {storage.first_line(error)}") from error
+        return reading(whole, piece["path"])
 
     columns = {name: [piece[name] for piece in pieces] for name in ("label", "path", "key")}
     return pa.table({"image": list(pool.map(read, pieces)), **columns}, schema=ROWS)

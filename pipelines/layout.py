@@ -1,9 +1,14 @@
 """What the layouts of a data set (Parquet, folders, tars) have in common."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
+
+from pipelines import storage
+
+_T = TypeVar("_T")
 
 # Rows as a layout reads them. `label` is -1 where there is none; `path` and `key` say where an image is.
 # large_binary, because a window may hold more than the 2 GiB that binary's offsets reach.
@@ -37,3 +42,16 @@ class Listing:
     fragments: pa.Table
     has_labels: bool
     classes: tuple[str, ...] = ()
+
+
+def reading(call: Callable[[], _T], place: str) -> _T:
+    """What `call` returns, which reads `place`; called again while the storage is away.
+
+    Raises ValueError, naming the place, where it is gone, torn or refused.
+    """
+    what = f"reading {place}"
+    try:
+        return storage.retrying(call, what)
+    except (OSError, pa.ArrowInvalid) as error:
+        line = storage.first_line(error)
+        raise ValueError(line if line.startswith(what) else f"cannot read {place}: {line}") from error

@@ -9,9 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from pipelines import storage
 from pipelines.config import DataConfig
-from pipelines.layout import ROWS, Listing, Place
+from pipelines.layout import ROWS, Listing, Place, reading
 
 ENDINGS = (".parquet", ".parq")
 
@@ -25,7 +24,7 @@ def index_files(
     """
 
     def footer(file: Place) -> tuple[list[int], bool]:
-        found = storage.retrying(lambda: _read_footer(filesystem, file.path, data), f"reading {file.path}")
+        found = reading(lambda: _read_footer(filesystem, file.path, data), file.path)
         done()
         return found
 
@@ -50,11 +49,8 @@ def read_pieces(
 
 def _read_footer(filesystem: fs.FileSystem, path: str, data: DataConfig) -> tuple[list[int], bool]:
     """Rows of each row group, and whether there is a label column."""
-    try:
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
-            metadata, schema = file.metadata, file.schema_arrow
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"cannot read {path}: {storage.first_line(error)}") from error
+    with pq.ParquetFile(path, filesystem=filesystem) as file:
+        metadata, schema = file.metadata, file.schema_arrow
     _check_columns(schema, path, data)
     rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     return rows, data.label_column in schema.names
@@ -90,12 +86,11 @@ def _read_piece(filesystem: fs.FileSystem, piece: dict, data: DataConfig, has_la
     def read() -> pa.Table:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
             names = set(file.schema_arrow.names) & {data.image_column, data.label_column, data.key_column}
+            if group >= file.num_row_groups:
+                raise ValueError(f"cannot read {path}, row group {group}: it had more when it was indexed")
             return file.read_row_group(group, columns=sorted(names)).slice(start, stop - start)
 
-    try:
-        table = storage.retrying(read, f"reading {path}")
-    except (OSError, pa.ArrowInvalid, IndexError) as error:
-        raise ValueError(f"cannot read {path}, row group {group}: {storage.first_line(error)}") from error
+    table = reading(read, f"{path}, row group {group}")
     images, paths = table[data.image_column], None
     if pa.types.is_struct(images.type):
         if images.type.get_field_index("path") >= 0:

@@ -14,8 +14,7 @@ from typing import Any, cast
 import pyarrow as pa
 from pyarrow import fs
 
-from pipelines import storage
-from pipelines.layout import IMAGE_ENDINGS, ROWS, Listing, Place
+from pipelines.layout import IMAGE_ENDINGS, ROWS, Listing, Place, reading
 
 ENDINGS = (".tar",)
 
@@ -47,7 +46,7 @@ def index_files(
     """
 
     def fragments(file: Place) -> list[dict[str, Any]]:
-        found = storage.retrying(lambda: list(_fragments(filesystem, file.path)), f"reading {file.path}")
+        found = reading(lambda: list(_fragments(filesystem, file.path)), file.path)
         done()
         return found
 
@@ -116,10 +115,7 @@ def _read_piece(filesystem: fs.FileSystem, piece: dict, has_labels: bool) -> pa.
         with filesystem.open_input_file(path) as file:
             return file.read_at(last - first, first)
 
-    try:
-        content = memoryview(storage.retrying(read, f"reading {path}"))
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {storage.first_line(error)}") from error
+    content = memoryview(reading(read, path))
 
     if len(content) < last - first:
         raise ValueError(f"cannot read {path}: it is shorter than when it was indexed")
