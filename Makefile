@@ -4,12 +4,13 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo test lint lock
+.PHONY: help install demo test bench lint lock
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo     train on handwritten digits, about 3 minutes'
 	@echo 'make test     run all tests, about 7 minutes'
+	@echo 'make bench    install the peers to measure against, and list the benchmarks'
 	@echo 'make install  set up .venv alone'
 	@echo 'make lint     style and types'
 	@echo 'make lock     resolve the dependencies anew'
@@ -33,6 +34,11 @@ demo: install
 test: install
 	$(BIN)/python -m pytest $(TESTS)
 
+bench: install
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements-bench.lock
+	@echo; echo 'Benchmarks, each with what it needs:'
+	@sed -n 's|^    python |    $(BIN)/python |p' benchmarks/*.py
+
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -41,3 +47,5 @@ lint: install
 lock:
 	$(BIN)/uv pip compile --quiet pyproject.toml --group dev --universal --python-version 3.11 \
 	--generate-hashes --upgrade -o requirements.lock
+	$(BIN)/uv pip compile --quiet --group bench --universal --python-version 3.11 --constraint requirements.lock \
+	--generate-hashes --upgrade -o requirements-bench.lock

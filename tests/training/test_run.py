@@ -52,7 +52,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     return DataConfig(
         train=str(folder / "train"),
         test=str(folder / "test"),
-        view=replace(RECIPES["simclr-cifar"][0], size=20, blur=0.5),
+        view=replace(RECIPES["simclr-cifar"][0], size=16),
         window_rows=12,
     )
 

@@ -1,0 +1,212 @@
+"""Encoded images to two float views each: diptych against lightly and torchvision.
+
+    python benchmarks/views.py --photographs FOLDER --cifar FOLDER    # Parquet files with a column image
+
+Everyone starts from the same encoded bytes in memory and ends with batches of normalised float32 tensors, on
+all cores: diptych's DALI pipeline with its draws, lightly's SimCLRTransform on PIL images, and torchvision's
+v2 transforms on tensors, the last two in a DataLoader with a worker process a core. Photographs get SimCLR's
+recipe for ImageNet at 224 pixels, CIFAR-10 its recipe for 32. The three take turns. Prints the images a
+second of each and diptych's ratio to the others: medians over the rounds, lowest and highest.
+"""
+
+import argparse
+import io
+import itertools
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms import v2
+
+from pipelines.dali import Request, make_views
+from pipelines.draws import draw
+from pipelines.header import shown_size
+from pipelines.recipes import RECIPES, ViewRecipe
+
+try:
+    from lightly.data.multi_view_collate import MultiViewCollate
+    from lightly.transforms import SimCLRTransform
+except ImportError:
+    sys.exit("benchmarks/views.py needs lightly; install it with: make bench")
+
+_CORES = os.cpu_count() or 1
+_MAX_PIXELS = 100_000_000
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What is measured: encoded images, the recipe's name, and the strength of its jitter."""
+
+    name: str
+    images: list[bytes]
+    recipe: str
+    strength: float
+    batch_size: int
+    batches: int
+
+    @property
+    def recipes(self) -> tuple[ViewRecipe, ViewRecipe]:
+        return RECIPES[self.recipe]
+
+
+class _Encoded(Dataset):
+    """Two views of each image, made by `views` from its bytes; the images come round as often as it takes."""
+
+    def __init__(self, case: _Case, views: Callable[[bytes], Sequence[torch.Tensor]]) -> None:
+        self._images, self._length, self._views = case.images, case.batches * case.batch_size, views
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> tuple[Sequence[torch.Tensor], int, str]:
+        return self._views(self._images[index % len(self._images)]), 0, ""
+
+
+def _lightly(case: _Case) -> DataLoader:
+    recipe, _ = case.recipes
+    transform = SimCLRTransform(input_size=recipe.size, cj_strength=case.strength, gaussian_blur=recipe.blur)
+
+    def views(encoded: bytes) -> Sequence[torch.Tensor]:
+        return transform(Image.open(io.BytesIO(encoded)).convert("RGB"))
+
+    return _loader(case, views, MultiViewCollate())
+
+
+def _torchvision(case: _Case) -> DataLoader:
+    recipe, _ = case.recipes
+    taps = recipe.size // 10 // 2 * 2 + 1
+    jitter = v2.ColorJitter(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
+    blur = [v2.RandomApply([v2.GaussianBlur(taps, recipe.blur_sigma)], recipe.blur)] if recipe.blur else []
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(recipe.size, recipe.crop_scale, recipe.crop_ratio, antialias=True),
+            v2.RandomHorizontalFlip(recipe.flip),
+            v2.RandomApply([jitter], recipe.jitter),
+            v2.RandomGrayscale(recipe.grey),
+            *blur,
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(recipe.mean, recipe.std),
+        ]
+    )
+
+    def views(encoded: bytes) -> Sequence[torch.Tensor]:
+        image = decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), ImageReadMode.RGB)
+        return [transform(image), transform(image)]
+
+    return _loader(case, views, default_collate)
+
+
+def _loader(case: _Case, views: Callable, collate: Callable) -> DataLoader:
+    return DataLoader(
+        _Encoded(case, views),
+        batch_size=case.batch_size,
+        num_workers=_CORES,
+        collate_fn=collate,
+        persistent_workers=True,
+    )
+
+
+def _diptych(case: _Case) -> Iterator[object]:
+    """Endless batches; what the reader and the feed do for each image is done here for each image too."""
+
+    def request(step: int) -> Request:
+        samples = np.arange(step * case.batch_size, (step + 1) * case.batch_size)
+        encoded = [case.images[sample % len(case.images)] for sample in samples]
+        sizes = np.array([shown_size(content, max_pixels=_MAX_PIXELS) for content in encoded])
+        draws = tuple(
+            draw(recipe, seed=0, epoch=0, view=view, samples=samples, sizes=sizes)
+            for view, recipe in enumerate(case.recipes)
+        )
+        return Request([np.frombuffer(content, np.uint8) for content in encoded], draws)
+
+    requests = map(request, itertools.count())
+    return make_views(requests, case.recipes, batch_size=case.batch_size, threads=_CORES)
+
+
+def _rate_of_loader(loader: DataLoader, case: _Case) -> float:
+    started = time.perf_counter()
+    for _ in loader:
+        pass
+    return case.batches * case.batch_size / (time.perf_counter() - started)
+
+
+def _rate_of_stream(views: Iterator[object], case: _Case) -> float:
+    for _ in range(4):  # Those that were made ahead while the others had their turn.
+        next(views)
+    started = time.perf_counter()
+    for _ in range(case.batches):
+        next(views)
+    rate = case.batches * case.batch_size / (time.perf_counter() - started)
+    time.sleep(1)  # Those that are being made ahead do not take the next one's time.
+    return rate
+
+
+def _measure(case: _Case, rounds: int) -> None:
+    # Worker processes are forked, so they start before DALI's threads do.
+    loaders = {"lightly": _lightly(case), "torchvision": _torchvision(case)}
+    for loader in loaders.values():
+        _rate_of_loader(loader, case)
+    ours = _diptych(case)
+    _rate_of_stream(ours, case)
+    rates: dict[str, list[float]] = {"diptych": [], "lightly": [], "torchvision": []}
+    for _ in range(rounds):
+        rates["diptych"].append(_rate_of_stream(ours, case))
+        for name, loader in loaders.items():
+            rates[name].append(_rate_of_loader(loader, case))
+    print(f"{case.name}: batches of {case.batch_size}, {case.batches} a round, {rounds} rounds")
+    for name, found in rates.items():
+        print(f"  {name:<11} {_spread(found, 0)} images/s")
+    for name in loaders:
+        ratios = [mine / theirs for mine, theirs in zip(rates["diptych"], rates[name], strict=True)]
+        print(f"  diptych / {name}: {_spread(ratios, 2)}")
+
+
+def _spread(values: list[float], digits: int) -> str:
+    median, low, high = statistics.median(values), min(values), max(values)
+    return f"{median:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+def _images(folder: Path, most: int) -> list[bytes]:
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        sys.exit(f"{folder} holds no Parquet files")
+    images = (image for file in files for image in pq.read_table(file)["image"].to_pylist())
+    return list(itertools.islice(images, most))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--photographs", type=Path, help="folder of Parquet files, some 500 pixels a side")
+    parser.add_argument("--cifar", type=Path, help="folder of Parquet files, 32 pixels a side")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    names = ("lightly", "torch", "torchvision", "pillow", "nvidia-dali-cuda130")
+    print(
+        f"{_CORES} cores, Python {platform.python_version()},", *(f"{name} {version(name)}" for name in names)
+    )
+    for folder, settings in (
+        (arguments.photographs, ("photographs at 224 pixels", "simclr", 1.0, 64, 12)),
+        (arguments.cifar, ("CIFAR-10 at 32 pixels", "simclr-cifar", 0.5, 256, 24)),
+    ):
+        name, *rest = settings
+        if folder is None or not folder.is_dir():
+            print(f"{name}: skipped, for there is no folder {folder or 'given'}")
+            continue
+        _measure(_Case(name, _images(folder, 20_000), *rest), arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
