@@ -81,6 +81,22 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class ProbeConfig:
+    """A linear classifier on frozen features."""
+
+    learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (
+        0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0,
+    )  # fmt: skip
+    """Learning rates to try; the best on held-out training images is tested."""
+    epochs: Count = 90
+    """Passes over the features."""
+    batch_size: Count = 1024
+    """Features in a step."""
+    held_out: Share = 0.1
+    """Share of the training features by which the learning rate is chosen."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class CheckpointConfig:
     """What is saved while training."""
 

@@ -281,7 +281,7 @@ def test_more_ranks_than_test_images_find_the_same_accuracy(
 
 @pytest.fixture(scope="module")
 def broken(data: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    """The same digits, of which one is cut off, one is garbled so that only decoding tells, and one is empty."""
+    """The same digits: one cut off, one garbled so that only decoding tells, and one empty."""
     folder = tmp_path_factory.mktemp("broken")
     rows = list(_digits(0, _TRAIN_IMAGES))
     harmed = {17: lambda png: png[:-30], 60: lambda png: png[:60] + b"garbled" + png[67:], 99: lambda _: b""}

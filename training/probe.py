@@ -1,0 +1,99 @@
+"""Linear probe: how well one linear layer tells the classes from frozen features."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipelines.philox import derive_key, permutation
+from training.config import ProbeConfig
+from training.gather import Gather
+from training.optimizers import learning_rate
+
+# First parts of keys' paths; pipelines use others.
+_HELD_OUT, _BATCHES, _LABELS = 5, 6, 7
+
+Labelled = tuple[Float[Tensor, "n dim"], Int[Tensor, " n"]]
+
+
+@dataclass(frozen=True)
+class Probed:
+    """The best head of the sweep: its learning rate, its accuracy on held-out training and on test images."""
+
+    learning_rate: float
+    held_out_top1: float
+    top1: float
+
+
+def linear_probe(
+    train: Labelled, test: Labelled, config: ProbeConfig, *, seed: int, gather: Gather
+) -> Probed:
+    """Train a linear classifier for each learning rate of the sweep on the features, and test the best.
+
+    Every worker brings its share of both sets, in rank order; the heads are dealt out to the workers, so
+    the result does not depend on their number. The best head is chosen on a held-out part of the training
+    features, never on the test set. Features are standardised, as by a batch norm without parameters; there
+    is no augmentation. SGD with Nesterov momentum, no weight decay, cosine decay to zero.
+    """
+    features, labels = gather.uneven_rows(train[0]), gather.uneven_rows(train[1])
+    queries, answers = gather.uneven_rows(test[0]), gather.uneven_rows(test[1])
+    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
+    features, queries = (features - mean) / std, (queries - mean) / std
+    order = torch.from_numpy(permutation(derive_key(seed, _HELD_OUT), len(labels))).to(labels.device)
+    held = max(1, round(config.held_out * len(labels)))
+    kept, held_out = order[held:], order[:held]
+    classes = int(torch.cat([labels, answers]).max()) + 1
+    scores = []
+    for rate in config.learning_rates[gather.rank :: gather.world_size]:
+        head = _train((features[kept], labels[kept]), classes, rate, config, seed)
+        scores.append(
+            [rate, _accuracy(head, features[held_out], labels[held_out]), _accuracy(head, queries, answers)]
+        )
+    mine = torch.tensor(scores, dtype=torch.float64, device=labels.device).reshape(-1, 3)
+    table = sorted(gather.uneven_rows(mine).tolist())
+    return Probed(*max(table, key=lambda row: row[1]))
+
+
+def labelled_share(labels: Int[Tensor, " n"], share: float, *, seed: int) -> Int[Tensor, " chosen"]:
+    """Places of `share` of the labelled images of each class, at least one of each, sorted.
+
+    Chen et al. 2020, section 6.1: 1 % and 10 % of ImageNet, class by class.
+    """
+    order = permutation(derive_key(seed, _LABELS), len(labels))
+    shuffled = labels.cpu()[torch.from_numpy(order)]
+    chosen = []
+    for label in shuffled.unique().tolist():
+        places = torch.nonzero(shuffled == label)[:, 0]
+        if label >= 0:
+            chosen.append(places[: max(1, round(share * len(places)))])
+    return torch.from_numpy(order)[torch.cat(chosen)].sort().values.to(labels.device)
+
+
+def _train(train: Labelled, classes: int, rate: float, config: ProbeConfig, seed: int) -> nn.Linear:
+    features, labels = train
+    head = nn.Linear(features.shape[1], classes, device=features.device)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    optimizer = torch.optim.SGD(head.parameters(), lr=rate, momentum=0.9, nesterov=True)
+    batches = list(_batches(len(labels), config, seed))
+    for step, batch in enumerate(batches):
+        optimizer.param_groups[0]["lr"] = learning_rate(step, peak=rate, steps=len(batches), warmup_steps=0)
+        rows = batch.to(labels.device)
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(head(features[rows]), labels[rows]).backward()
+        optimizer.step()
+    return head
+
+
+def _batches(images: int, config: ProbeConfig, seed: int) -> Iterator[Int[Tensor, " batch"]]:
+    for epoch in range(config.epochs):
+        order = torch.from_numpy(permutation(derive_key(seed, _BATCHES, epoch), images))
+        yield from order.split(config.batch_size)
+
+
+@torch.no_grad()
+def _accuracy(head: nn.Linear, features: Tensor, labels: Tensor) -> float:
+    return float((head(features).argmax(1) == labels).double().mean())
