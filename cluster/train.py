@@ -13,6 +13,7 @@ from pipelines.plan import check_lanes
 from pipelines.sources import Index, build_index
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig
+from training.evaluator import Sets
 from training.metrics import read_metrics
 from training.record import claim_run, find_run
 from training.report import write_report
@@ -32,12 +33,14 @@ def run_training(config: TrainConfig) -> list[dict[str, Any]]:
     test_index = None
     if config.data.test:
         test_index = _index(run, "test", config.data.test, config, resumed, index.classes)
-    if test_index and not (index.has_labels and test_index.has_labels):
+    unlabelled = [listed.uri for listed in (index, test_index) if listed and not listed.has_labels]
+    if unlabelled and (test_index or config.evaluation.held_out):
         raise ValueError(
-            f"evaluation needs labels: no column {config.data.label_column!r} in the images; "
-            "name it with --data.label-column or leave out --data.test"
+            f"evaluation needs labels, and {unlabelled[0]} has none: name their column with "
+            "--data.label-column, or leave out --data.test and --evaluation.held-out"
         )
-    steps = total_steps(config, make_plan(config, index))
+    sets = Sets.of(config, index, test_index)
+    steps = total_steps(config, make_plan(config, sets.train))
     claim_run(run, config)
     for name, listed in (("train", index), ("test", test_index)):
         if listed and not resumed:
@@ -46,7 +49,7 @@ def run_training(config: TrainConfig) -> list[dict[str, Any]]:
     if done >= steps:
         print(f"{run} is finished: {done} steps. Its report is {write_report(config)}")
         return read_metrics(run)
-    _launch(config, index, test_index, steps, done)
+    _launch(config, sets, steps, done)
     print(f"report: {write_report(config)}")
     return read_metrics(run)
 
@@ -59,14 +62,14 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     return replace(config, data=data, output=storage.absolute(config.output))
 
 
-def _launch(config: TrainConfig, index: Index, test_index: Index | None, steps: int, done: int) -> None:
+def _launch(config: TrainConfig, sets: Sets, steps: int, done: int) -> None:
     # Ray takes seconds to import; an error in the config should not.
     from training.worker import CPUS_PER_WORKER, RunError, launch
 
-    print(f"{index.rows.sum():,} images; starting {config.workers or 'the'} workers ...")
+    print(f"{sets.train.rows.sum():,} images; starting {config.workers or 'the'} workers ...")
     with cluster(cpus=(config.workers or 1) * CPUS_PER_WORKER), _ProgressBar(steps, done) as bar:
         try:
-            launch(config, index, test_index, bar.show)
+            launch(config, sets, bar.show)
         except RunError as error:
             sys.exit(f"diptych: {error}")
 

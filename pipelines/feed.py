@@ -68,10 +68,21 @@ def evaluation_views(
     tables: Iterable[pa.Table], data: DataConfig, device: Device, *, batch_size: int
 ) -> Iterator[Views]:
     """One centre view of every good row of `tables`, in order, at most batch_size at a time."""
-    recipe = evaluation_recipe(data)
+    return still_views(tables, (evaluation_recipe(data),), device, batch_size=batch_size, seed=0)
+
+
+def still_views(
+    tables: Iterable[pa.Table],
+    recipes: tuple[ViewRecipe, ...],
+    device: Device,
+    *,
+    batch_size: int,
+    seed: int,
+) -> Iterator[Views]:
+    """The views of every good row of `tables`, as of epoch 0, in order, at most batch_size at a time."""
 
     def request(rows: Rows, bad: tuple[Quarantined, ...]) -> Request:
-        return make_request(rows, (recipe,), seed=0, epoch=0, tag=(rows, bad))
+        return make_request(rows, recipes, seed=seed, epoch=0, tag=(rows, bad))
 
     def requests() -> Iterator[Request]:
         bad: tuple[Quarantined, ...] = ()
@@ -91,7 +102,7 @@ def evaluation_views(
         return request(rows.good, bad + rows.quarantined)
 
     made = make_views(
-        requests(), (recipe,), batch_size=batch_size, threads=device.threads, gpu=device.gpu, repair=repair
+        requests(), recipes, batch_size=batch_size, threads=device.threads, gpu=device.gpu, repair=repair
     )
     return (_views(images, rows, bad) for images, (rows, bad) in made)
 

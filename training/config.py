@@ -64,10 +64,15 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluationConfig:
-    """Weighted k-nearest-neighbour classification of the features (Wu et al. 2018, section 3.4)."""
+    """How a run is watched: kNN accuracy of the features (Wu et al. 2018, section 3.4) and diagnostics."""
 
     every_epochs: Annotated[int, Field(ge=0)] = 0
     """Evaluate after every so many epochs; 0 evaluates before the first step and after the last."""
+    held_out: Share | None = None
+    """Share of the training images, in whole fragments, that is not trained on but evaluated; the test images
+    are then looked at after the last step alone. Unset: the test images are evaluated each time."""
+    diagnostic_images: Annotated[int, Field(ge=0)] = 512
+    """Training images for alignment, uniformity and effective rank, which need no labels; 0: no such."""
     neighbours: Count = 200
     """Neighbours that vote; at most the training images at hand."""
     temperature: Positive = 0.1
@@ -133,6 +138,7 @@ class TrainConfig:
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
@@ -153,7 +159,7 @@ def shipped_config(name: str) -> Path:
 
 # Where a run is written and on how many workers it runs is not part of what it computes; how often it
 # saves or evaluates does not change its weights either, but it changes the run's record.
-_NOT_IDENTITY = ("name", "output", "workers")
+_NOT_IDENTITY = ("name", "output", "workers", "probe")
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:

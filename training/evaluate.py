@@ -1,6 +1,7 @@
-"""kNN accuracy of features on held-out images."""
+"""Features of images, and their kNN accuracy."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
@@ -63,22 +64,40 @@ def knn_accuracy(
     return float(counts[0] / counts[1])
 
 
-@torch.no_grad()
 def embed(
     encoders: Sequence[Encoder], views: Iterable[Views], device: torch.device
 ) -> tuple[list[Float[Tensor, "n dim"]], Int[Tensor, " n"]]:
-    """Each encoder's features of all `views`, and their labels; none of either where there are no views."""
+    """Each encoder's features of the first view of all images, and their labels."""
     features = [[torch.empty(0, encoder.dim, device=device)] for encoder in encoders]
     labels = [torch.empty(0, dtype=torch.int64, device=device)]
+    with _still(encoders, device):
+        for batch in views:
+            image = batch.to(device).images[0]
+            for encoder, rows in zip(encoders, features, strict=True):
+                rows.append(encoder(image).float())
+            labels.append(batch.labels.to(device))
+    return [torch.cat(rows) for rows in features], torch.cat(labels)
+
+
+def embed_views(
+    encoder: Encoder, views: Iterable[Views], device: torch.device
+) -> list[Float[Tensor, "n dim"]]:
+    """The encoder's features of the first and of the second view of all images."""
+    features = [[torch.empty(0, encoder.dim, device=device)] for _ in range(2)]
+    with _still([encoder], device):
+        for batch in views:
+            for image, rows in zip(batch.to(device).images, features, strict=True):
+                rows.append(encoder(image).float())
+    return [torch.cat(rows) for rows in features]
+
+
+@contextmanager
+def _still(encoders: Sequence[Encoder], device: torch.device) -> Iterator[None]:
+    """No gradients, no batch statistics, and on a GPU bfloat16."""
     modes = [encoder.training for encoder in encoders]
     for encoder in encoders:
         encoder.eval()
-    for batch in views:
-        images = batch.to(device).images[0]
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            for encoder, rows in zip(encoders, features, strict=True):
-                rows.append(encoder(images).float())
-        labels.append(batch.labels.to(device))
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        yield
     for encoder, mode in zip(encoders, modes, strict=True):
         encoder.train(mode)
-    return [torch.cat(rows) for rows in features], torch.cat(labels)

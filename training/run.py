@@ -2,8 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -12,9 +11,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines import storage
-from pipelines.config import DataConfig
-from pipelines.feed import Device, evaluation_views, training_views
-from pipelines.plan import Plan, Window, lanes_of, sweep
+from pipelines.feed import training_views
+from pipelines.plan import Plan, lanes_of
 from pipelines.preview import contact_sheet
 from pipelines.quarantine import Quarantine, Quarantined, decode, encode
 from pipelines.sources import Index
@@ -23,15 +21,14 @@ from training.batch_norm import synchronize_batch_norm
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig
 from training.encoders import Encoder, build_encoder, raw_pixels
-from training.evaluate import embed, knn_accuracy
-from training.gather import Gather
+from training.evaluator import Evaluator, Sets
 from training.heads import build_projector
 from training.loop import fit
 from training.metrics import MetricsLog
 from training.objectives import SimCLR
 from training.optimizers import build_optimizer, learning_rate, peak_learning_rate
+from training.process import Worker
 
-TableSource = Callable[[Index, DataConfig, Iterable[Window]], Iterator[pa.Table]]
 Progress = Callable[[dict[str, Any]], None]
 
 # Synchronised batch norm keeps its buffers equal by itself. The option's name changed with torch 2.15.
@@ -45,20 +42,6 @@ _LOOK_SECONDS, _WRITE_SECONDS = 1.0, 30.0
 
 # Steps after which the workers tell each other which images they left out.
 _SETTLE_STEPS = 50
-
-
-@dataclass(frozen=True, eq=False)
-class Worker:
-    """Where this worker runs: its place among the others, its devices, and how tables reach it."""
-
-    gather: Gather
-    device: torch.device
-    threads: int
-    tables: TableSource
-
-    @property
-    def dali(self) -> Device:
-        return Device(self.threads, self.device.index if self.device.type == "cuda" else None)
 
 
 def run_uri(config: TrainConfig) -> str:
@@ -76,30 +59,27 @@ def total_steps(config: TrainConfig, plan: Plan) -> int:
     return config.steps if config.steps is not None else config.epochs * plan.steps_per_epoch
 
 
-def train(
-    config: TrainConfig, index: Index, test_index: Index | None, worker: Worker, progress: Progress
-) -> None:
+def train(config: TrainConfig, sets: Sets, worker: Worker, progress: Progress) -> None:
     """Train from the newest checkpoint, or from the start, to the end; every worker of the run calls it.
 
     Calls progress(values) about once a second on rank 0, with what metrics.jsonl gets.
     """
-    run = _Run(config, index, test_index, worker, progress)
+    run = _Run(config, sets, worker, progress)
     run.train()
 
 
 class _Run:
-    def __init__(
-        self, config: TrainConfig, index: Index, test_index: Index | None, worker: Worker, progress: Progress
-    ) -> None:
-        self.config, self.index, self.test_index, self.worker = config, index, test_index, worker
-        self.plan = make_plan(config, index)
+    def __init__(self, config: TrainConfig, sets: Sets, worker: Worker, progress: Progress) -> None:
+        self.config, self.index, self.worker = config, sets.train, worker
+        self.plan = make_plan(config, sets.train)
         self.steps = total_steps(config, self.plan)
         self.objective = self._build_objective()
         self.optimizer = build_optimizer(self.objective, config.optimizer)
         self.checkpoints = Checkpoints(run_uri(config), config.checkpoint.keep)
         self.start_step = self._resume()
         self.quarantine = Quarantine(run_uri(config))
-        self.left_out: tuple[Quarantined, ...] = ()
+        self.left_out: list[Quarantined] = []
+        self.evaluator = Evaluator(config, sets, worker, self.left_out)
         self.log = _Log(config, self.plan, self.steps, self.start_step, progress) if self._leads else None
 
     @property
@@ -169,14 +149,14 @@ class _Run:
     def _noting(self, views: Iterator[Views]) -> Iterator[Views]:
         """The same views; which images were left out of them is kept until the workers settle it."""
         for batch in views:
-            self.left_out += batch.quarantined
+            self.left_out.extend(batch.quarantined)
             yield batch
 
     def _settle(self, done: int) -> None:
         """Tell all workers which images were left out since the last time; too many end the run."""
         lines = encode(self.left_out)
         local = torch.tensor(list(lines), dtype=torch.uint8, device=self.worker.device)
-        self.left_out = ()
+        self.left_out.clear()
         everyone = decode(bytes(self.worker.gather.uneven_rows(local).tolist()))
         if not everyone:
             return
@@ -207,37 +187,11 @@ class _Run:
             self.checkpoints.save(done, self.objective, self.optimizer, self.config)
 
     def _evaluate(self, done: int, **others: Encoder) -> None:
-        """kNN accuracy on the test images, of the encoder and of `others`, by all workers together."""
-        if self.test_index is None:
-            return
-        settings, device = self.config.evaluation, self.worker.device
+        """Measure the encoder and `others`, by all workers together."""
         encoders = {"knn_top1": self.objective.encoder, **others}
-        banks, bank_labels = embed(
-            list(encoders.values()), self._sweep(self.index, settings.train_images), device
-        )
-        queries, labels = embed(
-            list(encoders.values()), self._sweep(self.test_index, settings.test_images), device
-        )
-        accuracies = {
-            name: knn_accuracy((bank, bank_labels), (query, labels), settings, self.worker.gather)
-            for name, bank, query in zip(encoders, banks, queries, strict=True)
-        }
-        if self.log:
-            self.log.evaluation(done, accuracies)
-
-    def _sweep(self, index: Index, limit: int | None) -> Iterator[Views]:
-        gather, data = self.worker.gather, self.config.data
-        windows = sweep(
-            index.rows,
-            gather.rank,
-            gather.world_size,
-            seed=self.config.seed,
-            limit=limit,
-            window_rows=data.window_rows,
-        )
-        tables = self.worker.tables(index, data, windows)
-        views = evaluation_views(tables, data, self.worker.dali, batch_size=self.config.evaluation.batch_size)
-        return self._noting(views)
+        values = self.evaluator.online(encoders, last=done == self.steps)
+        if self.log and values:
+            self.log.evaluation(done, values)
 
 
 class _Log:

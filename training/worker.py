@@ -17,11 +17,12 @@ from ray.util.queue import Queue
 
 from pipelines import storage
 from pipelines.plan import check_lanes
-from pipelines.sources import Index
 from pipelines.stream import READER_CPUS, READERS, stream_windows
 from training.config import TrainConfig
+from training.evaluator import Sets
 from training.gather import LocalGather, ProcessGroupGather
-from training.run import Progress, Worker, run_uri, train
+from training.process import Worker
+from training.run import Progress, run_uri, train
 
 # Cores that the scheduler sets aside for a worker and for the tasks that read its images.
 CPUS_PER_WORKER = 1 + READER_CPUS * READERS
@@ -34,12 +35,11 @@ class RunError(Exception):
 @dataclass(frozen=True, eq=False)
 class _Job:
     config: TrainConfig
-    index: Index
-    test_index: Index | None
+    sets: Sets
     events: Queue
 
 
-def launch(config: TrainConfig, index: Index, test_index: Index | None, progress: Progress) -> None:
+def launch(config: TrainConfig, sets: Sets, progress: Progress) -> None:
     """Run `config` to its end on the connected Ray cluster; calls progress(values) about once a second.
 
     Raises ValueError if the cluster cannot hold the workers, RunError if one of them fails.
@@ -51,7 +51,7 @@ def launch(config: TrainConfig, index: Index, test_index: Index | None, progress
     with _events(progress) as events, tempfile.TemporaryDirectory(prefix="diptych-") as scratch:
         trainer = TorchTrainer(
             _work,
-            train_loop_config={"job": _Job(config, index, test_index, events)},
+            train_loop_config={"job": _Job(config, sets, events)},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus >= workers),
             torch_config=TorchConfig(backend="nccl" if gpus >= workers else "gloo"),
             # diptych keeps its own checkpoints; Ray has nothing to keep.
@@ -97,7 +97,7 @@ def _work(loop_config: dict[str, Any]) -> None:
         threads=threads,
         tables=stream_windows,
     )
-    train(job.config, job.index, job.test_index, worker, job.events.put)
+    train(job.config, job.sets, worker, job.events.put)
 
 
 @contextmanager

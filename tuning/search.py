@@ -13,6 +13,7 @@ from pipelines import storage
 from pipelines.sources import Index
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, config_hash
+from training.evaluator import Sets
 from training.metrics import read_metrics
 from training.record import claim_run
 from training.run import make_plan, run_uri, total_steps
@@ -56,7 +57,7 @@ def run_search(search: SearchConfig, index: Index, show: Show) -> list[dict[str,
             for line in read_metrics(run):
                 report(line)
         else:
-            launch(config, train_index, held_out, report)
+            launch(config, Sets(train_index, held_out), report)
 
     with tempfile.TemporaryDirectory(prefix="diptych-") as scratch:
         results = tune.Tuner(

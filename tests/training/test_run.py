@@ -23,10 +23,12 @@ from pipelines.recipes import RECIPES
 from pipelines.shards import write_shards
 from pipelines.sources import build_index
 from training.config import TrainConfig
+from training.evaluator import Sets
 from training.gather import LocalGather, ProcessGroupGather
 from training.metrics import read_metrics
 from training.objectives import SimCLR
-from training.run import Progress, Worker, make_plan, run_uri, total_steps, train
+from training.process import Worker
+from training.run import Progress, make_plan, run_uri, total_steps, train
 
 # 149 images in four lanes make 37 rows a lane, so 6 steps of 24 images an epoch.
 _TRAIN_IMAGES, _STEPS, _STEPS_PER_EPOCH = 149, 8, 6
@@ -95,7 +97,7 @@ def _train(config: TrainConfig, progress: Progress = _ignore) -> Samples:
     test_index = build_index(config.data.test, config.data) if config.data.test else None
     hook = register_module_forward_pre_hook(note)
     try:
-        train(config, index, test_index, worker, progress)
+        train(config, Sets.of(config, index, test_index), worker, progress)
     finally:
         hook.remove()
     return seen
@@ -276,7 +278,7 @@ def test_more_ranks_than_test_images_find_the_same_accuracy(
     one, four = (_config(data, tmp_path / name, steps=1, evaluation=evaluation) for name in ("one", "four"))
     _train(one)
     run_ranks(_train, 4, four)
-    assert _accuracies(four)[0] == _accuracies(one)[0]
+    assert _accuracies(four)[0] == pytest.approx(_accuracies(one)[0], rel=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -332,4 +334,32 @@ def test_epochs_decide_the_steps_unless_they_are_given(data: DataConfig, tmp_pat
 def test_a_run_without_test_images_evaluates_nothing(data: DataConfig, tmp_path: Path) -> None:
     _train(_config(replace(data, test=None), tmp_path, steps=2))
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [set(line) & {"loss", "knn_top1"} for line in lines] == [{"loss"}] * 2
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+    assert not [line for line in lines if "knn_top1" in line]
+    assert [set(line) - {"step", "epoch"} for line in lines if "loss" not in line] == [
+        {"alignment", "uniformity", "effective_rank"}
+    ] * 2
+
+
+def test_held_out_training_images_are_watched_and_test_images_looked_at_once(
+    data: DataConfig, run_ranks: Callable, tmp_path: Path
+) -> None:
+    evaluation = {"every_epochs": 1, "neighbours": 10, "held_out": 0.3}
+    alone, together = (
+        _config(data, tmp_path / name, evaluation=evaluation) for name in ("alone", "together")
+    )
+    samples = _train(alone)
+    kept, held_out = build_index(data.train, data).split(0.3, alone.seed)
+    numbers = {
+        int(first) + row
+        for first, rows in zip(held_out.first_sample, held_out.rows, strict=True)
+        for row in range(rows)
+    }
+    assert len(numbers) + kept.rows.sum() == _TRAIN_IMAGES
+    assert not numbers & set(chain.from_iterable(samples))
+    lines = _accuracies(alone)
+    assert [line["step"] for line in lines if "knn_top1_test" in line] == [_STEPS]
+    assert _ranked(run_ranks, together, 2) == [sorted(step) for step in samples]
+    for ours, theirs in zip(_accuracies(together), lines, strict=True):
+        assert ours["knn_top1"] == pytest.approx(theirs["knn_top1"], abs=1.5 / len(numbers))
+        assert ours["effective_rank"] == pytest.approx(theirs["effective_rank"], rel=1e-3)

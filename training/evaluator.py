@@ -1,0 +1,141 @@
+"""What is measured of an encoder, while it trains and afterwards, by all workers together."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pipelines.feed import evaluation_views, still_views
+from pipelines.plan import sweep
+from pipelines.quarantine import Quarantined
+from pipelines.sources import Index
+from pipelines.views import Views
+from training.config import TrainConfig
+from training.diagnostics import alignment, effective_rank, uniformity
+from training.encoders import Encoder
+from training.evaluate import embed, embed_views, knn_accuracy
+from training.probe import Labelled, Probed, labelled_share, linear_probe
+from training.process import Worker
+
+
+@dataclass(frozen=True, eq=False)
+class Sets:
+    """The images of a run: those it trains on, those it is watched by, and those it is judged by."""
+
+    train: Index
+    held_out: Index | None = None
+    test: Index | None = None
+
+    @classmethod
+    def of(cls, config: TrainConfig, train: Index, test: Index | None) -> "Sets":
+        """The sets of `config`, which may hold out a part of the training images."""
+        if config.evaluation.held_out is None:
+            return cls(train, None, test)
+        kept, held_out = train.split(config.evaluation.held_out, config.seed)
+        return cls(kept, held_out, test)
+
+
+class Evaluator:
+    """Measures encoders on the sets of a run; every worker calls it, and all get the same values.
+
+    Images that turn out to be bad are added to `left_out`.
+    """
+
+    def __init__(
+        self, config: TrainConfig, sets: Sets, worker: Worker, left_out: list[Quarantined] | None = None
+    ) -> None:
+        self._config, self._sets, self._worker = config, sets, worker
+        self._left_out = [] if left_out is None else left_out
+
+    def online(self, encoders: Mapping[str, Encoder], *, last: bool) -> dict[str, float]:
+        """kNN accuracy of each encoder, under its name, and diagnostics of the first.
+
+        On the held-out images; on the test images where none are held out and, with the suffix _test, after
+        the last step.
+        """
+        values: dict[str, float] = {}
+        watched = self._sets.held_out or self._sets.test
+        if watched:
+            values |= self._knn(encoders, watched)
+        if last and self._sets.held_out and self._sets.test:
+            values |= {f"{key}_test": value for key, value in self._knn(encoders, self._sets.test).items()}
+        return values | self._diagnostics(next(iter(encoders.values())))
+
+    def knn(self, encoder: Encoder, share: float) -> float:
+        """Accuracy on the test images with `share` of the training labels."""
+        bank, queries = self._labelled(encoder, share)
+        return knn_accuracy(bank, queries, self._config.evaluation, self._worker.gather)
+
+    def linear(self, encoder: Encoder, share: float) -> Probed:
+        """A linear probe's accuracy on the test images with `share` of the training labels."""
+        bank, queries = self._labelled(encoder, share)
+        return linear_probe(
+            bank, queries, self._config.probe, seed=self._config.seed, gather=self._worker.gather
+        )
+
+    def _knn(self, encoders: Mapping[str, Encoder], queried: Index) -> dict[str, float]:
+        settings = self._config.evaluation
+        networks = list(encoders.values())
+        banks, bank_labels = self._embed(networks, self._sets.train, settings.train_images)
+        queries, labels = self._embed(networks, queried, settings.test_images)
+        return {
+            name: knn_accuracy((bank, bank_labels), (query, labels), settings, self._worker.gather)
+            for name, bank, query in zip(encoders, banks, queries, strict=True)
+        }
+
+    def _labelled(self, encoder: Encoder, share: float) -> tuple[Labelled, Labelled]:
+        assert self._sets.test
+        settings, gather = self._config.evaluation, self._worker.gather
+        (bank,), labels = self._embed([encoder], self._sets.train, settings.train_images)
+        if share < 1:
+            chosen = labelled_share(gather.uneven_rows(labels), share, seed=self._config.seed)
+            # Rows of all workers stand in rank order; this worker's are those behind the ranks before it.
+            counts = gather.rows(torch.tensor([len(labels)], device=labels.device)).tolist()
+            mine = chosen - sum(counts[: gather.rank])
+            mine = mine[(mine >= 0) & (mine < len(labels))]
+            bank, labels = bank[mine], labels[mine]
+        (queries,), answers = self._embed([encoder], self._sets.test, settings.test_images)
+        return (bank, labels), (queries, answers)
+
+    def _embed(
+        self, encoders: Sequence[Encoder], index: Index, limit: int | None
+    ) -> tuple[list[Float[Tensor, "n dim"]], Int[Tensor, " n"]]:
+        views = evaluation_views(
+            self._tables(index, limit), self._config.data, self._worker.dali,
+            batch_size=self._config.evaluation.batch_size,
+        )  # fmt: skip
+        return embed(encoders, self._noting(views), self._worker.device)
+
+    def _diagnostics(self, encoder: Encoder) -> dict[str, float]:
+        """Of the training views of a few images, as they are in epoch 0."""
+        settings, data = self._config.evaluation, self._config.data
+        if not settings.diagnostic_images:
+            return {}
+        views = still_views(
+            self._tables(self._sets.train, settings.diagnostic_images), data.views, self._worker.dali,
+            batch_size=settings.batch_size, seed=self._config.seed,
+        )  # fmt: skip
+        first, second = (
+            self._worker.gather.uneven_rows(features)
+            for features in embed_views(encoder, self._noting(views), self._worker.device)
+        )
+        return {
+            "alignment": alignment(first, second),
+            "uniformity": uniformity(first),
+            "effective_rank": effective_rank(first),
+        }
+
+    def _tables(self, index: Index, limit: int | None) -> Iterator:
+        gather, data = self._worker.gather, self._config.data
+        windows = sweep(
+            index.rows, gather.rank, gather.world_size,
+            seed=self._config.seed, limit=limit, window_rows=data.window_rows,
+        )  # fmt: skip
+        return self._worker.tables(index, data, windows)
+
+    def _noting(self, views: Iterator[Views]) -> Iterator[Views]:
+        for batch in views:
+            self._left_out.extend(batch.quarantined)
+            yield batch

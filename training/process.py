@@ -1,0 +1,29 @@
+"""Where one worker of a run stands: its place among the others, its devices, and how tables reach it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+
+from pipelines.config import DataConfig
+from pipelines.feed import Device
+from pipelines.plan import Window
+from pipelines.sources import Index
+from training.gather import Gather
+
+TableSource = Callable[[Index, DataConfig, Iterable[Window]], Iterator[pa.Table]]
+
+
+@dataclass(frozen=True, eq=False)
+class Worker:
+    """One process of a run, on one device."""
+
+    gather: Gather
+    device: torch.device
+    threads: int
+    tables: TableSource
+
+    @property
+    def dali(self) -> Device:
+        return Device(self.threads, self.device.index if self.device.type == "cuda" else None)
