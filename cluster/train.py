@@ -1,6 +1,7 @@
 """A training run from its config to its report, as the commands run it."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -13,6 +14,7 @@ from pipelines.plan import check_lanes
 from pipelines.sources import Index, build_index
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig
+from training.diagnostics import COLLAPSED_RANK
 from training.evaluator import Sets
 from training.metrics import read_metrics
 from training.record import claim_run, find_run
@@ -113,16 +115,26 @@ class _ProgressBar:
     def show(self, values: dict[str, Any]) -> None:
         if self._bar is None:  # Only now do steps take time, and not the cluster's start.
             self._bar = tqdm(total=self._steps, initial=self._done, desc="train", unit="step", smoothing=0.1)
-        if "knn_top1" in values:
-            pixels = values.get("knn_top1_pixels")
-            beside = f" (raw pixels {pixels:.1%})" if pixels is not None else ""
-            self._bar.write(f"step {values['step']}: kNN accuracy {values['knn_top1']:.1%}{beside}")
-            return
-        if "quarantined" in values:
-            self._bar.write(f"step {values['step']}: {values['quarantined']:,} images left out so far")
+        if "loss" not in values:
+            self._bar.write(f"step {values['step']}: {', '.join(_noted(values))}")
             return
         rate = f"{values['images_per_second']:,.0f} images/s"
         self._bar.set_postfix_str(
             f"epoch {values['epoch']}, loss {values['loss']:.3f}, {rate}", refresh=False
         )
         self._bar.update(values["step"] - self._bar.n)
+
+
+def _noted(values: dict[str, Any]) -> Iterator[str]:
+    """What an evaluation, or a look at the images left out, found."""
+    if "knn_top1" in values:
+        pixels = values.get("knn_top1_pixels")
+        yield f"kNN accuracy {values['knn_top1']:.1%}" + (f" (raw pixels {pixels:.1%})" if pixels else "")
+    if "knn_top1_test" in values:
+        yield f"on the test images {values['knn_top1_test']:.1%}"
+    if "quarantined" in values:
+        yield f"{values['quarantined']:,} images left out so far"
+    if "effective_rank" in values:
+        yield f"effective rank {values['effective_rank']:.1f}"
+        if values["effective_rank"] < COLLAPSED_RANK:
+            yield "warning: the features have collapsed to a point; try a lower learning rate"

@@ -7,6 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+# Below this effective rank the features are one point, or nearly.
+COLLAPSED_RANK = 1.5
+
 # Rows of the matrix of distances that exist at a time.
 _CHUNK = 1024
 

@@ -58,6 +58,8 @@ def render(config: TrainConfig, metrics: list[dict[str, Any]], views: bytes | No
     """The page; `metrics` are the lines of metrics.jsonl, `views` a PNG."""
     steps = [line for line in metrics if "loss" in line]
     evaluations = [line for line in metrics if "knn_top1" in line]
+    diagnoses = [line for line in metrics if "effective_rank" in line]
+    left_out = max((line["quarantined"] for line in metrics if "quarantined" in line), default=0)
     subtitle = f"SimCLR, {config.encoder.name}, {config.data.train}, config {config_hash(config)}"
     return _PAGE.format(
         name=html.escape(config.name),
@@ -65,14 +67,16 @@ def render(config: TrainConfig, metrics: list[dict[str, Any]], views: bytes | No
         facts="".join(
             f"<div><b>{value}</b><span>{label}</span></div>" for label, value in _facts(steps, evaluations)
         ),
-        figures=_figures(steps, evaluations),
+        figures=_figures(steps, evaluations, diagnoses),
         views=_VIEWS.format(base64.b64encode(views).decode()) if views else "",
         config=html.escape(to_toml(config)),
     )
 
 
-def _facts(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    facts = []
+def _facts(
+    steps: list[dict[str, Any]], evaluations: list[dict[str, Any]], left_out: int
+) -> list[tuple[str, str]]:
+    facts = [("images left out", f"{left_out:,}")] if left_out else []
     if steps:
         rates = sorted(line["images_per_second"] for line in steps)
         facts += [
@@ -91,13 +95,23 @@ def _facts(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> li
     return facts
 
 
-def _figures(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> str:
+def _figures(
+    steps: list[dict[str, Any]], evaluations: list[dict[str, Any]], diagnoses: list[dict[str, Any]]
+) -> str:
     figures = []
     if steps:
         figures += [
             _curve("Loss", steps, "loss", "NT-Xent, nats"),
             _curve("Learning rate", steps, "learning_rate", "learning rate"),
             _curve("Throughput", steps, "images_per_second", "images per second"),
+        ]
+    if diagnoses:
+        figures += [
+            _curve("Alignment: distance of two views, less is better", diagnoses, "alignment", "alignment"),
+            _curve("Uniformity: how evenly features spread, less is better", diagnoses, "uniformity", "nats"),
+            _curve(
+                "Effective rank: directions that features fill", diagnoses, "effective_rank", "directions"
+            ),
         ]
     if evaluations:
         figures.insert(0, _accuracy(evaluations))
