@@ -65,7 +65,8 @@ def render(config: TrainConfig, metrics: list[dict[str, Any]], views: bytes | No
         name=html.escape(config.name),
         subtitle=html.escape(subtitle),
         facts="".join(
-            f"<div><b>{value}</b><span>{label}</span></div>" for label, value in _facts(steps, evaluations)
+            f"<div><b>{value}</b><span>{label}</span></div>"
+            for label, value in _facts(steps, evaluations, left_out)
         ),
         figures=_figures(steps, evaluations, diagnoses),
         views=_VIEWS.format(base64.b64encode(views).decode()) if views else "",
