@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import cyclopts.config
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, validators
 from cyclopts.argument import ArgumentCollection
 from pydantic import ValidationError
 
-from training.config import TrainConfig, shipped_config
+from training.config import FeatureName, ProbeConfig, ProtocolName, TrainConfig, shipped_config
 
 
 def _read_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -84,6 +84,56 @@ def tune(
 
     flags = {"trials": trials, "concurrent": concurrent, "name": name, "output": output}
     run_tuning(read_search(search, {key: value for key, value in flags.items() if value is not None}))
+
+
+@app.command(name="eval")
+def evaluate(
+    run: str,
+    /,
+    *,
+    protocol: ProtocolName = "knn",
+    labels: Annotated[float, Parameter(validator=validators.Number(gt=0, lte=1))] = 1.0,
+    features: FeatureName = "encoder",
+    test: str | None = None,
+    checkpoint: int | None = None,
+    workers: int | None = None,
+    neighbours: int | None = None,
+    probe: ProbeConfig | None = None,
+) -> None:
+    """Judge the encoder of a run on labelled test images.
+
+    Parameters
+    ----------
+    run
+        OUTPUT/NAME of the run: a path, file://, s3://, gs:// or az://.
+    protocol
+        knn: weighted nearest neighbours. linear: a linear classifier on frozen features, its learning rate
+        chosen on held-out training images.
+    labels
+        Share of the training labels of each class that may be used.
+    features
+        What is judged: the encoder's features, or the projector's output.
+    test
+        Labelled test images; unset: the run's.
+    checkpoint
+        Step of the checkpoint; unset: the newest.
+    workers
+        Worker processes; unset: the run's.
+    neighbours
+        Neighbours that vote; unset: the run's.
+    """
+    from cluster.evaluate import run_evaluation
+    from training.protocols import Protocol
+
+    def judged(step: int) -> Protocol:
+        return Protocol(name=protocol, step=step, share=labels, features=features, probe=probe)
+
+    found = run_evaluation(run, judged, step=checkpoint, test=test, workers=workers, neighbours=neighbours)
+    at = f", learning rate {found['learning_rate']:g}" if "learning_rate" in found else ""
+    print(
+        f"{protocol} accuracy of the {features} at step {found['step']} with {labels:.0%} of the labels: "
+        f"{found['top1']:.2%}{at}"
+    )
 
 
 @app.command

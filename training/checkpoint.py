@@ -43,17 +43,26 @@ class Checkpoints:
 
     def latest(self) -> dict[str, Any] | None:
         """What the newest checkpoint holds, on the CPU, or None where there is none."""
-        names = self._names()
-        if not names:
-            return None
-        content = storage.read(storage.join(self._folder, names[-1]))
-        assert content is not None
+        step = self.latest_step()
+        return None if step is None else self.load(step)
+
+    def load(self, step: int) -> dict[str, Any]:
+        """What the checkpoint of `step` holds, on the CPU; raises ValueError where there is none."""
+        content = storage.read(storage.join(self._folder, f"step-{step:09}.pt"))
+        if content is None:
+            kept = ", ".join(str(_step(name)) for name in self._names()) or "none"
+            raise ValueError(f"{self._folder} has no checkpoint of step {step}; it has {kept}")
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
     def latest_step(self) -> int | None:
         names = self._names()
-        match = _NAME.fullmatch(names[-1]) if names else None
-        return int(match[1]) if match else None
+        return _step(names[-1]) if names else None
 
     def _names(self) -> list[str]:
         return [name for name in storage.names(self._folder) if _NAME.fullmatch(name)]
+
+
+def _step(name: str) -> int:
+    match = _NAME.fullmatch(name)
+    assert match
+    return int(match[1])

@@ -15,6 +15,9 @@ from pipelines.recipes import STRICT, Share, Strength
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
+ProtocolName = Literal["knn", "linear"]
+FeatureName = Literal["encoder", "projector"]
+
 CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
 ENCODERS = tuple(f"resnet{depth}" for depth in IMAGENET_DEPTHS + CIFAR_DEPTHS)
@@ -138,7 +141,6 @@ class TrainConfig:
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
@@ -159,7 +161,7 @@ def shipped_config(name: str) -> Path:
 
 # Where a run is written and on how many workers it runs is not part of what it computes; how often it
 # saves or evaluates does not change its weights either, but it changes the run's record.
-_NOT_IDENTITY = ("name", "output", "workers", "probe")
+_NOT_IDENTITY = ("name", "output", "workers")
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pipelines.plan import sweep
 from pipelines.quarantine import Quarantined
 from pipelines.sources import Index
 from pipelines.views import Views
-from training.config import TrainConfig
+from training.config import ProbeConfig, TrainConfig
 from training.diagnostics import alignment, effective_rank, uniformity
 from training.encoders import Encoder
 from training.evaluate import embed, embed_views, knn_accuracy
@@ -68,12 +68,10 @@ class Evaluator:
         bank, queries = self._labelled(encoder, share)
         return knn_accuracy(bank, queries, self._config.evaluation, self._worker.gather)
 
-    def linear(self, encoder: Encoder, share: float) -> Probed:
+    def linear(self, encoder: Encoder, share: float, probe: ProbeConfig) -> Probed:
         """A linear probe's accuracy on the test images with `share` of the training labels."""
         bank, queries = self._labelled(encoder, share)
-        return linear_probe(
-            bank, queries, self._config.probe, seed=self._config.seed, gather=self._worker.gather
-        )
+        return linear_probe(bank, queries, probe, seed=self._config.seed, gather=self._worker.gather)
 
     def _knn(self, encoders: Mapping[str, Encoder], queried: Index) -> dict[str, float]:
         settings = self._config.evaluation

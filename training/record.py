@@ -43,6 +43,14 @@ def _unwritable(run: str, error: OSError) -> ValueError:
     return ValueError(f"cannot write {run}: {storage.first_line(error)}; choose another --output")
 
 
+def read_config(run: str) -> TrainConfig:
+    """The config of the run in RUN; raises ValueError, naming it, where there is none."""
+    content = storage.read(storage.join(run, _FILE))
+    if content is None:
+        raise ValueError(f"{run} is no run: there is no {_FILE}; give OUTPUT/NAME of one")
+    return TrainConfig(**tomllib.loads(content.decode()))
+
+
 def to_toml(config: TrainConfig) -> str:
     """Every field that has a value, as TOML that TrainConfig reads back."""
     return tomli_w.dumps(_without_none(asdict(config)))

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Thread
@@ -32,15 +32,19 @@ class RunError(Exception):
     """A worker failed; the message says which and why."""
 
 
+Task = Callable[[TrainConfig, Sets, Worker, Progress], None]
+
+
 @dataclass(frozen=True, eq=False)
 class _Job:
     config: TrainConfig
     sets: Sets
+    task: Task
     events: Queue
 
 
-def launch(config: TrainConfig, sets: Sets, progress: Progress) -> None:
-    """Run `config` to its end on the connected Ray cluster; calls progress(values) about once a second.
+def launch(config: TrainConfig, sets: Sets, progress: Progress, task: Task = train) -> None:
+    """Run `task` for `config` on all workers of the connected Ray cluster; progress(values) hears of it.
 
     Raises ValueError if the cluster cannot hold the workers, RunError if one of them fails.
     """
@@ -51,7 +55,7 @@ def launch(config: TrainConfig, sets: Sets, progress: Progress) -> None:
     with _events(progress) as events, tempfile.TemporaryDirectory(prefix="diptych-") as scratch:
         trainer = TorchTrainer(
             _work,
-            train_loop_config={"job": _Job(config, sets, events)},
+            train_loop_config={"job": _Job(config, sets, task, events)},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus >= workers),
             torch_config=TorchConfig(backend="nccl" if gpus >= workers else "gloo"),
             # diptych keeps its own checkpoints; Ray has nothing to keep.
@@ -97,7 +101,7 @@ def _work(loop_config: dict[str, Any]) -> None:
         threads=threads,
         tables=stream_windows,
     )
-    train(job.config, job.sets, worker, job.events.put)
+    job.task(job.config, job.sets, worker, job.events.put)
 
 
 @contextmanager

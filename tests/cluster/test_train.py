@@ -100,12 +100,45 @@ def test_metrics_have_each_step_once_and_an_evaluation_at_either_end(runs: dict[
 
 def test_run_in_the_bucket_is_complete(runs: dict[int, list[dict]], bucket: str) -> None:
     run = f"{bucket}/runs/workers2"
-    assert storage.names(run) == ["config.toml", "metrics.jsonl", "report.html", "views.png"]
+    assert {"config.toml", "metrics.jsonl", "report.html", "views.png"} <= set(storage.names(run))
     assert storage.names(f"{run}/index") == ["test.parquet", "train.parquet"]
     assert storage.names(f"{run}/checkpoints") == [f"step-{STEPS:09}.pt"]
     config = tomllib.loads((storage.read(f"{run}/config.toml") or b"").decode())
     assert config["workers"] == 2
     assert config["data"]["view"]["size"] == 32
+
+
+def test_a_run_in_the_bucket_is_judged_and_the_result_kept(
+    runs: dict[int, list[dict]], bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = f"{bucket}/runs/workers2"
+    main(["eval", run, "--protocol", "linear", "--labels", "0.5", "--probe.epochs", "5", "--workers", "2"])
+    (line,) = (storage.read(f"{run}/evaluations.jsonl") or b"").decode().splitlines()
+    found = json.loads(line)
+    assert (found["protocol"], found["step"], found["labels"]) == ("linear", STEPS, 0.5)
+    assert f"with 50% of the labels: {found['top1']:.2%}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere is no run: there is no config.toml"),
+        (["workers1", "--checkpoint", "5"], "has no checkpoint of step 5; it has 6"),
+        (["workers1", "--labels", "1.5"], "Must be <= 1"),
+        (["workers1", "--test", "/nowhere"], "/nowhere does not exist"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_one_line(
+    runs: dict[int, list[dict]],
+    bucket: str,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["eval", f"{bucket}/runs/{arguments[0]}", *arguments[1:]])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_finished_run_is_left_as_it_is(

@@ -1,0 +1,64 @@
+"""How a finished run's encoder is judged on the test images: kNN or a linear probe, over all workers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from training.checkpoint import Checkpoints
+from training.config import FeatureName, ProbeConfig, ProtocolName, TrainConfig
+from training.encoders import Encoder, build_encoder
+from training.evaluator import Evaluator, Sets
+from training.heads import build_projector
+from training.process import Worker
+from training.run import run_uri
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """One way to judge the features of a checkpoint with a share of the training labels."""
+
+    name: ProtocolName
+    step: int
+    share: float = 1.0
+    features: FeatureName = "encoder"
+    probe: ProbeConfig | None = None
+
+    def __call__(
+        self, config: TrainConfig, sets: Sets, worker: Worker, progress: Callable[[dict[str, Any]], None]
+    ) -> None:
+        """Judge the run of `config`; every worker calls it, and rank 0 tells `progress` what was found."""
+        encoder = load_encoder(config, self.step, self.features)
+        encoder.to(worker.device)
+        evaluator = Evaluator(config, sets, worker)
+        found: dict[str, Any] = {"protocol": self.name, "labels": self.share, "features": self.features}
+        if self.name == "knn":
+            found["top1"] = evaluator.knn(encoder, self.share)
+        else:
+            probed = evaluator.linear(encoder, self.share, self.probe or ProbeConfig())
+            found |= {"top1": probed.top1, "learning_rate": probed.learning_rate}
+        if worker.gather.rank == 0:
+            progress({"step": self.step, **found})
+
+
+def load_encoder(config: TrainConfig, step: int, features: FeatureName = "encoder") -> Encoder:
+    """The encoder of the run's checkpoint of `step`, in evaluation mode; with its projector if asked.
+
+    Raises ValueError where there is no such checkpoint, or no projector in it.
+    """
+    weights = Checkpoints(run_uri(config), config.checkpoint.keep).load(step)["model"]
+    encoder = build_encoder(config.encoder)
+    encoder.load_state_dict(_below(weights, "encoder."))
+    if features == "projector":
+        projector = build_projector(config.projector, encoder.dim)
+        kept = _below(weights, "projector.")
+        if not kept:
+            raise ValueError(f"the run of {config.name} has no projector; evaluate its encoder")
+        projector.load_state_dict(kept)
+        encoder = Encoder(nn.Sequential(encoder, projector), config.projector.dim)
+    return encoder.eval()
+
+
+def _below(weights: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
