@@ -11,30 +11,13 @@ from pydantic.dataclasses import dataclass
 
 from pipelines.config import DataConfig
 from pipelines.recipes import STRICT, Share, Strength
+from training.encoder_config import EncoderConfig, check_view_size
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 ProtocolName = Literal["knn", "linear"]
 FeatureName = Literal["encoder", "projector"]
-
-CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
-IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
-ENCODERS = tuple(f"resnet{depth}" for depth in IMAGENET_DEPTHS + CIFAR_DEPTHS)
-EncoderName = Literal[
-    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
-    "resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
-]  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class EncoderConfig:
-    """The network whose features are wanted."""
-
-    name: EncoderName = "resnet50"
-    """resnet18 to resnet152 as for ImageNet; resnet8 to resnet110 (6n + 2 layers) as for CIFAR."""
-    stem: Literal["imagenet", "cifar"] | None = None
-    """First layers of resnet18 to resnet152: 7x7 with pooling (imagenet) or 3x3 (cifar); unset: imagenet."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -144,10 +127,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
-        if self.encoder.stem and self.encoder.name in {f"resnet{depth}" for depth in CIFAR_DEPTHS}:
-            raise ValueError(
-                f"encoder.stem has no effect on {self.encoder.name}, whose stem is 3x3; leave it out"
-            )
+        check_view_size(self.encoder, self.data.view.size)
 
 
 def shipped_config(name: str) -> Path:

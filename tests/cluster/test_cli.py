@@ -43,7 +43,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--batch-size", "-8"], "batch_size=-8: Input should be greater than or equal to 1"),
         (["--epochs", "many"], "epochs=many: Input should be a valid integer"),
         (["--batch-size", "128"], "the data set has 64 images, less than one batch of batch_size=128"),
-        (["--encoder.name", "resnet99"], "encoder.name=resnet99: Input should be"),
+        (["--encoder.name", "resnet99"], "encoder.name=resnet99: no such encoder; there are resnet"),
         (["--encoder.name", "resnet20", "--encoder.stem", "cifar"], "encoder.stem has no effect on resnet20"),
         (["--data.recipe", "simcrl"], "no recipe 'simcrl'; there are simclr, simclr-cifar"),
         (["--data.image-column", "picture"], "no column 'picture' among image, label, key"),

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from pipelines.config import DataConfig
 from pipelines.recipes import ViewRecipe
-from training.config import ENCODERS, TrainConfig, config_hash, identity
+from training.config import TrainConfig, config_hash, identity
 
 
 def _config(**fields: Any) -> TrainConfig:
@@ -61,7 +61,3 @@ def test_a_whole_number_is_the_same_setting_as_its_float() -> None:
 def test_a_wrong_setting_is_refused_by_name(fields: dict[str, Any], culprit: str) -> None:
     with pytest.raises(ValidationError, match=culprit):
         _config(**fields)
-
-
-def test_every_encoder_that_is_listed_is_accepted() -> None:
-    assert [_config(encoder={"name": name}).encoder.name for name in ENCODERS] == list(ENCODERS)

@@ -1,0 +1,121 @@
+"""EfficientNets of any width and depth, from one base table. Tan and Le 2019."""
+
+import math
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation, SqueezeExcitation
+
+from training.stochastic_depth import row_keys, skip_rows
+
+
+class _Stage(NamedTuple):
+    expansion: int
+    kernel: int
+    stride: int
+    channels: int
+    layers: int
+
+
+# Tan and Le 2019, table 1, stages 2 to 8; the paper prints a stage's input size, so strides are a row later.
+_BASE = (
+    _Stage(1, 3, 1, 16, 1),
+    _Stage(6, 3, 2, 24, 2),
+    _Stage(6, 5, 2, 40, 2),
+    _Stage(6, 3, 2, 80, 3),
+    _Stage(6, 5, 1, 112, 3),
+    _Stage(6, 5, 2, 192, 4),
+    _Stage(6, 3, 1, 320, 1),
+)
+_STEM, _HEAD = 32, 1280
+
+
+def round_channels(channels: float) -> int:
+    """The nearest multiple of 8, at least 8 and at least 90 % of `channels`, as in the paper's code."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * channels else rounded + 8
+
+
+class EfficientNet(nn.Module):
+    """A trunk whose weights are named as in torchvision's EfficientNet; `dim` is its features' width.
+
+    While training, block i of n is left out of a row with probability i / n times `drop_path`.
+    """
+
+    def __init__(
+        self, *, width: float, depth: float, drop_path: float, norm_eps: float, norm_momentum: float
+    ) -> None:
+        super().__init__()
+        channels = round_channels(_STEM * width)
+        self.dim = round_channels(_HEAD * width)
+        layers: list[nn.Module] = [Conv2dNormActivation(3, channels, 3, stride=2, activation_layer=nn.SiLU)]
+        blocks, number = sum(math.ceil(depth * stage.layers) for stage in _BASE), 0
+        for stage in _BASE:
+            outgoing, stage_blocks = round_channels(width * stage.channels), []
+            for layer in range(math.ceil(depth * stage.layers)):
+                stride = stage.stride if layer == 0 else 1
+                skip = drop_path * number / blocks
+                stage_blocks.append(_Block(channels, outgoing, stage, stride, number, skip))
+                channels, number = outgoing, number + 1
+            layers.append(nn.Sequential(*stage_blocks))
+        layers.append(Conv2dNormActivation(channels, self.dim, 1, activation_layer=nn.SiLU))
+        self.features = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.draws = drop_path > 0
+        _initialize(self, norm_eps, norm_momentum)
+
+    def forward(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n dim"]:
+        keys = row_keys(images) if self.training and self.draws else None
+        stem, *stages, head = self.features
+        x = stem(images)
+        for stage in stages:
+            for block in stage.children():
+                x = block(x, keys)
+        return self.avgpool(head(x)).flatten(1)
+
+
+def _initialize(trunk: nn.Module, norm_eps: float, norm_momentum: float) -> None:
+    for module in trunk.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.eps, module.momentum = norm_eps, norm_momentum
+
+
+class _Block(nn.Module):
+    """MBConv: widen by 1x1, one kernel a channel, excite, narrow by 1x1; a shortcut where the shape stays.
+
+    Sandler et al. 2018, figure 4d; Hu et al. 2018 for the excitation, a quarter of the input's channels.
+    """
+
+    def __init__(
+        self, channels: int, width: int, stage: _Stage, stride: int, number: int, skip: float
+    ) -> None:
+        super().__init__()
+        wide = channels * stage.expansion
+        layers: list[nn.Module] = []
+        if stage.expansion != 1:
+            layers.append(Conv2dNormActivation(channels, wide, 1, activation_layer=nn.SiLU))
+        layers += [
+            Conv2dNormActivation(
+                wide, wide, stage.kernel, stride=stride, groups=wide, activation_layer=nn.SiLU
+            ),
+            SqueezeExcitation(wide, max(1, channels // 4), activation=nn.SiLU),
+            Conv2dNormActivation(wide, width, 1, activation_layer=None),
+        ]
+        self.block = nn.Sequential(*layers)
+        self.has_shortcut = stride == 1 and channels == width
+        self.number, self.skip = number, skip
+
+    def forward(
+        self, x: Float[Tensor, "n c h w"], keys: Int[Tensor, " n"] | None
+    ) -> Float[Tensor, "n d h2 w2"]:
+        out = self.block(x)
+        if not self.has_shortcut:
+            return out
+        if keys is not None and self.skip:
+            out = skip_rows(out, keys, self.number, self.skip)
+        return out + x

@@ -1,0 +1,71 @@
+"""torchvision's classification models by name, with their classifier cut off."""
+
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+from torchvision.ops import StochasticDepth
+
+# Their second classifiers, which give a tuple while training, are left out.
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+}
+
+
+def torchvision_model(name: str, **arguments: Any) -> nn.Module:
+    """torchvision's model without weights; ValueError, with the nearest names, where there is none."""
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        near = get_close_matches(name, names, 3) or ["convnext_tiny", "regnet_y_400mf", "vit_b_16"]
+        raise ValueError(
+            f"torchvision has no classification model {name!r}; it has {', '.join(near)} and others"
+        )
+    return torchvision.models.get_model(name, weights=None, **_ARGUMENTS.get(name, {}), **arguments)
+
+
+def torchvision_trunk(name: str) -> tuple[nn.Module, int]:
+    """The model without its classifier, and its features' width.
+
+    Nothing is dropped while training: a generator's draws depend on the number of workers.
+    """
+    trunk = torchvision_model(name)
+    for module in trunk.modules():
+        if isinstance(module, _DropoutNd | StochasticDepth):
+            module.p = 0.0
+    path = classifier_of(name)
+    classifier: Any = trunk.get_submodule(path)
+    trunk.set_submodule(path, nn.Identity())
+    return trunk, classifier.in_features if isinstance(classifier, nn.Linear) else classifier.in_channels
+
+
+def classifier_of(name: str) -> str:
+    """Dotted name of the one layer whose weights' shape depends on the number of classes."""
+    some, more = (_shapes_only(name, num_classes=classes).state_dict() for classes in (10, 11))
+    layers = {key.rpartition(".")[0] for key in some if some[key].shape != more[key].shape}
+    assert len(layers) == 1, f"{name} has the classifiers {layers}"
+    return layers.pop()
+
+
+def check_size(name: str, size: int) -> None:
+    """ValueError where there is no such model, or it does not take images of `size` pixels a side."""
+    model = _shapes_only(name)
+    try:
+        model(torch.empty(2, 3, size, size, device=next(model.parameters()).device))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{name} takes no images of data.view.size={size} pixels: {reason}; try 224"
+        ) from error
+
+
+def _shapes_only(name: str, **arguments: Any) -> nn.Module:
+    """The model without memory for its weights, where that can be had."""
+    try:
+        with torch.device("meta"):
+            return torchvision_model(name, **arguments)
+    except NotImplementedError:  # RegNets compute their widths with tensors.
+        return torchvision_model(name, **arguments)
