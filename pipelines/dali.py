@@ -119,7 +119,7 @@ class _Maker:
     """A pipeline that makes requests, in order."""
 
     def __init__(self, requests: Iterator[Request], settings: _Settings, prefetch: int) -> None:
-        self._source = _Source(requests, settings.recipes)
+        self._source, self._gpu = _Source(requests, settings.recipes), settings.gpu
         self._pipeline = build_views(
             settings.recipes,
             self._source,
@@ -132,7 +132,9 @@ class _Maker:
     def next(self) -> Made | None:
         """The oldest request's views, or None after the last. After _RequestError it can go on."""
         try:
-            outputs = self._pipeline.run()
+            # On torch's stream, so that memory is only used again when torch's work with it is done.
+            stream = None if self._gpu is None else torch.cuda.current_stream(self._gpu)
+            outputs = self._pipeline.run(stream)
         except StopIteration:
             if self._source.error:
                 raise self._source.error from None
