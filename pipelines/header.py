@@ -25,7 +25,7 @@ class BadImageError(ValueError):
     """The image cannot be used; the message is the reason."""
 
 
-def shown_size(content: bytes | None, *, max_pixels: int) -> tuple[int, int]:
+def shown_size(content: bytes | memoryview | None, *, max_pixels: int) -> tuple[int, int]:
     """Height and width of the image as it is shown, turned as its EXIF data say.
 
     Raises BadImageError for what is no image, not whole, in a format that is not decoded, or has more than
@@ -49,7 +49,7 @@ def shown_size(content: bytes | None, *, max_pixels: int) -> tuple[int, int]:
     return height, width
 
 
-def image_format(content: bytes) -> str:
+def image_format(content: bytes | memoryview) -> str:
     """The format's name, as PIL's, or "unknown"."""
     try:
         return _opened(content).format or "unknown"
@@ -57,7 +57,7 @@ def image_format(content: bytes) -> str:
         return "unknown"
 
 
-def _jpeg(content: bytes) -> tuple[int, int]:
+def _jpeg(content: bytes | memoryview) -> tuple[int, int]:
     at, size, orientation = 2, None, 1
     while True:
         if at + 4 > len(content):
@@ -77,17 +77,17 @@ def _jpeg(content: bytes) -> tuple[int, int]:
         if marker in _FRAMES:
             size = tuple(int.from_bytes(content[at + n : at + n + 2], "big") for n in (5, 7))
         elif marker == _APP1 and content[at + 4 : at + 10] == _EXIF:
-            orientation = _orientation(content[at + 4 : at + 2 + length])
+            orientation = _orientation(bytes(content[at + 4 : at + 2 + length]))
         at += 2 + length
     # The end may be followed by padding or another picture, and a thumbnail has an end of its own.
-    if content[-2:] != b"\xff\xd9" and content.rfind(b"\xff\xd9", at) < 0:
+    if content[-2:] != b"\xff\xd9" and b"\xff\xd9" not in bytes(content[at:]):
         raise BadImageError("truncated JPEG")
     if size is None:
         raise BadImageError("broken JPEG: no frame header")
     return _turned(size[0], size[1], orientation)
 
 
-def _png(content: bytes) -> tuple[int, int]:
+def _png(content: bytes | memoryview) -> tuple[int, int]:
     width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
     at, orientation = 8, 1
     while (kind := content[at + 4 : at + 8]) != b"IDAT":
@@ -95,14 +95,14 @@ def _png(content: bytes) -> tuple[int, int]:
         if not kind:
             raise BadImageError("truncated PNG")
         if kind == b"eXIf":
-            orientation = _orientation(_EXIF + content[at + 8 : at + 8 + length])
+            orientation = _orientation(_EXIF + bytes(content[at + 8 : at + 8 + length]))
         at += 12 + length
-    if content[-8:-4] != b"IEND" and content.rfind(b"IEND", at) < 0:
+    if content[-8:-4] != b"IEND" and b"IEND" not in bytes(content[at:]):
         raise BadImageError("truncated PNG")
     return _turned(height, width, orientation)
 
 
-def _other(content: bytes) -> tuple[int, int]:
+def _other(content: bytes | memoryview) -> tuple[int, int]:
     image = _opened(content)
     if image.format not in FORMATS:
         raise BadImageError(f"{image.format} is not decoded; {', '.join(FORMATS)} are")
@@ -118,7 +118,7 @@ def _other(content: bytes) -> tuple[int, int]:
     return _turned(image.height, image.width, image.getexif().get(_ORIENTATION, 1))
 
 
-def _opened(content: bytes) -> Image.Image:
+def _opened(content: bytes | memoryview) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Of large images, which are judged by max_pixels.
