@@ -5,13 +5,14 @@
 Everyone starts from the same encoded bytes in memory and ends with batches of normalised float32 tensors, on
 all cores: diptych's DALI pipeline with its draws, lightly's SimCLRTransform on PIL images, and torchvision's
 v2 transforms on tensors, the last two in a DataLoader with a worker process a core. Photographs get SimCLR's
-recipe for ImageNet at 224 pixels, CIFAR-10 its recipe for 32. The three take turns. Prints the images a
-second of each and diptych's ratio to the others: medians over the rounds, lowest and highest.
+recipe for ImageNet at 224 pixels, CIFAR-10 its recipe for 32. The three take turns. Prints each one's images
+a second and CPU time, and diptych's ratios to the others: medians over the rounds, lowest and highest.
 """
 
 import argparse
 import io
 import itertools
+import multiprocessing
 import os
 import platform
 import statistics
@@ -135,42 +136,61 @@ def _diptych(case: _Case) -> Iterator[object]:
     return make_views(requests, case.recipes, batch_size=case.batch_size, threads=_CORES)
 
 
-def _rate_of_loader(loader: DataLoader, case: _Case) -> float:
-    started = time.perf_counter()
-    for _ in loader:
-        pass
-    return case.batches * case.batch_size / (time.perf_counter() - started)
+@dataclass(frozen=True)
+class _Turn:
+    """What came of one turn: images a second, and milliseconds of CPU an image, worker processes included."""
+
+    rate: float
+    cpu: float
 
 
-def _rate_of_stream(views: Iterator[object], case: _Case) -> float:
+def _timed(case: _Case, work: Callable[[], object]) -> _Turn:
+    started, cpu = time.perf_counter(), _cpu_seconds()
+    work()
+    images = case.batches * case.batch_size
+    return _Turn(images / (time.perf_counter() - started), 1e3 * (_cpu_seconds() - cpu) / images)
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and its workers so far."""
+    pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+    times = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13] for pid in pids]
+    return sum(int(user) + int(system) for user, system in times) / os.sysconf("SC_CLK_TCK")
+
+
+def _turn_of_loader(loader: DataLoader, case: _Case) -> _Turn:
+    return _timed(case, lambda: [None for _ in loader])
+
+
+def _turn_of_stream(views: Iterator[object], case: _Case) -> _Turn:
     for _ in range(4):  # Those that were made ahead while the others had their turn.
         next(views)
-    started = time.perf_counter()
-    for _ in range(case.batches):
-        next(views)
-    rate = case.batches * case.batch_size / (time.perf_counter() - started)
+    turn = _timed(case, lambda: [None for _ in itertools.islice(views, case.batches)])
     time.sleep(1)  # Those that are being made ahead do not take the next one's time.
-    return rate
+    return turn
 
 
 def _measure(case: _Case, rounds: int) -> None:
     # Worker processes are forked, so they start before DALI's threads do.
     loaders = {"lightly": _lightly(case), "torchvision": _torchvision(case)}
     for loader in loaders.values():
-        _rate_of_loader(loader, case)
+        _turn_of_loader(loader, case)
     ours = _diptych(case)
-    _rate_of_stream(ours, case)
-    rates: dict[str, list[float]] = {"diptych": [], "lightly": [], "torchvision": []}
+    _turn_of_stream(ours, case)
+    turns: dict[str, list[_Turn]] = {"diptych": [], "lightly": [], "torchvision": []}
     for _ in range(rounds):
-        rates["diptych"].append(_rate_of_stream(ours, case))
+        turns["diptych"].append(_turn_of_stream(ours, case))
         for name, loader in loaders.items():
-            rates[name].append(_rate_of_loader(loader, case))
+            turns[name].append(_turn_of_loader(loader, case))
     print(f"{case.name}: batches of {case.batch_size}, {case.batches} a round, {rounds} rounds")
-    for name, found in rates.items():
-        print(f"  {name:<11} {_spread(found, 0)} images/s")
+    for name, found in turns.items():
+        rate, cpu = _spread([turn.rate for turn in found], 0), _spread([turn.cpu for turn in found], 2)
+        print(f"  {name:<11} {rate} images/s, {cpu} ms of CPU an image")
     for name in loaders:
-        ratios = [mine / theirs for mine, theirs in zip(rates["diptych"], rates[name], strict=True)]
-        print(f"  diptych / {name}: {_spread(ratios, 2)}")
+        pairs = list(zip(turns["diptych"], turns[name], strict=True))
+        rate = _spread([mine.rate / theirs.rate for mine, theirs in pairs], 2)
+        cpu = _spread([theirs.cpu / mine.cpu for mine, theirs in pairs], 2)
+        print(f"  diptych / {name}: {rate} in images/s, {cpu} in images per second of CPU")
 
 
 def _spread(values: list[float], digits: int) -> str:
