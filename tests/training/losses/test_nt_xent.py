@@ -52,7 +52,7 @@ def _loss_and_gradients(first: Tensor, second: Tensor, temperature: float) -> tu
     return loss.detach(), first_gradient, second_gradient
 
 
-# At 1,100 every one of four ranks has 550 rows, which is more than a chunk of 512.
+# At 1,100 every one of four ranks has 550 rows, which is more than a block's 512.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("n", [12, 36, 1100])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -71,7 +71,8 @@ def test_value_and_gradient_are_those_of_the_full_matrix(
         assert _relative_error(gradient, expected) < _TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0])
+# Below 0.02 exponentials leave float32.
+@pytest.mark.parametrize("temperature", [0.003, 0.02, 0.05, 0.5, 1.0])
 def test_one_process_needs_no_process_group_at_any_temperature(temperature: float) -> None:
     views = [view.requires_grad_() for view in _projections(36, torch.float64)]
     expected_loss, expected_gradients = _reference_gradients(*_projections(36, torch.float64), temperature)
@@ -79,6 +80,31 @@ def test_one_process_needs_no_process_group_at_any_temperature(temperature: floa
     assert _relative_error(loss.detach(), expected_loss) < 1e-12
     for gradient, expected in zip(torch.autograd.grad(loss, views), expected_gradients, strict=True):
         assert _relative_error(gradient, expected) < 1e-12
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.1, 0.5])
+def test_views_that_agree_cost_no_digits_in_float32(temperature: float) -> None:
+    first, _ = _projections(300, torch.float32)
+    second = first + 0.05 * torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
+    expected_loss, expected_gradients = _reference_gradients(first, second, temperature)
+    views = first.requires_grad_(), second.requires_grad_()
+    loss = nt_xent(*views, temperature=temperature)
+    assert loss.dtype == torch.float32
+    assert _relative_error(loss.detach(), expected_loss) < 1e-6
+    for gradient, expected in zip(torch.autograd.grad(loss, views), expected_gradients, strict=True):
+        assert _relative_error(gradient, expected) < 1e-6
+
+
+def test_a_single_pair_has_no_negatives_and_no_loss() -> None:
+    views = [view.requires_grad_() for view in _projections(1, torch.float32)]
+    loss = nt_xent(*views, temperature=0.1)
+    assert float(loss.detach()) == 0
+    assert all(not gradient.any() for gradient in torch.autograd.grad(loss, views))
+
+
+def test_temperatures_whose_exponentials_leave_float64_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"temperature=0.001 is below 0.002"):
+        nt_xent(torch.ones(4, 8), torch.ones(4, 8), temperature=0.001)
 
 
 def _linear_encoder() -> nn.Linear:
@@ -125,18 +151,25 @@ def test_equal_similarities_give_the_loss_of_chance(n: int) -> None:
     assert float(loss) == pytest.approx(math.log(2 * n - 1), rel=1e-12)
 
 
-def test_autocast_does_not_lower_the_precision_inside() -> None:
-    first, second = _projections(36, torch.bfloat16)
-    expected_loss, expected_gradients = _reference_gradients(first, second, 0.1)
-    first, second = first.float().requires_grad_(), second.float().requires_grad_()
+def _gradients_in_autocast(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, ...]:
+    """As _loss_and_gradients, forward and backward within bfloat16's autocast."""
     with torch.autocast("cpu", torch.bfloat16):
         assert (first @ second.T).dtype == torch.bfloat16
-        loss = nt_xent(first, second, temperature=0.1)
-    assert loss.dtype == torch.float32
-    assert _relative_error(loss.detach(), expected_loss) < 1e-6
-    for gradient, expected in zip(
-        torch.autograd.grad(loss, (first, second)), expected_gradients, strict=True
-    ):
+        return _loss_and_gradients(first, second, temperature)
+
+
+# 516 images make 1,032 rows in one process, 8 more than two blocks.
+@pytest.mark.parametrize("n", [36, 516])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_autocast_does_not_lower_the_precision_inside(world_size: int, n: int, run_ranks: Callable) -> None:
+    first, second = _projections(n, torch.float32)
+    expected_loss, expected_gradients = _reference_gradients(first, second, 0.1)
+    results = run_ranks(_gradients_in_autocast, world_size, first, second, 0.1)
+    for loss, *_ in results:
+        assert loss.dtype == torch.float32
+        assert _relative_error(loss, expected_loss) < 1e-6
+    for view, expected in enumerate(expected_gradients, start=1):
+        gradient = torch.cat([result[view] for result in results]) / world_size
         assert _relative_error(gradient, expected) < 1e-6
 
 

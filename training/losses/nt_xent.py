@@ -1,0 +1,143 @@
+"""NT-Xent of the global batch, without its 2N x 2N matrix."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from training.gather import Gather, LocalGather
+from training.losses.rows import unit_rows
+
+# Side of the blocks of similarities, of which two exist at a time: on a CPU they stay in its cache, a GPU
+# wants work for all its units at once.
+_CPU_SIDE, _GPU_SIDE = 512, 4096
+
+# The largest exponents 1 / temperature whose sums over any batch stay well within float32 and float64.
+_FLOAT_EXPONENT, _DOUBLE_EXPONENT = 50, 500
+
+
+def nt_xent(
+    first: Float[Tensor, "n dim"],
+    second: Float[Tensor, "n dim"],
+    *,
+    temperature: float,
+    gather: Gather | None = None,
+) -> Float[Tensor, ""]:
+    """NT-Xent of the global batch: row i of `first` and `second` are projections of two views of one image.
+
+    Every other projection of every worker is a negative. All workers get the same value, the mean over
+    the global batch's 2N projections; each gets `world_size` times the gradient of that mean with respect
+    to its own rows, so that DistributedDataParallel's mean over workers is the gradient of the global
+    loss. Every worker must bring the same number of rows. Computed in float32, or in float64 where the
+    projections are or the temperature is below 0.02.
+
+    Chen et al. 2020, eq. 1. Raises ValueError if the two shapes differ or the temperature is below 0.002.
+    """
+    if temperature * _DOUBLE_EXPONENT < 1:
+        raise ValueError(f"temperature={temperature} is below {1 / _DOUBLE_EXPONENT:g}; try 0.1")
+    with torch.autocast(first.device.type, enabled=False):
+        rows = unit_rows(first, second)
+        exact = rows if temperature * _FLOAT_EXPONENT >= 1 else rows.double()
+        return _NTXent.apply(exact, temperature, gather or LocalGather()).to(rows.dtype)
+
+
+class _NTXent(torch.autograd.Function):
+    """Forward keeps the sum of every row's negatives; backward computes them again, and gathers nothing."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, local: Float[Tensor, "2n dim"], temperature: float, gather: Gather
+    ) -> Float[Tensor, ""]:
+        # Scaled so that 2 to the power of a product is exp(similarity / temperature): exp2 takes a third of
+        # exp's time. Unit vectors bound the exponents, so that no maximum need be subtracted.
+        scale = math.sqrt(math.log2(math.e) / temperature)
+        everyone = gather.rows(local * scale)
+        # This worker's rows first: the block of its own similarities is symmetric.
+        own_first = -gather.rank * len(local)
+        everyone = everyone.roll(own_first, dims=0)
+        negatives = gather.rows(_negatives(everyone, len(local))).roll(own_first)
+        exponents = _positive_exponents(everyone, gather.world_size)
+        ctx.save_for_backward(everyone, negatives, exponents)
+        ctx.temperature, ctx.scale, ctx.world_size = temperature, scale, gather.world_size
+        # log(1 + negatives / positive), which loses no digits where the positive is nearly all of the sum.
+        return F.softplus(negatives.log() - exponents * math.log(2)).mean()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Float[Tensor, ""]) -> tuple[Float[Tensor, "2n dim"], None, None]:
+        everyone, negatives, exponents = ctx.saved_tensors
+        rows = len(everyone) // ctx.world_size
+        shares = (negatives + exponents.exp2()).reciprocal()
+        with torch.autocast(everyone.device.type, enabled=False):
+            gradient = _weighted_negatives(everyone, shares, rows)
+            # What a row's positive lacks of probability 1, in its own loss and in its positive's.
+            lacking = (negatives * shares)[:rows]
+            lacking = lacking + lacking.roll(rows // 2)
+            gradient.addcmul_(lacking[:, None], everyone[:rows].roll(rows // 2, dims=0), value=-1)
+        # Of each worker's 2n rows the mean is taken over all, and DistributedDataParallel's over the workers.
+        return gradient * (upstream[0] / (ctx.temperature * ctx.scale * rows)), None, None
+
+
+def _positive_exponents(everyone: Float[Tensor, "all dim"], world_size: int) -> Float[Tensor, " all"]:
+    """Logarithm to base 2 of each row's exponential with its positive."""
+    views = everyone.view(world_size, 2, len(everyone) // world_size // 2, -1)
+    return (views[:, :1] * views[:, 1:]).sum(-1).expand(-1, 2, -1).flatten()
+
+
+def _negatives(everyone: Float[Tensor, "all dim"], rows: int) -> Float[Tensor, " rows"]:
+    """Sum of the exponentials of each of the first `rows` with its negatives."""
+    sums = everyone.new_zeros(rows)
+    for block, columns, mirrored, exponentials in _blocks(everyone, rows):
+        sums[block] += exponentials.sum(1)
+        if mirrored:
+            sums[columns] += exponentials.sum(0)
+    return sums
+
+
+def _weighted_negatives(
+    everyone: Float[Tensor, "all dim"], shares: Float[Tensor, " all"], rows: int
+) -> Float[Tensor, "rows dim"]:
+    """For each of the first `rows` the sum of its negatives, weighted by p_ij + p_ji.
+
+    p_ij is the exponential of i and j times shares_i: a pair counts in its row's loss and in its column's.
+    """
+    gradient = torch.zeros_like(everyone[:rows])
+    weights = _buffer(everyone, rows)
+    for block, columns, mirrored, exponentials in _blocks(everyone, rows):
+        weight = weights[: exponentials.shape[0], : exponentials.shape[1]]
+        torch.add(shares[block, None], shares[columns], out=weight).mul_(exponentials)
+        gradient[block].addmm_(weight, everyone[columns])
+        if mirrored:
+            gradient[columns].addmm_(weight.T, everyone[block])
+    return gradient
+
+
+def _blocks(
+    everyone: Float[Tensor, "all dim"], rows: int
+) -> Iterator[tuple[slice, slice, bool, Float[Tensor, "block columns"]]]:
+    """The exponentials of the first `rows` with all, block by block; zero where a pair is no negative.
+
+    Yields a block's rows, its columns, whether it stands for its mirror image too, which is then left out,
+    and the exponentials, which the next block overwrites.
+    """
+    total, buffer = len(everyone), _buffer(everyone, rows)
+    side = len(buffer)
+    for start in range(0, rows, side):
+        block = slice(start, min(start + side, rows))
+        for first in (*range(start, rows, side), *range(rows, total, side)):
+            columns = slice(first, min(first + side, rows if first < rows else total))
+            out = buffer[: block.stop - start, : columns.stop - first]
+            torch.mm(everyone[block], everyone[columns].T, out=out).exp2_()
+            if first < rows:
+                # A row itself, and its positive; a diagonal outside the block is empty.
+                for distance in (0, rows // 2, -rows // 2):
+                    out.diagonal(start - first + distance).zero_()
+            yield block, columns, start < first < rows, out
+
+
+def _buffer(everyone: Float[Tensor, "all dim"], rows: int) -> Float[Tensor, "side side"]:
+    side = min(rows, _GPU_SIDE if everyone.is_cuda else _CPU_SIDE)
+    return everyone.new_empty(side, side)
