@@ -1,6 +1,6 @@
 """Rows from every worker, in rank order."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -64,3 +64,40 @@ class ProcessGroupGather:
         out = local.detach().clone()
         dist.all_reduce(out)
         return out
+
+
+def rows_with_gradients(
+    local: Float[Tensor, "n *dims"], gather: Gather
+) -> Float[Tensor, "world_size*n *dims"]:
+    """Every worker's rows in rank order; the gradients of a row come back to its worker, summed over all."""
+    return local if gather.world_size == 1 else _Rows.apply(local, gather)
+
+
+def mean_over_workers(local: Float[Tensor, ""], gather: Gather) -> Float[Tensor, ""]:
+    """The workers' mean, with the gradient of this worker's part alone.
+
+    DistributedDataParallel takes the mean of the gradients, so that together they are the mean's.
+    """
+    return _Mean.apply(local, gather)
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, gather: Gather) -> Tensor:
+        ctx.gather, ctx.count = gather, len(local)
+        return gather.rows(local)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        start = ctx.gather.rank * ctx.count
+        return ctx.gather.total(upstream[0])[start : start + ctx.count], None
+
+
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, gather: Gather) -> Tensor:
+        return gather.total(local) / gather.world_size
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return upstream[0], None

@@ -1,5 +1,8 @@
 """Losses: pure functions, of the global batch."""
 
+from training.losses.byol import byol_loss
+from training.losses.nt_logistic import nt_logistic
 from training.losses.nt_xent import nt_xent
+from training.losses.triplet import margin_triplet, semi_hard_triplet
 
-__all__ = ["nt_xent"]
+__all__ = ["byol_loss", "margin_triplet", "nt_logistic", "nt_xent", "semi_hard_triplet"]

@@ -1,9 +1,21 @@
 """Projections of two views as the rows that contrastive losses compare."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from training.gather import Gather, mean_over_workers, rows_with_gradients
+
+# Rows of the similarity matrix that exist at a time.
+_CHUNK = 512
+
+# Losses of some rows, of their similarities with their positives and with their negatives; the latter are
+# -inf where a pair is no negative.
+RowLosses = Callable[[Float[Tensor, " rows"], Float[Tensor, "rows all"]], Float[Tensor, " rows"]]
 
 
 def unit_rows(first: Float[Tensor, "n dim"], second: Float[Tensor, "n dim"]) -> Float[Tensor, "2n dim"]:
@@ -15,3 +27,43 @@ def unit_rows(first: Float[Tensor, "n dim"], second: Float[Tensor, "n dim"]) -> 
         raise ValueError(f"the views' projections must have one shape, got {first.shape} and {second.shape}")
     both = torch.cat([first, second])
     return F.normalize(both if both.dtype == torch.float64 else both.float(), dim=1)
+
+
+def mean_of_rows(
+    first: Float[Tensor, "n dim"], second: Float[Tensor, "n dim"], losses: RowLosses, gather: Gather
+) -> Float[Tensor, ""]:
+    """Mean of `losses` over the global batch's 2N rows, of the cosine similarities with every other.
+
+    Every worker has its own rows' losses with all workers' rows, and the others' rows get their gradients
+    back, summed over the workers. So DistributedDataParallel's mean over workers is the gradient of the mean
+    over all rows, which is the value that all workers get. In float32 or float64; backward computes the
+    similarities again, so that memory grows with N alone.
+
+    Raises ValueError if the two shapes differ or there is but one pair.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        local = unit_rows(first, second)
+        everyone = rows_with_gradients(local, gather)
+        if len(everyone) == 2:
+            raise ValueError("one pair has no negatives; a batch needs two or more images")
+        offset = gather.rank * len(local)
+
+        def some(start: int) -> Float[Tensor, ""]:
+            return losses(*_similarities(local, everyone, start, offset)).sum()
+
+        total = local.new_zeros(())
+        for start in range(0, len(local), _CHUNK):
+            total = total + checkpoint(some, start, use_reentrant=False, preserve_rng_state=False)
+        return mean_over_workers(total / len(local), gather)
+
+
+def _similarities(
+    local: Float[Tensor, "2n dim"], everyone: Float[Tensor, "all dim"], start: int, offset: int
+) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows all"]]:
+    """Of rows [start, start + _CHUNK): with their positives, and with their negatives or else -inf."""
+    chunk = local[start : start + _CHUNK]
+    similarities = chunk @ everyone.T
+    own = torch.arange(start, start + len(chunk), device=local.device)
+    positives = (own + len(local) // 2) % len(local)
+    columns = torch.stack([own, positives], dim=1) + offset
+    return (chunk * local[positives]).sum(1), similarities.scatter(1, columns, -torch.inf)

@@ -1,0 +1,31 @@
+"""NT-Logistic: each pair on its own is told to be two views of one image, or not to be."""
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from training.gather import Gather, LocalGather
+from training.losses.rows import mean_of_rows
+
+
+def nt_logistic(
+    first: Float[Tensor, "n dim"],
+    second: Float[Tensor, "n dim"],
+    *,
+    temperature: float,
+    gather: Gather | None = None,
+) -> Float[Tensor, ""]:
+    """-log sigmoid(s+ / T) - log sigmoid(-s- / T) for cosine similarities s, over all rows and negatives.
+
+    Row i of `first` and `second` are projections of two views of one image; all other projections of the
+    global batch are negatives. All workers get the mean over its rows and their negatives, and the gradient
+    of which DistributedDataParallel takes the mean (see mean_of_rows).
+
+    Chen et al. 2020, table 2. Raises ValueError if the two shapes differ or there is but one pair.
+    """
+
+    def losses(positive: Float[Tensor, " rows"], negatives: Float[Tensor, "rows all"]) -> Tensor:
+        apart = F.softplus(negatives / temperature).sum(1) / (negatives.shape[1] - 2)
+        return F.softplus(-positive / temperature) + apart
+
+    return mean_of_rows(first, second, losses, gather or LocalGather())
