@@ -1,5 +1,8 @@
 """What makes two runs the same run, and which settings are refused."""
 
+import re
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +10,7 @@ from pydantic import ValidationError
 
 from pipelines.config import DataConfig
 from pipelines.recipes import ViewRecipe
-from training.config import TrainConfig, config_hash, identity
+from training.config import TrainConfig, config_hash, identity, shipped_config
 
 
 def _config(**fields: Any) -> TrainConfig:
@@ -61,3 +64,17 @@ def test_a_whole_number_is_the_same_setting_as_its_float() -> None:
 def test_a_wrong_setting_is_refused_by_name(fields: dict[str, Any], culprit: str) -> None:
     with pytest.raises(ValidationError, match=culprit):
         _config(**fields)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(shipped_config("demo").parent.glob("*.toml")), ids=lambda path: path.stem
+)
+def test_a_shipped_config_is_valid_and_opens_with_its_command_hardware_and_expectation(path: Path) -> None:
+    text = path.read_text()
+    values = tomllib.loads(text)
+    TrainConfig(**values | {"data": values.get("data", {}) | {"train": "somewhere"}})
+    opening = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
+    command = "diptych demo" if path.stem == "demo" else f"diptych train {path.stem} "
+    assert command in opening
+    assert re.search(r"cores|GPU", opening)
+    assert re.search(r"\d %|unknown", opening)
