@@ -4,7 +4,7 @@ import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import cyclopts.config
 from cyclopts import App, CycloptsError, Parameter, validators
@@ -134,6 +134,35 @@ def evaluate(
         f"{protocol} accuracy of the {features} at step {found['step']} with {labels:.0%} of the labels: "
         f"{found['top1']:.2%}{at}"
     )
+
+
+@app.command
+def export(
+    run: str,
+    dest: str,
+    /,
+    *,
+    format: Literal["torchvision", "safetensors", "onnx"],
+    checkpoint: int | None = None,
+) -> None:
+    """Write the encoder of a run to a file that other programs read.
+
+    Parameters
+    ----------
+    run
+        OUTPUT/NAME of the run: a path, file://, s3://, gs:// or az://.
+    dest
+        The file to write: likewise.
+    format
+        torchvision: a state dict for torchvision's class of the same name, its classifier all zeros.
+        safetensors: the weights by name. onnx: the network, for any number of images.
+    checkpoint
+        Step of the checkpoint; unset: the newest.
+    """
+    # torch takes seconds to import; help should not.
+    from cluster.export import run_export
+
+    run_export(run, dest, format, checkpoint)
 
 
 @app.command

@@ -10,7 +10,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torchvision.ops import StochasticDepth
 
 # Their second classifiers, which give a tuple while training, are left out.
-_ARGUMENTS: dict[str, dict[str, Any]] = {
+ARGUMENTS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
 }
@@ -24,7 +24,7 @@ def torchvision_model(name: str, **arguments: Any) -> nn.Module:
         raise ValueError(
             f"torchvision has no classification model {name!r}; it has {', '.join(near)} and others"
         )
-    return torchvision.models.get_model(name, weights=None, **_ARGUMENTS.get(name, {}), **arguments)
+    return torchvision.models.get_model(name, weights=None, **ARGUMENTS.get(name, {}), **arguments)
 
 
 def torchvision_trunk(name: str) -> tuple[nn.Module, int]:
@@ -44,7 +44,7 @@ def torchvision_trunk(name: str) -> tuple[nn.Module, int]:
 
 def classifier_of(name: str) -> str:
     """Dotted name of the one layer whose weights' shape depends on the number of classes."""
-    some, more = (_shapes_only(name, num_classes=classes).state_dict() for classes in (10, 11))
+    some, more = (blank_model(name, num_classes=classes).state_dict() for classes in (10, 11))
     layers = {key.rpartition(".")[0] for key in some if some[key].shape != more[key].shape}
     assert len(layers) == 1, f"{name} has the classifiers {layers}"
     return layers.pop()
@@ -52,7 +52,7 @@ def classifier_of(name: str) -> str:
 
 def check_size(name: str, size: int) -> None:
     """ValueError where there is no such model, or it does not take images of `size` pixels a side."""
-    model = _shapes_only(name)
+    model = blank_model(name)
     try:
         model(torch.empty(2, 3, size, size, device=next(model.parameters()).device))
     except (AssertionError, RuntimeError, ValueError) as error:
@@ -62,7 +62,7 @@ def check_size(name: str, size: int) -> None:
         ) from error
 
 
-def _shapes_only(name: str, **arguments: Any) -> nn.Module:
+def blank_model(name: str, **arguments: Any) -> nn.Module:
     """The model without memory for its weights, where that can be had."""
     try:
         with torch.device("meta"):

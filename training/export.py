@@ -1,0 +1,153 @@
+"""A trained encoder in the formats that other programs read."""
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pipelines import storage
+from training.checkpoint import Checkpoints
+from training.config import TrainConfig, config_hash
+from training.encoder_config import (
+    EFFICIENTNETS,
+    IMAGENET_DEPTHS,
+    RESNETS,
+    TORCHVISION,
+    EncoderConfig,
+    depth_of,
+)
+from training.encoders import Encoder
+from training.protocols import load_encoder
+from training.record import read_config
+from training.torchvision_models import blank_model
+
+# A protobuf message, which an ONNX file is, ends there.
+_ONNX_BYTES = 2**31
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """An encoder in evaluation mode, after `step` steps of the run of `config`."""
+
+    encoder: Encoder
+    config: TrainConfig
+    step: int
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a user of the features must know: the network, its run, and how images are made ready."""
+        view = self.config.data.view
+        chosen = {key: value for key, value in asdict(self.config.encoder).items() if value is not None}
+        return {
+            "encoder": json.dumps(chosen),
+            "features": str(self.encoder.dim),
+            "size": str(view.size),
+            "mean": json.dumps(view.mean),
+            "std": json.dumps(view.std),
+            "config_hash": config_hash(self.config),
+            "step": str(self.step),
+        }
+
+
+def read_trained(run: str, step: int | None) -> Trained:
+    """The encoder of the run's checkpoint of `step`, or of its newest.
+
+    Raises ValueError where there is no such run or checkpoint.
+    """
+    run = storage.absolute(run.rstrip("/"))
+    output, _, name = run.rpartition("/")
+    config = replace(read_config(run), output=output, name=name)  # It may have been moved.
+    if step is None:
+        step = Checkpoints(run, config.checkpoint.keep).latest_step()
+    if step is None:
+        raise ValueError(f"{run} has no checkpoint yet; let it train until its first")
+    return Trained(load_encoder(config, step), config, step)
+
+
+def torchvision_name(config: EncoderConfig) -> str:
+    """torchvision's name for the very same network; ValueError where it has none."""
+    if config.name.startswith(TORCHVISION):
+        return config.name.removeprefix(TORCHVISION)
+    if config.name in EFFICIENTNETS:
+        return config.name.replace("-", "_")
+    named = config.name in RESNETS and not config.name.startswith("plain")
+    if named and depth_of(config.name) in IMAGENET_DEPTHS:
+        if config.stem != "cifar" and config.width in (None, 1):
+            return config.name
+        raise ValueError(
+            f"torchvision's {config.name} has no width of 2 or more and no 3x3 stem; "
+            "try --format safetensors or --format onnx"
+        )
+    raise ValueError(f"torchvision has no {config.name}; try --format safetensors or --format onnx")
+
+
+def to_torchvision(trained: Trained) -> bytes:
+    """A state dict for torchvision's class of 1,000 classes, with a classifier of zeros, saved by torch."""
+    name = torchvision_name(trained.config.encoder)
+    weights = _tensors(trained.encoder)
+    state = {
+        key: weights.get(key, torch.zeros(blank.shape, dtype=blank.dtype))
+        for key, blank in blank_model(name).state_dict().items()
+    }
+    assert weights.keys() <= state.keys(), weights.keys() - state.keys()
+    content = io.BytesIO()
+    torch.save(state, content)
+    return content.getvalue()
+
+
+def to_safetensors(trained: Trained) -> bytes:
+    """The trunk's weights by name, with the metadata."""
+    from safetensors.torch import save
+
+    return save(_tensors(trained.encoder), metadata=trained.metadata)
+
+
+def to_onnx(trained: Trained) -> bytes:
+    """The network from `images` (any number of them, normalised) to `features`, with the metadata.
+
+    Raises ValueError where onnx or onnxscript is not installed, or the network is too large for one file.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"--format onnx needs {error.name}; install it with: pip install onnx onnxscript"
+        ) from error
+    weights = sum(tensor.nbytes for tensor in _tensors(trained.encoder).values())
+    if weights >= _ONNX_BYTES:
+        raise ValueError(
+            f"an ONNX file holds less than 2 GiB, and the encoder has {weights / 2**30:.1f}; "
+            "try --format safetensors"
+        )
+    size = trained.config.data.view.size
+    program = torch.onnx.export(
+        trained.encoder,
+        (torch.zeros(2, 3, size, size),),
+        input_names=["images"],
+        output_names=["features"],
+        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model_proto
+    for node in model.graph.node:
+        node.ClearField("metadata_props")  # Paths of this machine, and nothing that a reader needs.
+    onnx.helper.set_model_props(model, trained.metadata)
+    return model.SerializeToString()
+
+
+def _tensors(encoder: Encoder) -> dict[str, Tensor]:
+    """The trunk's weights, laid out in memory as their shape says."""
+    return {key: value.contiguous() for key, value in encoder.trunk.state_dict().items()}
+
+
+WRITERS: Mapping[str, Callable[[Trained], bytes]] = {
+    "torchvision": to_torchvision,
+    "safetensors": to_safetensors,
+    "onnx": to_onnx,
+}
