@@ -1,8 +1,15 @@
 """Which rows are skipped: by their own pixels, as often as asked, and the mean stays."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.distributed as dist
 
+from training.batch_norm import synchronize_batch_norm
+from training.encoder_config import EncoderConfig
+from training.encoders import build_encoder
+from training.gather import LocalGather, ProcessGroupGather
 from training.stochastic_depth import row_keys, skip_rows
 
 
@@ -56,3 +63,22 @@ def test_rows_that_stay_make_up_for_those_that_do_not() -> None:
     torch.testing.assert_close(out[kept], branch[kept] / 0.75)
     assert not out[~kept].any()
     assert 0 < kept.sum() < 64
+
+
+def _features(drop_path: float) -> torch.Tensor:
+    """Of this rank's share of eight images, while training."""
+    torch.manual_seed(0)
+    gather = ProcessGroupGather() if dist.is_initialized() else LocalGather()
+    config = EncoderConfig(name="efficientnet", depth=0.5, width=0.3, drop_path=drop_path)
+    encoder = build_encoder(config).double()
+    synchronize_batch_norm(encoder, gather)
+    torch.manual_seed(gather.rank)  # No generator has a say.
+    return encoder(_images(8, 64).double().chunk(gather.world_size)[gather.rank]).detach()
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_the_same_rows_are_skipped_on_any_number_of_workers(world_size: int, run_ranks: Callable) -> None:
+    alone = _features(0.5)
+    assert not torch.allclose(alone, _features(0.0))
+    together = torch.cat(run_ranks(_features, world_size, 0.5))
+    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10)
