@@ -17,6 +17,7 @@ from training.config import TrainConfig
 from training.diagnostics import COLLAPSED_RANK
 from training.evaluator import Sets
 from training.metrics import read_metrics
+from training.objectives import count_classes
 from training.record import claim_run, find_run
 from training.report import write_report
 from training.run import make_plan, run_uri, total_steps
@@ -41,6 +42,8 @@ def run_training(config: TrainConfig) -> list[dict[str, Any]]:
             f"evaluation needs labels, and {unlabelled[0]} has none: name their column with "
             "--data.label-column, or leave out --data.test and --evaluation.held-out"
         )
+    if config.objective == "supervised":
+        count_classes(config, index)
     sets = Sets.of(config, index, test_index)
     steps = total_steps(config, make_plan(config, sets.train))
     claim_run(run, config)

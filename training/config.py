@@ -12,22 +12,21 @@ from pydantic.dataclasses import dataclass
 from pipelines.config import DataConfig
 from pipelines.recipes import STRICT, Share, Strength
 from training.encoder_config import EncoderConfig, check_view_size
+from training.objective_config import (
+    BYOLConfig,
+    Count,
+    ObjectiveName,
+    ProjectorConfig,
+    SimCLRConfig,
+    SupervisedConfig,
+    Temperature,
+    check_objective,
+)
 
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 
 ProtocolName = Literal["knn", "linear"]
 FeatureName = Literal["encoder", "projector"]
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class ProjectorConfig:
-    """The head between features and loss: linear, batch norm and ReLU, linear."""
-
-    hidden_dim: Count = 2048
-    """Width of the hidden layer."""
-    dim: Count = 128
-    """Width of a projection."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -118,16 +117,29 @@ class TrainConfig:
     """Passes over the training images."""
     steps: Count | None = None
     """Train for so many steps instead of `epochs`."""
-    temperature: Positive = 0.1
-    """Temperature of NT-Xent."""
+    objective: ObjectiveName = "simclr"
+    """simclr, byol, or supervised: cross entropy with the labels."""
+    temperature: Temperature | None = None
+    """Temperature of SimCLR's NT-Xent and NT-Logistic; unset: 0.1."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
+    byol: BYOLConfig = field(default_factory=BYOLConfig)
+    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
         check_view_size(self.encoder, self.data.view.size)
+        check_objective(
+            self.objective,
+            temperature=self.temperature,
+            projector=self.projector,
+            simclr=self.simclr,
+            byol=self.byol,
+            supervised=self.supervised,
+        )
 
 
 def shipped_config(name: str) -> Path:

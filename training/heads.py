@@ -1,21 +1,58 @@
 """Heads between an encoder's features and the loss."""
 
+from itertools import pairwise
+
 from torch import nn
 
-from training.config import ProjectorConfig
+from training.objective_config import BYOLConfig, ObjectiveName, ProjectorConfig, projector_kind
+
+# Widths of the hidden layers and of the projection where the config says none.
+_WIDTHS = {"simclr": (2048, 128), "byol": (4096, 256)}
 
 
-def build_projector(config: ProjectorConfig, features_dim: int) -> nn.Module:
-    """SimCLR's non-linear head (Chen et al. 2020, section 4.2), with batch norm after each layer.
+class Head(nn.Sequential):
+    """Layers, and the width of what they give."""
 
-    The last batch norm has no bias: a shift common to all projections carries no information.
+    def __init__(self, dim: int, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.dim = dim
+
+
+def build_projector(config: ProjectorConfig, features_dim: int, objective: ObjectiveName) -> Head:
+    """The head whose output the loss compares: linear layers with batch norm and ReLU between them.
+
+    SimCLR's has batch norm after the last layer too, without a bias: a shift common to all projections
+    carries no information (Chen et al. 2020, section 4.2, and the authors' code). BYOL's has none there
+    (Grill et al. 2020, section 3.3). Raises ValueError for an objective that has no projector.
     """
-    last_norm = nn.BatchNorm1d(config.dim)
-    last_norm.bias.requires_grad_(False)
-    return nn.Sequential(
-        nn.Linear(features_dim, config.hidden_dim, bias=False),
-        nn.BatchNorm1d(config.hidden_dim),
-        nn.ReLU(inplace=True),
-        nn.Linear(config.hidden_dim, config.dim, bias=False),
-        last_norm,
-    )
+    if objective not in _WIDTHS:
+        raise ValueError(f"objective={objective} has no projector; its encoder is all there is")
+    kind, (hidden_dim, dim) = projector_kind(config), _WIDTHS[objective]
+    if kind == "none":
+        return Head(features_dim)
+    hidden = [] if kind == "linear" else [config.hidden_dim or hidden_dim] * ((config.layers or 2) - 1)
+    return _perceptron(features_dim, *hidden, config.dim or dim, last_norm=objective == "simclr")
+
+
+def build_predictor(config: BYOLConfig, dim: int) -> Head:
+    """From the projection of one view to the target's of the other. Grill et al. 2020, section 3.3."""
+    return _perceptron(dim, config.predictor_hidden_dim or _WIDTHS["byol"][0], dim, last_norm=False)
+
+
+def build_classifier(features_dim: int, classes: int) -> nn.Linear:
+    """From features to each class's logit."""
+    return nn.Linear(features_dim, classes)
+
+
+def _perceptron(*dims: int, last_norm: bool) -> Head:
+    """Linear layers of these widths, with batch norm and ReLU between them."""
+    layers: list[nn.Module] = []
+    for width, next_width in pairwise(dims):
+        if layers:
+            layers += [nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+        layers.append(nn.Linear(width, next_width, bias=False))
+    if last_norm:
+        norm = nn.BatchNorm1d(dims[-1])
+        norm.bias.requires_grad_(False)
+        layers.append(norm)
+    return Head(dims[-1], *layers)

@@ -1,27 +1,162 @@
 """Objectives: modules whose forward is the loss."""
 
+import copy
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from pipelines.sources import Index
 from pipelines.views import Views
-from training.encoders import Encoder
-from training.gather import Gather
-from training.losses import nt_xent
+from training.config import TrainConfig
+from training.encoders import Encoder, build_encoder
+from training.gather import Gather, mean_over_workers
+from training.heads import Head, build_classifier, build_predictor, build_projector
+from training.losses import byol_loss, margin_triplet, nt_logistic, nt_xent, semi_hard_triplet
+from training.objective_config import contrastive_loss, label_smoothing, margin, tau_base, temperature
+
+# The loss of two views' projections.
+ViewLoss = Callable[[Float[Tensor, "n dim"], Float[Tensor, "n dim"]], Float[Tensor, ""]]
 
 
-class SimCLR(nn.Module):
-    """Agreement between projections of two views against all others. Chen et al. 2020."""
+class Objective(nn.Module):
+    """Trains `encoder`; forward is the loss of a step's views over all workers, the same on each.
 
-    def __init__(self, encoder: Encoder, projector: nn.Module, *, temperature: float, gather: Gather) -> None:
+    Its gradients are such that DistributedDataParallel's mean over workers is that loss's gradient.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
+
+    @abstractmethod
+    def forward(self, views: Views) -> Float[Tensor, ""]: ...
+
+    def after_step(self, step: int, steps: int) -> None:
+        """What follows the optimiser's step number `step`, from 0, of `steps`."""
+
+
+class SimCLR(Objective):
+    """Agreement between projections of two views against all others. Chen et al. 2020."""
+
+    def __init__(self, encoder: Encoder, projector: nn.Module, loss: ViewLoss) -> None:
+        super().__init__(encoder)
         self.projector = projector
-        self.temperature = temperature
-        self._gather = gather
+        self._loss = loss
 
     def forward(self, views: Views) -> Float[Tensor, ""]:
         # Both views in one forward: apart, each would be normalised by other batch statistics.
-        projections = self.projector(self.encoder(torch.cat(views.images)))
-        first, second = projections.chunk(2)
-        return nt_xent(first, second, temperature=self.temperature, gather=self._gather)
+        first, second = self.projector(self.encoder(torch.cat(views.images))).chunk(2)
+        return self._loss(first, second)
+
+
+class BYOL(Objective):
+    """Predicts from one view what a moving average of the networks makes of the other.
+
+    Grill et al. 2020. The average starts as a copy; its batch norms use the batch's statistics too.
+    """
+
+    def __init__(
+        self, encoder: Encoder, projector: Head, predictor: nn.Module, *, tau_base: float, gather: Gather
+    ) -> None:
+        super().__init__(encoder)
+        self.projector = projector
+        self.predictor = predictor
+        self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self.target_projector = copy.deepcopy(projector).requires_grad_(False)
+        self._tau_base, self._gather = tau_base, gather
+
+    def forward(self, views: Views) -> Float[Tensor, ""]:
+        """The mean of both directions' distances, summed; in [0, 8]."""
+        images = torch.cat(views.images)
+        predictions = self.predictor(self.projector(self.encoder(images)))
+        with torch.no_grad():
+            first, second = self.target_projector(self.target_encoder(images)).chunk(2)
+        # Each view's prediction is held against the target of the other.
+        return 2 * byol_loss(predictions, torch.cat([second, first]), gather=self._gather)
+
+    @torch.no_grad()
+    def after_step(self, step: int, steps: int) -> None:
+        """Move the target towards the networks that were just updated."""
+        online = [*self.encoder.parameters(), *self.projector.parameters()]
+        target = [*self.target_encoder.parameters(), *self.target_projector.parameters()]
+        moved = 1 - target_decay(step, steps, base=self._tau_base)
+        for average, weight in zip(target, online, strict=True):
+            average.lerp_(weight, moved)
+
+
+def target_decay(step: int, steps: int, *, base: float) -> float:
+    """How much of itself BYOL's target keeps after step `step`, from 0, of `steps`: from `base` up to 1.
+
+    Grill et al. 2020, section 3.2.
+    """
+    return 1 - (1 - base) * (math.cos(math.pi * step / steps) + 1) / 2
+
+
+class Supervised(Objective):
+    """Cross entropy with the labels, of both views: what a step costs is what it costs the others."""
+
+    def __init__(
+        self, encoder: Encoder, classifier: nn.Linear, *, label_smoothing: float, gather: Gather
+    ) -> None:
+        super().__init__(encoder)
+        self.classifier = classifier
+        self._label_smoothing, self._gather = label_smoothing, gather
+
+    def forward(self, views: Views) -> Float[Tensor, ""]:
+        """Raises ValueError where an image has no label, or one beyond the classes."""
+        self._check(views)
+        logits = self.classifier(self.encoder(torch.cat(views.images)))
+        labels = views.labels.to(logits.device).repeat(len(views.images))
+        loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
+        return mean_over_workers(loss, self._gather)
+
+    def _check(self, views: Views) -> None:
+        classes = self.classifier.out_features
+        wrong = (views.labels < 0) | (views.labels >= classes)
+        if wrong.any():
+            first = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"image {views.samples[first]} has label {int(views.labels[first])}, not one from 0 to "
+                f"{classes - 1}; objective=supervised needs labels of all images, or --supervised.classes"
+            )
+
+
+def count_classes(config: TrainConfig, index: Index) -> int:
+    """Classes of the training images, for objective=supervised; ValueError where nothing says them."""
+    if not index.has_labels:
+        raise ValueError(
+            f"objective=supervised needs labels, and {index.uri} has none: name their column with "
+            "--data.label-column, or choose --objective simclr or byol"
+        )
+    if classes := config.supervised.classes or len(index.classes):
+        return classes
+    raise ValueError(f"nothing says how many classes {index.uri} has; set --supervised.classes")
+
+
+def build_objective(config: TrainConfig, index: Index, gather: Gather) -> Objective:
+    """The objective that `config` names, for the images of `index`; weights from torch's global generator."""
+    encoder = build_encoder(config.encoder)
+    if config.objective == "supervised":
+        classifier = build_classifier(encoder.dim, count_classes(config, index))
+        smoothing = label_smoothing(config.supervised)
+        return Supervised(encoder, classifier, label_smoothing=smoothing, gather=gather)
+    projector = build_projector(config.projector, encoder.dim, config.objective)
+    if config.objective == "byol":
+        predictor = build_predictor(config.byol, projector.dim)
+        return BYOL(encoder, projector, predictor, tau_base=tau_base(config.byol), gather=gather)
+    return SimCLR(encoder, projector, _view_loss(config, gather))
+
+
+def _view_loss(config: TrainConfig, gather: Gather) -> ViewLoss:
+    name = contrastive_loss(config.simclr)
+    if name in ("nt-xent", "nt-logistic"):
+        function = nt_xent if name == "nt-xent" else nt_logistic
+        return partial(function, temperature=temperature(config.temperature), gather=gather)
+    function = margin_triplet if name == "margin" else semi_hard_triplet
+    return partial(function, margin=margin(config.simclr), gather=gather)

@@ -51,12 +51,12 @@ def load_encoder(config: TrainConfig, step: int, features: FeatureName = "encode
     encoder = build_encoder(config.encoder)
     encoder.load_state_dict(_below(weights, "encoder."))
     if features == "projector":
-        projector = build_projector(config.projector, encoder.dim)
+        projector = build_projector(config.projector, encoder.dim, config.objective)
         kept = _below(weights, "projector.")
         if not kept:
             raise ValueError(f"the run of {config.name} has no projector; evaluate its encoder")
         projector.load_state_dict(kept)
-        encoder = Encoder(nn.Sequential(encoder, projector), config.projector.dim)
+        encoder = Encoder(nn.Sequential(encoder, projector), projector.dim)
     return encoder.eval()
 
 

@@ -40,6 +40,8 @@ _VIEWS = """<h2>Images and their views</h2>
 <img alt="Training images, each above its two augmented views" src="data:image/png;base64,{}">
 """
 
+_TITLES = {"simclr": "SimCLR", "byol": "BYOL", "supervised": "Supervised"}
+
 # Readable on a light page and on a dark one.
 _GREY = "#8a919e"
 _COLOURS = ("#3b82c4", "#d9822b")
@@ -60,7 +62,8 @@ def render(config: TrainConfig, metrics: list[dict[str, Any]], views: bytes | No
     evaluations = [line for line in metrics if "knn_top1" in line]
     diagnoses = [line for line in metrics if "effective_rank" in line]
     left_out = max((line["quarantined"] for line in metrics if "quarantined" in line), default=0)
-    subtitle = f"SimCLR, {config.encoder.name}, {config.data.train}, config {config_hash(config)}"
+    title = f"{_TITLES[config.objective]}, {config.encoder.name}"
+    subtitle = f"{title}, {config.data.train}, config {config_hash(config)}"
     return _PAGE.format(
         name=html.escape(config.name),
         subtitle=html.escape(subtitle),
@@ -102,7 +105,7 @@ def _figures(
     figures = []
     if steps:
         figures += [
-            _curve("Loss", steps, "loss", "NT-Xent, nats"),
+            _curve("Loss", steps, "loss", "loss"),
             _curve("Learning rate", steps, "learning_rate", "learning rate"),
             _curve("Throughput", steps, "images_per_second", "images per second"),
         ]

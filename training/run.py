@@ -20,12 +20,11 @@ from pipelines.views import Views
 from training.batch_norm import synchronize_batch_norm
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig
-from training.encoders import Encoder, build_encoder, raw_pixels
+from training.encoders import Encoder, raw_pixels
 from training.evaluator import Evaluator, Sets
-from training.heads import build_projector
 from training.loop import fit
 from training.metrics import MetricsLog
-from training.objectives import SimCLR
+from training.objectives import Objective, build_objective
 from training.optimizers import build_optimizer, learning_rate, peak_learning_rate
 from training.process import Worker
 
@@ -107,12 +106,10 @@ class _Run:
             device=self.worker.device,
         )
 
-    def _build_objective(self) -> SimCLR:
+    def _build_objective(self) -> Objective:
         torch.manual_seed(self.config.seed)
-        encoder = build_encoder(self.config.encoder)
-        projector = build_projector(self.config.projector, encoder.dim)
         gather = self.worker.gather
-        objective = SimCLR(encoder, projector, temperature=self.config.temperature, gather=gather)
+        objective = build_objective(self.config, self.index, gather)
         objective.to(self.worker.device)
         # Convolutions are faster so, on CPUs by 1.4 times.
         objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -174,6 +171,7 @@ class _Run:
             yield table
 
     def _after_step(self, done: int, loss: Tensor, rate: float) -> None:
+        self.objective.after_step(done - 1, self.steps)
         if self.log:
             self.log.step(done, loss, rate)
         every = self.config.evaluation.every_epochs * self.plan.steps_per_epoch

@@ -1,6 +1,7 @@
 """Batch norm over real ranks against torch's own on the whole batch, in float64."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from training.config import EncoderConfig, ProjectorConfig
 from training.encoders import build_encoder
 from training.gather import LocalGather, ProcessGroupGather
 from training.heads import build_projector
+from training.losses import nt_xent
 from training.objectives import SimCLR
 
 _SHAPES = {"maps": (12, 5, 3, 7), "vectors": (12, 5), "sequences": (12, 5, 4)}
@@ -92,9 +94,10 @@ def test_ranks_normalise_as_torch_does_the_whole_batch(
 def _objective() -> SimCLR:
     torch.manual_seed(0)
     encoder = build_encoder(EncoderConfig(name="resnet8"))
-    projector = build_projector(ProjectorConfig(hidden_dim=24, dim=12), encoder.dim)
+    projector = build_projector(ProjectorConfig(hidden_dim=24, dim=12), encoder.dim, "simclr")
     gather = ProcessGroupGather() if dist.is_initialized() else LocalGather()
-    objective = SimCLR(encoder, projector, temperature=0.2, gather=gather).double()
+    loss = partial(nt_xent, temperature=0.2, gather=gather)
+    objective = SimCLR(encoder, projector, loss).double()
     synchronize_batch_norm(objective, gather)
     return objective
 

@@ -96,7 +96,9 @@ def test_lars_steps_out_of_weights_that_are_all_zero() -> None:
 def _model() -> nn.Module:
     torch.manual_seed(0)
     encoder = build_encoder(EncoderConfig(name="resnet8"))
-    model = nn.Sequential(encoder, build_projector(ProjectorConfig(hidden_dim=8, dim=4), encoder.dim))
+    model = nn.Sequential(
+        encoder, build_projector(ProjectorConfig(hidden_dim=8, dim=4), encoder.dim, "simclr")
+    )
     for parameter in model.parameters():
         nn.init.normal_(parameter)
     return model

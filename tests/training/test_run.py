@@ -26,7 +26,7 @@ from training.config import TrainConfig
 from training.evaluator import Sets
 from training.gather import LocalGather, ProcessGroupGather
 from training.metrics import read_metrics
-from training.objectives import SimCLR
+from training.objectives import Objective
 from training.process import Worker
 from training.run import Progress, make_plan, run_uri, total_steps, train
 
@@ -84,7 +84,7 @@ def _train(config: TrainConfig, progress: Progress = _ignore) -> Samples:
     seen: Samples = []
 
     def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if isinstance(module, SimCLR):
+        if isinstance(module, Objective):
             seen.append(inputs[0].samples.tolist())
 
     worker = Worker(

@@ -1,0 +1,135 @@
+"""What the user can set about the objective and its heads, and which of it has an effect."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from pipelines.recipes import STRICT, Probability
+
+Count = Annotated[int, Field(ge=1)]
+
+ObjectiveName = Literal["simclr", "byol", "supervised"]
+ContrastiveLoss = Literal["nt-xent", "nt-logistic", "margin", "margin-semi-hard"]
+ProjectorKind = Literal["non-linear", "linear", "none"]
+
+# At lower ones NT-Xent's exponentials leave float64.
+Temperature = Annotated[float, Field(ge=0.002)]
+
+# What unset fields come to, where they have an effect at all.
+_LOSS: ContrastiveLoss = "nt-xent"
+_KIND: ProjectorKind = "non-linear"
+_TEMPERATURE, _MARGIN, _TAU_BASE, _LABEL_SMOOTHING = 0.1, 0.4, 0.996, 0.0
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ProjectorConfig:
+    """The head between features and loss."""
+
+    kind: ProjectorKind | None = None
+    """non-linear, linear, or none, where the loss takes the features themselves; unset: non-linear."""
+    layers: Annotated[int, Field(ge=2)] | None = None
+    """Linear layers of the non-linear head, the last included; unset: 2."""
+    hidden_dim: Count | None = None
+    """Width of the non-linear head's other layers; unset: 2048, BYOL's 4096."""
+    dim: Count | None = None
+    """Width of a projection; unset: 128, BYOL's 256."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SimCLRConfig:
+    """What SimCLR alone has. Chen et al. 2020."""
+
+    loss: ContrastiveLoss | None = None
+    """nt-xent, nt-logistic, margin (triplets), or margin-semi-hard; unset: nt-xent."""
+    margin: Annotated[float, Field(ge=0, le=2)] | None = None
+    """By how much the cosine similarity of a positive should exceed a negative's in triplets; unset: 0.4."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class BYOLConfig:
+    """What BYOL alone has. Grill et al. 2020."""
+
+    tau_base: Probability | None = None
+    """How much of itself the target keeps at the first step, rising to all at the last; unset: 0.996."""
+    predictor_hidden_dim: Count | None = None
+    """Width of the predictor's hidden layer; unset: 4096."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SupervisedConfig:
+    """What training with labels alone has."""
+
+    classes: Annotated[int, Field(ge=2)] | None = None
+    """Labels are whole numbers from 0 to classes - 1; unset: the classes that the images' folders name."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of a label's probability that is spread over all classes; unset: 0."""
+
+
+def contrastive_loss(config: SimCLRConfig) -> ContrastiveLoss:
+    """The loss that SimCLR minimises."""
+    return config.loss or _LOSS
+
+
+def margin(config: SimCLRConfig) -> float:
+    """The margin of triplets."""
+    return _MARGIN if config.margin is None else config.margin
+
+
+def temperature(given: float | None) -> float:
+    """The temperature of NT-Xent or NT-Logistic."""
+    return _TEMPERATURE if given is None else given
+
+
+def tau_base(config: BYOLConfig) -> float:
+    """BYOL's tau at the first step."""
+    return _TAU_BASE if config.tau_base is None else config.tau_base
+
+
+def label_smoothing(config: SupervisedConfig) -> float:
+    """The share of a label's probability that all classes get."""
+    return _LABEL_SMOOTHING if config.label_smoothing is None else config.label_smoothing
+
+
+def projector_kind(config: ProjectorConfig) -> ProjectorKind:
+    """Which head stands between features and loss."""
+    return config.kind or _KIND
+
+
+def check_objective(
+    objective: ObjectiveName,
+    *,
+    temperature: float | None,
+    projector: ProjectorConfig,
+    simclr: SimCLRConfig,
+    byol: BYOLConfig,
+    supervised: SupervisedConfig,
+) -> None:
+    """ValueError where something is set that has no effect on the objective."""
+    parts = {"projector": projector, "simclr": simclr, "byol": byol, "supervised": supervised}
+    given: dict[str, Any] = {"temperature": temperature}
+    given |= {f"{name}.{key}": value for name, part in parts.items() for key, value in asdict(part).items()}
+    causes = _idle(objective, contrastive_loss(simclr), projector_kind(projector))
+    for field, value in given.items():
+        if value is not None and field in causes:
+            raise ValueError(f"{field} has no effect with {causes[field]}; leave it out")
+
+
+def _idle(objective: ObjectiveName, loss: ContrastiveLoss, kind: ProjectorKind) -> Mapping[str, str]:
+    """The fields that have no effect, and why."""
+    heads = {"non-linear": (), "linear": ("layers", "hidden_dim"), "none": ("layers", "hidden_dim", "dim")}
+    idle = {f"projector.{field}": f"projector.kind={kind}" for field in heads[kind]}
+    idle["temperature" if loss.startswith("margin") else "simclr.margin"] = f"simclr.loss={loss}"
+    own = {
+        "simclr": {"temperature", *_fields("simclr", SimCLRConfig), *_fields("projector", ProjectorConfig)},
+        "byol": {*_fields("byol", BYOLConfig), *_fields("projector", ProjectorConfig)},
+        "supervised": _fields("supervised", SupervisedConfig),
+    }
+    others = set().union(*own.values()) - set(own[objective])
+    return {**idle, **dict.fromkeys(others, f"objective={objective}")}
+
+
+def _fields(name: str, part: type) -> set[str]:
+    return {f"{name}.{field}" for field in asdict(part())}
