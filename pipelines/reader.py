@@ -9,7 +9,7 @@ import pyarrow as pa
 from jaxtyping import Int
 from pyarrow import fs
 
-from pipelines import folders, parquet, storage, tars
+from pipelines import folders, parquet, storage, tars, torchvision_source
 from pipelines.config import DataConfig
 from pipelines.header import BadImageError, shown_size
 from pipelines.layout import CONNECTIONS, ROWS
@@ -70,7 +70,7 @@ def read_pieces(reading: Reading, data: DataConfig) -> pa.Table:
         for piece in pieces
     ]
     table = table.append_column("sample", pa.array(np.concatenate(samples)))
-    return _with_sizes(table.combine_chunks(), data.max_pixels)
+    return _with_sizes(table, data.max_pixels)
 
 
 def _read(
@@ -80,6 +80,8 @@ def _read(
         return parquet.read_pieces(filesystem, pieces, data, reading.has_labels, pool)
     if reading.layout == "tar":
         return tars.read_pieces(filesystem, pieces, reading.has_labels, pool)
+    if reading.layout == "torchvision":
+        return torchvision_source.read_pieces(pieces, reading.has_labels)
     return folders.read_pieces(filesystem, pieces, pool)
 
 
@@ -89,7 +91,8 @@ def _with_sizes(table: pa.Table, max_pixels: int) -> pa.Table:
     reasons: list[str | None] = [None] * len(table)
     for row, image in enumerate(table["image"]):
         try:
-            sizes[row] = shown_size(image.as_py(), max_pixels=max_pixels)
+            content = memoryview(image.as_buffer()) if image.is_valid else None
+            sizes[row] = shown_size(content, max_pixels=max_pixels)
         except BadImageError as bad:
             reasons[row] = str(bad)
     bad = pa.array(reasons, pa.string())

@@ -1,7 +1,8 @@
 """Encoded images to Parquet shards in object storage."""
 
 import io
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 import pyarrow as pa
@@ -10,6 +11,9 @@ import pyarrow.parquet as pq
 from pipelines import storage
 
 _SCHEMA = pa.schema({"image": pa.binary(), "label": pa.int64(), "key": pa.string()})
+
+# Keys of a shard's own notes among its schema's metadata.
+_CLASSES, _QUARANTINE = b"classes", b"quarantine"
 
 EncodedImage = tuple[bytes, int, str]
 
@@ -26,9 +30,47 @@ def write_shards(
     while rows := list(islice(images, rows_per_shard)):
         content, label, key = (list(column) for column in zip(*rows, strict=True))
         table = pa.table({"image": content, "label": label, "key": key}, schema=_SCHEMA)
-        out = io.BytesIO()
-        # Images are compressed already.
-        pq.write_table(table, out, row_group_size=rows_per_group, compression="none")
-        storage.write(storage.join(uri, f"{shards:05}.parquet"), out.getvalue())
+        shard = encode_shard(table, rows_per_group=rows_per_group)
+        storage.write(storage.join(uri, shard_name(shards)), shard)
         shards += 1
     return shards
+
+
+def shard_name(number: int) -> str:
+    """The name of a shard's file; the order of the names is that of the numbers."""
+    return f"{number:05}.parquet"
+
+
+def encode_shard(
+    table: pa.Table, *, rows_per_group: int, classes: Sequence[str] = (), quarantine: str = ""
+) -> bytes:
+    """`table` as a Parquet file, with the names of its labels and the lines of what was left out of it."""
+    metadata: dict[bytes | str, bytes | str] = {_CLASSES: json.dumps(list(classes))} if classes else {}
+    if quarantine:
+        metadata[_QUARANTINE] = quarantine
+    fields = [
+        field.with_type(pa.binary()) if pa.types.is_large_binary(field.type) else field
+        for field in table.schema
+    ]
+    out = io.BytesIO()
+    # Images are compressed already.
+    with pq.ParquetWriter(out, pa.schema(fields, metadata or None), compression="none") as writer:
+        for start in range(0, len(table), rows_per_group):
+            # One at a time, as a shard may hold more than binary's offsets reach.
+            group = table.slice(start, rows_per_group).combine_chunks()
+            writer.write_table(group.cast(pa.schema(fields)).replace_schema_metadata(metadata or None))
+    return out.getvalue()
+
+
+def notes(uri: str) -> tuple[int, str]:
+    """The rows of a shard, and the lines of what was left out of it."""
+    filesystem, path = storage.resolve(uri)
+    metadata = storage.retrying(lambda: pq.read_metadata(path, filesystem=filesystem), f"reading {uri}")
+    return metadata.num_rows, ((metadata.metadata or {}).get(_QUARANTINE) or b"").decode()
+
+
+def class_names(uri: str) -> tuple[str, ...]:
+    """The names of the labels that a shard keeps, none where it keeps none."""
+    filesystem, path = storage.resolve(uri)
+    metadata = storage.retrying(lambda: pq.read_metadata(path, filesystem=filesystem), f"reading {uri}")
+    return tuple(json.loads((metadata.metadata or {}).get(_CLASSES, b"[]")))

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 from pyarrow import fs
 
-from pipelines import folders, parquet, storage, tars
+from pipelines import folders, parquet, storage, tars, torchvision_source
 from pipelines.config import DataConfig
 from pipelines.layout import CONNECTIONS, Listing, Place
 from pipelines.philox import derive_key, permutation
 
-Layout = Literal["parquet", "tar", "folder"]
+Layout = Literal["parquet", "tar", "folder", "torchvision"]
 Progress = Callable[[int, int], None]
 
 # The first layout of which a folder has files is the folder's.
@@ -121,6 +121,8 @@ def build_index(
 
 def _list(uri: str, data: DataConfig, progress: Progress | None) -> tuple[Listing, Layout, int]:
     """The fragments at `uri`, their layout, and in how many files they are."""
+    if uri.startswith(torchvision_source.SCHEME):
+        return torchvision_source.index_rows(uri), "torchvision", 1
     filesystem, path = storage.resolve(uri)
     layout, root, files = _find(path, uri)
     told = 0

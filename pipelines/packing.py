@@ -1,0 +1,155 @@
+"""A data set cut into jobs of one output shard each, and how one is packed."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int
+
+from pipelines import quarantine, storage
+from pipelines.config import DataConfig
+from pipelines.layout import CONNECTIONS
+from pipelines.philox import Key, derive_key, permutation
+from pipelines.plan import Line, Piece
+from pipelines.reader import Reading, read_pieces
+from pipelines.shards import encode_shard, notes, shard_name
+from pipelines.sources import Index
+
+# Large enough for object storage, small enough that a task holds a few of them.
+_SHARD_BYTES, _GROUP_BYTES = 128 << 20, 8 << 20
+
+# First part of a key's path; pipelines.plan, draws and sources use others.
+_SHUFFLE = 5
+
+REPORT = pa.schema({"images": pa.int64(), "bytes": pa.int64(), "bad": pa.string()})
+
+
+@dataclass(frozen=True, eq=False)
+class ShardJob:
+    """One shard to write: its number, what it is read from, and the key by which its rows are permuted."""
+
+    number: int
+    readings: tuple[Reading, ...]
+    key: Key | None = None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Rows of a shard and of each of its row groups; the last of either may have fewer."""
+
+    rows_per_shard: int
+    rows_per_group: int
+
+    @classmethod
+    def of(cls, bytes_per_image: float, *, shard: int | None, group: int | None) -> "Sizes":
+        """The sizes given, or else about 128 MB a shard and 8 MB a row group.
+
+        A row group has no more rows than a window, so that none is read for the sake of a part of it.
+        """
+        most = min(
+            int(_GROUP_BYTES / bytes_per_image), DataConfig.window_rows, shard or DataConfig.window_rows
+        )
+        group = group or max(1, most)
+        whole_groups = max(1, round(_SHARD_BYTES / bytes_per_image / group))
+        return cls(shard or whole_groups * group, group)
+
+
+def shard_jobs(
+    index: Index, rows_per_shard: int, *, window_rows: int | None = None, shuffle: int | None = None
+) -> Iterator[ShardJob]:
+    """The index's rows in its order, cut into shards; each is read at once, or by some `window_rows` rows.
+
+    With the seed `shuffle` the fragments are permuted first, and then the rows of each shard.
+    """
+    line = _line(index.rows, shuffle)
+    total = int(line.ends[-1])
+    for number, start in enumerate(range(0, total, rows_per_shard)):
+        stop = min(start + rows_per_shard, total)
+        key = None if shuffle is None else derive_key(shuffle, _SHUFFLE, 1, number)
+        windows = _windows(line, start, stop, window_rows or rows_per_shard)
+        yield ShardJob(number, tuple(Reading.of(index, pieces) for pieces in windows), key)
+
+
+def _line(rows: Int[np.ndarray, " fragments"], shuffle: int | None) -> Line:
+    if shuffle is not None:
+        return Line.of(rows, derive_key(shuffle, _SHUFFLE, 0))
+    return Line(np.arange(len(rows)), np.cumsum(rows))
+
+
+def _windows(line: Line, start: int, stop: int, window_rows: int) -> Iterator[list[Piece]]:
+    while start < stop:
+        # To the fragment's end, so that it is read once.
+        end = min(stop, line.fragment_end(min(start + window_rows, stop)))
+        yield list(line.pieces(start, end))
+        start = end
+
+
+def pack_shard(
+    job: ShardJob, data: DataConfig, dest: str, rows_per_group: int, classes: Sequence[str]
+) -> pa.Table:
+    """Write the job's good images, whose bytes are kept as they are; REPORT of it.
+
+    Raises ValueError where the source cannot be read, OSError where nothing can be written.
+    """
+    table = pa.concat_tables([read_pieces(reading, data) for reading in job.readings])
+    if job.key is not None:
+        table = table.take(pa.array(permutation(job.key, len(table))))
+    is_good = pc.is_null(table["bad"])  # pyright: ignore[reportAttributeAccessIssue]
+    good = table.filter(is_good)
+    columns = ["image", *(["label"] if job.readings[0].has_labels else []), "key"]
+    return write_shard(
+        job.number, dest, good.select(columns), table, rows_per_group=rows_per_group, classes=classes
+    )
+
+
+def write_shard(
+    number: int, dest: str, rows: pa.Table, table: pa.Table, *, rows_per_group: int, classes: Sequence[str]
+) -> pa.Table:
+    """Write `rows` as shard `number`, whole or not at all, with a note of what is bad in `table`; REPORT."""
+    bad = table.filter(pc.is_valid(table["bad"]))  # pyright: ignore[reportAttributeAccessIssue]
+    lines = quarantine.encode(
+        quarantine.Quarantined(row["path"], row["key"], row["bad"])
+        for row in bad.select(["path", "key", "bad"]).to_pylist()
+    ).decode()
+    content = encode_shard(rows, rows_per_group=rows_per_group, classes=classes, quarantine=lines)
+    storage.write(storage.join(dest, shard_name(number)), content)
+    return _report(len(rows), len(content), lines)
+
+
+def _report(images: int, size: int, bad: str) -> pa.Table:
+    return pa.table({"images": [images], "bytes": [size], "bad": [bad]}, schema=REPORT)
+
+
+def finished_shards(dest: str) -> dict[int, pa.Table]:
+    """REPORT of each shard that an earlier part of the command wrote, by number."""
+    found = (
+        [file for file in storage.listing(dest) if file.path.endswith(".parquet")]
+        if storage.exists(dest)
+        else []
+    )
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        read = pool.map(lambda file: notes(storage.join(dest, file.base_name)), found)
+        return {
+            int(file.base_name.removesuffix(".parquet")): _report(rows, file.size, bad)
+            for file, (rows, bad) in zip(found, read, strict=True)
+        }
+
+
+def spread(index: Index, images: int) -> Reading:
+    """About so many rows out of fragments that lie evenly over the index, as few as hold them."""
+    rows = index.rows
+    count = min(len(rows), max(1, round(images / rows.mean())), images)
+    chosen = np.unique(np.linspace(0, len(rows) - 1, count + 2)[1:-1].round().astype(int))
+    each = -(-images // len(chosen))
+    return Reading.of(index, [Piece(int(at), 0, min(each, int(rows[at]))) for at in chosen])
+
+
+def mean_bytes(table: pa.Table) -> float:
+    """Of the good images of `table` (reader.SCHEMA); ValueError where there is none."""
+    sizes = pc.binary_length(table["image"]).drop_null()  # pyright: ignore[reportAttributeAccessIssue]
+    if not len(sizes):
+        raise ValueError(f"none of {len(table)} images that were looked at is good: {table['bad'][0]}")
+    return pc.mean(sizes).as_py()  # pyright: ignore[reportAttributeAccessIssue]
