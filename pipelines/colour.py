@@ -19,26 +19,20 @@ _TO_GREY = np.tile(_LUMA, (3, 1))
 def colour_matrices(draws: Draws) -> tuple[Float[np.ndarray, "n 3 3"], Float[np.ndarray, "n 3 3"]]:
     """Per sample A and B: a pixel's colour becomes A pixel + B mean, with the mean colour of the view."""
     n = len(draws.flip)
-    pixel = np.tile(np.eye(3), (n, 1, 1))
-    mean = np.zeros((n, 3, 3))
-    for position in range(4):
-        kind = draws.order[:, position]
-        factor = np.take_along_axis(draws.factors, kind[:, None], axis=1)[:, 0]
-        step = np.tile(np.eye(3), (n, 1, 1))
-        offset = np.zeros((n, 3, 3))
-        for which, matrix in (
-            (BRIGHTNESS, factor[:, None, None] * np.eye(3)),
-            (CONTRAST, factor[:, None, None] * np.eye(3)),
-            (SATURATION, _towards_grey(factor)),
-            (HUE, _hue_rotation(factor)),
-        ):
-            chosen = draws.jitter & (kind == which)
-            step[chosen] = matrix[chosen]
-            if which == CONTRAST:
-                # Contrast pulls towards the mean grey of the view as the steps before left it.
-                grey_of_mean = (1 - factor)[:, None, None] * (_TO_GREY @ (pixel + mean))
-                offset[chosen] = grey_of_mean[chosen]
-        pixel, mean = step @ pixel, step @ mean + offset
+    rows = np.arange(n)
+    brightness, contrast, saturation, hue = np.where(draws.jitter[:, None], draws.factors, (1, 1, 1, 0)).T
+    steps = np.empty((n, 4, 3, 3))
+    steps[:, BRIGHTNESS] = brightness[:, None, None] * np.eye(3)
+    steps[:, CONTRAST] = contrast[:, None, None] * np.eye(3)
+    steps[:, SATURATION] = _towards_grey(saturation)
+    steps[:, HUE] = _hue_rotation(hue)
+    # Contrast pulls towards the mean grey of the view as the steps before it left it.
+    pull = np.zeros((n, 4))
+    pull[:, CONTRAST] = 1 - contrast
+    pixel, mean = np.tile(np.eye(3), (n, 1, 1)), np.zeros((n, 3, 3))
+    for kind in draws.order.T:
+        step, grey = steps[rows, kind], pull[rows, kind][:, None, None] * (_TO_GREY @ (pixel + mean))
+        pixel, mean = step @ pixel, step @ mean + grey
     pixel[draws.grey], mean[draws.grey] = _TO_GREY @ pixel[draws.grey], _TO_GREY @ mean[draws.grey]
     return pixel.astype(np.float32), mean.astype(np.float32)
 

@@ -58,24 +58,23 @@ def image_format(content: bytes | memoryview) -> str:
 
 
 def _jpeg(content: bytes | memoryview) -> tuple[int, int]:
-    at, size, orientation = 2, None, 1
+    at, size, orientation, end = 2, None, 1, len(content) - 9
     while True:
-        if at + 4 > len(content):
+        if at > end:
             raise BadImageError("truncated JPEG")
         if content[at] != _FILL:
             raise BadImageError(f"broken JPEG: no marker at byte {at}")
         marker = content[at + 1]
-        if marker == _FILL:
-            at += 1
-            continue
-        if marker in _ALONE:
-            at += 2
-            continue
         if marker == _SCAN:
             break
-        length = int.from_bytes(content[at + 2 : at + 4], "big")
+        if marker == _FILL or marker in _ALONE:
+            at += 1 if marker == _FILL else 2
+            continue
+        # Bytes one by one: slices would take half of the time of a small image's header.
+        length = content[at + 2] << 8 | content[at + 3]
         if marker in _FRAMES:
-            size = tuple(int.from_bytes(content[at + n : at + n + 2], "big") for n in (5, 7))
+            height = content[at + 5] << 8 | content[at + 6]
+            size = height, content[at + 7] << 8 | content[at + 8]
         elif marker == _APP1 and content[at + 4 : at + 10] == _EXIF:
             orientation = _orientation(bytes(content[at + 4 : at + 2 + length]))
         at += 2 + length
