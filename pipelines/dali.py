@@ -6,7 +6,7 @@ DALI draws nothing itself: every choice comes in as an argument, so a view is th
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -157,7 +157,7 @@ class _Mender:
     def make(self, failure: _RequestError) -> Made:
         """The views of what `repair` makes of the request; RuntimeError where its images are not to blame."""
         while True:
-            reasons = self._undecodable(failure.request.images)
+            reasons = undecodable(failure.request.images, gpu=self._settings.gpu)
             if not reasons:
                 raise failure.reason
             self._waiting.append(self._repair(failure.request, reasons))
@@ -169,23 +169,26 @@ class _Mender:
             assert made
             return made
 
-    def _undecodable(self, images: Sequence[UInt8[np.ndarray, " bytes"]]) -> dict[int, str]:
-        """Why each image that cannot be decoded cannot, by its position."""
-        reasons = {}
-        for position, image in enumerate(images):
-            try:
-                self._decoder.run(image=[image])
-            except RuntimeError as error:
-                reasons[position] = _first_line(error)
-        return reasons
-
     @cached_property
     def _maker(self) -> _Maker:
         return _Maker(iter(self._waiting.popleft, None), self._settings, prefetch=1)
 
-    @cached_property
-    def _decoder(self) -> Any:
-        return build_decoder(gpu=self._settings.gpu)
+
+def undecodable(images: Sequence[UInt8[np.ndarray, " bytes"]], *, gpu: int | None = None) -> dict[int, str]:
+    """Why each image that cannot be decoded cannot, by its position; one after another."""
+    reasons = {}
+    for position, image in enumerate(images):
+        try:
+            _decoder(gpu).run(image=[image])
+        except RuntimeError as error:
+            reasons[position] = _first_line(error)
+    return reasons
+
+
+@lru_cache(maxsize=1)
+def _decoder(gpu: int | None) -> Any:
+    """Built when first needed; images are seldom broken."""
+    return build_decoder(gpu=gpu)
 
 
 def _first_line(error: RuntimeError) -> str:

@@ -1,6 +1,6 @@
 """A data set cut into jobs of one output shard each, and how one is packed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -73,6 +73,13 @@ def shard_jobs(
         yield ShardJob(number, tuple(Reading.of(index, pieces) for pieces in windows), key)
 
 
+def all_readings(index: Index, window_rows: int) -> Iterator[Reading]:
+    """The whole index in its order, some `window_rows` rows at a time, no fragment twice."""
+    line = _line(index.rows, None)
+    windows = _windows(line, 0, int(line.ends[-1]), window_rows)
+    return (Reading.of(index, pieces) for pieces in windows)
+
+
 def _line(rows: Int[np.ndarray, " fragments"], shuffle: int | None) -> Line:
     if shuffle is not None:
         return Line.of(rows, derive_key(shuffle, _SHUFFLE, 0))
@@ -97,12 +104,25 @@ def pack_shard(
     table = pa.concat_tables([read_pieces(reading, data) for reading in job.readings])
     if job.key is not None:
         table = table.take(pa.array(permutation(job.key, len(table))))
-    is_good = pc.is_null(table["bad"])  # pyright: ignore[reportAttributeAccessIssue]
-    good = table.filter(is_good)
+    good = good_rows(table)
     columns = ["image", *(["label"] if job.readings[0].has_labels else []), "key"]
     return write_shard(
         job.number, dest, good.select(columns), table, rows_per_group=rows_per_group, classes=classes
     )
+
+
+def good_rows(table: pa.Table) -> pa.Table:
+    """The rows of `table` (reader.SCHEMA, with or without images) that are not bad."""
+    return table.filter(pc.is_null(table["bad"]))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def with_reasons(table: pa.Table, broken: Mapping[int, str]) -> pa.Table:
+    """`table` with the rows in `broken` marked as bad, each for its reason."""
+    reasons = table["bad"].to_pylist()
+    for row, reason in broken.items():
+        reasons[row] = reason
+    at = table.schema.get_field_index("bad")
+    return table.set_column(at, table.schema.field(at), pa.array(reasons, pa.string()))
 
 
 def write_shard(

@@ -7,6 +7,7 @@ from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
 
 from pipelines import storage
 
@@ -64,13 +65,14 @@ def encode_shard(
 
 def notes(uri: str) -> tuple[int, str]:
     """The rows of a shard, and the lines of what was left out of it."""
-    filesystem, path = storage.resolve(uri)
-    metadata = storage.retrying(lambda: pq.read_metadata(path, filesystem=filesystem), f"reading {uri}")
+    metadata = _footer(*storage.resolve(uri))
     return metadata.num_rows, ((metadata.metadata or {}).get(_QUARANTINE) or b"").decode()
 
 
-def class_names(uri: str) -> tuple[str, ...]:
+def class_names(filesystem: fs.FileSystem, path: str) -> tuple[str, ...]:
     """The names of the labels that a shard keeps, none where it keeps none."""
-    filesystem, path = storage.resolve(uri)
-    metadata = storage.retrying(lambda: pq.read_metadata(path, filesystem=filesystem), f"reading {uri}")
-    return tuple(json.loads((metadata.metadata or {}).get(_CLASSES, b"[]")))
+    return tuple(json.loads((_footer(filesystem, path).metadata or {}).get(_CLASSES, b"[]")))
+
+
+def _footer(filesystem: fs.FileSystem, path: str) -> pq.FileMetaData:
+    return storage.retrying(lambda: pq.read_metadata(path, filesystem=filesystem), f"reading {path}")

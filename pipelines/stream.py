@@ -1,9 +1,8 @@
 """Windows and other jobs to Arrow tables through Ray Data, ahead of their use, in the plan's order."""
 
+import logging
 import pickle
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar, cast
@@ -13,7 +12,7 @@ import ray.data
 
 from pipelines.config import DataConfig
 from pipelines.plan import Window
-from pipelines.reader import SCHEMA, Reading, read_pieces
+from pipelines.reader import SCHEMA, Reading, ahead, read_pieces
 from pipelines.sources import Index
 
 # What the readers of one worker take of the cluster: two tasks at a time, half a core each.
@@ -22,9 +21,6 @@ READERS = 2
 
 # Ray Data keeps a block per job from the start (0.7 ms each), so a long run is streamed in parts.
 _JOBS_PER_DATASET = 256
-
-# Tables that wait to be taken while the next is fetched.
-_TABLES_AHEAD = 2
 
 # The one column of what a task gives in place of what it could not make.
 _ERROR = "error"
@@ -38,7 +34,7 @@ def stream_windows(index: Index, data: DataConfig, windows: Iterable[Window]) ->
     A window's rows may come in several tables, where they are larger than a block of Ray's object store.
     Raises ValueError as read_pieces does.
     """
-    return _ahead(_tables(index, data, windows))
+    return ahead(_tables(index, data, windows))
 
 
 def _tables(index: Index, data: DataConfig, windows: Iterable[Window]) -> Iterator[pa.Table]:
@@ -63,33 +59,31 @@ def map_jobs(
 
 
 def map_jobs_on_actors(
-    jobs: Sequence[Job], build: Callable[[], Callable[[Job], pa.Table]], *, cpus: float
+    jobs: Iterable[Job], work: Callable[[Job], pa.Table], *, cpus: float, most: int
 ) -> Iterator[pa.Table]:
-    """The same by actors, each of which calls `build` once: on a GPU each, or on `cpus` cores without."""
+    """The same by at most so many actors, each on a GPU or, without, on `cpus` cores.
+
+    Each keeps its own `work`, and with it what that has loaded.
+    """
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     room = gpus or max(1, int(resources.get("CPU", 1) / cpus))
     return _mapped(
         jobs,
         _Actor,
-        fn_constructor_args=(build,),
+        fn_constructor_args=(work,),
         num_cpus=cpus,
         num_gpus=1 if gpus else 0,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(room, len(jobs)))),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(room, most))),
     )
 
 
 class _Actor:
-    def __init__(self, build: Callable[[], Callable[[Any], pa.Table]]) -> None:
-        self._build, self._work = build, None
+    def __init__(self, work: Callable[[Any], pa.Table]) -> None:
+        self._work = work
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return _attempt(self._built, batch)
-
-    def _built(self, job: Any) -> pa.Table:
-        # Not in __init__, whose errors Ray would answer with another actor.
-        self._work = self._work or self._build()
-        return self._work(job)
+        return _attempt(self._work, batch)
 
 
 def _attempt(work: Callable[[Any], pa.Table], batch: pa.Table) -> pa.Table:
@@ -102,6 +96,8 @@ def _attempt(work: Callable[[Any], pa.Table], batch: pa.Table) -> pa.Table:
 
 def _mapped(jobs: Iterable[Job], run: Any, **resources: Any) -> Iterator[pa.Table]:
     jobs = iter(jobs)
+    # Its notes of each dataset would run through the progress bars.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     while part := list(islice(jobs, _JOBS_PER_DATASET)):
         items = [{"job": pickle.dumps(job)} for job in part]
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
@@ -114,15 +110,3 @@ def _mapped(jobs: Iterable[Job], run: Any, **resources: Any) -> Iterator[pa.Tabl
             if _ERROR in table.column_names:
                 raise ValueError(table[_ERROR][0].as_py())
             yield table
-
-
-def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same, taken a few ahead in a thread, so that there is no pause where the next dataset starts."""
-    pool = ThreadPoolExecutor(1)
-    try:
-        waiting = deque(pool.submit(next, tables, None) for _ in range(_TABLES_AHEAD))
-        while (table := waiting.popleft().result()) is not None:
-            waiting.append(pool.submit(next, tables, None))
-            yield table
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)

@@ -4,6 +4,7 @@ import inspect
 import io
 from difflib import get_close_matches
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -35,7 +36,7 @@ def index_rows(uri: str) -> Listing:
     starts = np.arange(0, rows, _FRAGMENT_ROWS)
     fragments = pa.table(
         {
-            "path": [_plain(uri)] * len(starts),
+            "path": [plain(uri)] * len(starts),
             "rows": np.minimum(_FRAGMENT_ROWS, rows - starts),
             "first_row": starts,
         }
@@ -91,11 +92,21 @@ def _png(image: Any, path: str) -> bytes:
     return out.getvalue()
 
 
+def absolute(uri: str) -> str:
+    """`uri` with its `root` from the root of the file system: workers have another working directory."""
+    head, _, query = uri.partition("?")
+    parts = [part.partition("=") for part in query.split("&") if part]
+    given = [
+        f"{key}={Path(value).expanduser().absolute() if key == 'root' else value}" for key, _, value in parts
+    ]
+    return head + ("?" + "&".join(given) if given else "")
+
+
 def _name(uri: str) -> str:
     return uri.removeprefix(SCHEME).partition("?")[0]
 
 
-def _plain(uri: str) -> str:
+def plain(uri: str) -> str:
     """The URI without download=true, which is the work of one process."""
     head, _, query = uri.partition("?")
     kept = [part for part in query.split("&") if part and not part.startswith("download=")]
@@ -148,4 +159,5 @@ def _nearest(name: str, names: list[str]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")
+    """Its first sentence; the next is a way out that is Python's."""
+    return str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")

@@ -1,0 +1,293 @@
+"""`diptych data`: pack, inspect, preview and embed a data set on the cluster."""
+
+import hashlib
+import json
+import pickle
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from tqdm import tqdm
+
+from cluster.columns import Columns
+from cluster.local import cluster
+from pipelines import destination, storage, torchvision_source
+from pipelines.config import DataConfig
+from pipelines.packing import (
+    ShardJob,
+    Sizes,
+    all_readings,
+    finished_shards,
+    good_rows,
+    mean_bytes,
+    pack_shard,
+    shard_jobs,
+    spread,
+)  # fmt: skip
+from pipelines.preview import contact_sheet
+from pipelines.quarantine import Quarantine, decode
+from pipelines.reader import Reading, read_pieces
+from pipelines.shards import class_names
+from pipelines.sources import Index, build_index
+from pipelines.survey import Survey, report, survey
+
+# Images that are looked at to tell how many bytes one has.
+_SAMPLE = 64
+
+# Images that a task reads at a time; features of 8,192 images of 2,048 numbers are 64 MiB.
+_WINDOW_ROWS, _EMBEDDED_ROWS = 512, 8192
+_EMBEDDER_CPUS = 2
+
+# Reasons and classes that a table on the terminal shows.
+_SHOWN = 20
+
+
+def run_pack(
+    source: str,
+    dest: str,
+    columns: Columns,
+    *,
+    rows_per_shard: int | None,
+    rows_per_group: int | None,
+    shuffle: int | None,
+) -> None:
+    """Write the images at `source` as Parquet shards below `dest`, or go on where it was interrupted.
+
+    Raises ValueError where either will not do, before anything is written.
+    """
+    source, dest = _absolute(source), storage.absolute(dest)
+    data = columns.data(source)
+    index = _index(source, dest, data)
+    wanted = {
+        **_same(index, data),
+        "shuffle": "no" if shuffle is None else shuffle,
+        "rows_per_shard": rows_per_shard,
+        "rows_per_group": rows_per_group,
+    }
+    noted = destination.claim(dest, "pack", wanted)
+    if noted is None:
+        per_image = mean_bytes(read_pieces(spread(index, _SAMPLE), data))
+        noted = wanted | asdict(Sizes.of(per_image, shard=rows_per_shard, group=rows_per_group))
+        destination.note(dest, "pack", noted)
+    work = partial(
+        pack_shard,
+        data=data,
+        dest=dest,
+        rows_per_group=noted["rows_per_group"],
+        classes=_class_names(index),
+    )
+
+    def reports(jobs: Iterable[ShardJob], most: int) -> Iterator[pa.Table]:
+        from pipelines.stream import map_jobs  # Ray takes seconds to import; bad input should not.
+
+        return map_jobs(jobs, work)
+
+    jobs = shard_jobs(index, noted["rows_per_shard"], shuffle=shuffle)
+    _write(dest, index, jobs, -(-int(index.rows.sum()) // noted["rows_per_shard"]), reports)
+
+
+def run_embed(
+    run: str, source: str, dest: str, columns: Columns, *, step: int | None, rows_per_shard: int | None
+) -> None:
+    """Write the features of the images at `source`, by the encoder of `run`, as Parquet shards at `dest`.
+
+    Raises ValueError where one of the three will not do, before anything is written.
+    """
+    from training.config import config_hash
+    from training.embed import Embedder  # torch takes seconds to import.
+    from training.export import read_trained
+
+    run, source, dest = storage.absolute(run.rstrip("/")), _absolute(source), storage.absolute(dest)
+    trained = read_trained(run, step)
+    data = replace(trained.config.data, train=source, **columns.given)
+    index = _index(source, dest, data)
+    wanted = {
+        **_same(index, data),
+        "run": run,
+        "config": config_hash(trained.config),
+        "checkpoint": step,
+        "rows_per_shard": rows_per_shard,
+    }
+    noted = destination.claim(dest, "embed", wanted)
+    if noted is None:
+        noted = wanted | {"checkpoint": trained.step, "rows_per_shard": rows_per_shard or _EMBEDDED_ROWS}
+        destination.note(dest, "embed", noted)
+    embedder = Embedder(trained.config, noted["checkpoint"], data, dest, _class_names(index))
+
+    def reports(jobs: Iterable[ShardJob], most: int) -> Iterator[pa.Table]:
+        from pipelines.stream import map_jobs_on_actors
+
+        return map_jobs_on_actors(jobs, embedder, cpus=_EMBEDDER_CPUS, most=most)
+
+    jobs = shard_jobs(index, noted["rows_per_shard"], window_rows=_WINDOW_ROWS)
+    _write(dest, index, jobs, -(-int(index.rows.sum()) // noted["rows_per_shard"]), reports)
+
+
+def run_inspect(uri: str, columns: Columns, *, decode: bool, as_json: bool) -> None:
+    """Print what the images at `uri` are; raises ValueError where there are none."""
+    uri = _absolute(uri)
+    data = columns.data(uri)
+    index = _index(uri, None, data)
+    readings = all_readings(index, _WINDOW_ROWS)
+    found = Survey()
+    with cluster(cpus=1), _bar("inspect", index) as bar:
+        from pipelines.stream import map_jobs
+
+        for table in map_jobs(readings, partial(_survey, data=data, decode=decode)):
+            part: Survey = pickle.loads(table["found"][0].as_py())
+            found.add(part)
+            bar.update(part.images + part.bad_images)
+    values = report(index, found, _class_names(index), data.window_rows)
+    if as_json:
+        print(json.dumps(values, indent=1))
+    else:
+        _print_report(values)
+
+
+def run_preview(
+    uri: str,
+    output: str,
+    columns: Columns,
+    *,
+    recipe: str | None,
+    size: int | None,
+    seed: int,
+    images: int,
+) -> None:
+    """Write a contact sheet of images that lie evenly over the data set at `uri`, with both views of each."""
+    uri, output = _absolute(uri), storage.absolute(output)
+    settings = {"recipe": recipe, "view": {"size": size} if size else None}
+    given = {name: value for name, value in settings.items() if value is not None}
+    data = DataConfig(train=uri, **columns.given, **given)
+    table = read_pieces(spread(_index(uri, None, data), images), data)
+    sheet = contact_sheet(table, data.views, seed=seed, images=images)
+    try:
+        storage.write(output, sheet)
+    except OSError as error:
+        raise ValueError(
+            f"cannot write {output}: {storage.first_line(error)}; choose another file"
+        ) from error
+    print(
+        f"{output}: {min(images, len(good_rows(table)))} images, the first and the second view of each below"
+    )
+
+
+def _absolute(uri: str) -> str:
+    """`uri` as it means the same in every process."""
+    if uri.startswith(torchvision_source.SCHEME):
+        return torchvision_source.absolute(uri)
+    return storage.absolute(uri)
+
+
+def _index(uri: str, dest: str | None, data: DataConfig) -> Index:
+    """The index of `uri`; ValueError where `dest` lies within, and would be read as images next time."""
+    if dest is not None and f"{dest}/".startswith(f"{uri.rstrip('/')}/"):
+        raise ValueError(f"{dest} lies within {uri}, whose images it would change; choose another DEST")
+    bar = tqdm(desc=f"index {uri}", unit="file", leave=False, delay=1)
+
+    def progress(done: int, files: int) -> None:
+        bar.total = files
+        bar.update(done - bar.n)
+
+    with bar:
+        return build_index(uri, data, progress)
+
+
+def _same(index: Index, data: DataConfig) -> dict[str, Any]:
+    """What must be the same where an interrupted command goes on."""
+    names = ("image_column", "label_column", "key_column", "max_pixels")
+    files = zip(index.fragments["path"].to_pylist(), index.rows.tolist(), strict=True)
+    content = hashlib.sha256("\n".join(f"{path} {rows}" for path, rows in files).encode()).hexdigest()[:16]
+    return {
+        "source": torchvision_source.plain(index.uri),
+        **{name: getattr(data, name) for name in names},
+        "images": int(index.rows.sum()),
+        "content": content,
+    }
+
+
+def _class_names(index: Index) -> tuple[str, ...]:
+    """The names of the labels, as the layout has them or as the first shard keeps them."""
+    if index.layout == "parquet":
+        return class_names(storage.resolve(index.uri)[0], index.paths[0])
+    return index.classes
+
+
+def _write(
+    dest: str,
+    index: Index,
+    jobs: Iterable[ShardJob],
+    shards: int,
+    reports: Callable[[Iterable[ShardJob], int], Iterator[pa.Table]],
+) -> None:
+    """Have the shards written that are not there yet, and say what was; `reports` starts the work."""
+    finished = finished_shards(dest)
+    total = Counter(shards=len(finished))
+    quarantine = Quarantine(dest)
+    with _bar("write", index) as bar:
+
+        def count(report: pa.Table) -> None:
+            row = report.to_pylist()[0]
+            bad = decode(row["bad"].encode())
+            total.update(images=row["images"], bytes=row["bytes"], bad=len(bad))
+            quarantine.add(bad, write=True)
+            bar.update(row["images"] + len(bad))
+
+        for done in finished.values():
+            count(done)
+        if len(finished) < shards:
+            todo = (job for job in jobs if job.number not in finished)
+            with cluster(cpus=_EMBEDDER_CPUS):
+                for done in reports(todo, shards - len(finished)):
+                    total.update(shards=1)
+                    count(done)
+    print(
+        f"{dest}: {total['images']:,} images in {total['shards']:,} shards, {total['bytes'] / 2**20:,.1f} MiB"
+        + (f"; {total['bad']:,} were bad and left out: {dest}/quarantine.jsonl" if total["bad"] else "")
+    )
+
+
+def _bar(what: str, index: Index) -> tqdm:
+    return tqdm(total=int(index.rows.sum()), desc=what, unit="image", smoothing=0.1)
+
+
+def _survey(reading: Reading, data: DataConfig, decode: bool) -> pa.Table:
+    return pa.table({"found": [pickle.dumps(survey(reading, data, decode=decode))]})
+
+
+def _print_report(values: dict[str, Any]) -> None:
+    console = Console()
+    about = Table(title=values["uri"], show_header=False, title_justify="left")
+    layout = f"{values['layout']}: {values['files']:,} files, {values['fragments']:,} fragments"
+    about.add_row("layout", f"{layout} of at most {values['largest_fragment_rows']:,} rows")
+    about.add_row("images", f"{values['images']:,}, and {values['bad_images']:,} bad")
+    about.add_row("bytes", f"{values['bytes']:,}, {values['mean_bytes']:,} an image")
+    for name in ("height", "width", "pixels"):
+        about.add_row(name, ", ".join(f"{key} {value:,}" for key, value in values[name].items()))
+    about.add_row("formats", ", ".join(f"{name} {count:,}" for name, count in values["formats"].items()))
+    console.print(about)
+    _print_counts(console, "class", values["classes"].items())
+    _print_counts(
+        console, "bad", [(bad["reason"], bad["images"], *bad["examples"][:1]) for bad in values["bad"]]
+    )
+    for hint in values["hints"]:
+        console.print(f"hint: {hint}", markup=False, highlight=False)
+
+
+def _print_counts(console: Console, what: str, rows: Iterable[tuple]) -> None:
+    """A table of a name, its count and what else there is, cut where it is long."""
+    rows = list(rows)
+    if not rows:
+        return
+    table = Table(what, "images", *(["such as"] if len(rows[0]) > 2 else []))
+    for name, count, *others in rows[:_SHOWN]:
+        table.add_row(escape(name), f"{count:,}", *map(escape, others))
+    if len(rows) > _SHOWN:
+        table.add_row(f"and {len(rows) - _SHOWN:,} more", f"{sum(row[1] for row in rows[_SHOWN:]):,}")
+    console.print(table)

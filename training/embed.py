@@ -1,0 +1,106 @@
+"""The features of images as Parquet shards, one job a shard."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+
+from pipelines.batches import Rows
+from pipelines.config import DataConfig
+from pipelines.dali import undecodable
+from pipelines.feed import Device, evaluation_views
+from pipelines.packing import ShardJob, good_rows, with_reasons, write_shard
+from pipelines.reader import ahead, read_pieces
+from pipelines.views import Views
+from training.config import TrainConfig
+from training.encoders import Encoder
+from training.evaluate import embed
+from training.protocols import load_encoder
+
+# Rows of a shard's row groups: 8 MiB of resnet50's features.
+_GROUP_ROWS = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Embedder:
+    """Writes shards of features to `dest`, by the encoder of `config`'s checkpoint of `step`.
+
+    config: its output and name lead to the run. data: how the images are read and seen.
+    """
+
+    config: TrainConfig
+    step: int
+    data: DataConfig
+    dest: str
+    classes: tuple[str, ...] = ()
+
+    def __call__(self, job: ShardJob) -> pa.Table:
+        """Write key, path, label and feature of the job's good images; packing.REPORT of it."""
+        try:
+            rows, features = self._embed(job, decode_first=False)
+        except ValueError:
+            # No image of some batch decodes, and the last batch may be a single one.
+            rows, features = self._embed(job, decode_first=True)
+        feature = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
+        shard = good_rows(rows).append_column("feature", feature)
+        labels = ["label"] if job.readings[0].has_labels else []
+        shard = shard.select(["key", "path", *labels, "feature"])
+        return write_shard(
+            job.number, self.dest, shard, rows, rows_per_group=_GROUP_ROWS, classes=self.classes
+        )
+
+    def _embed(self, job: ShardJob, *, decode_first: bool) -> tuple[pa.Table, Float[np.ndarray, "good dim"]]:
+        """The job's rows without their images, and the features of the good ones."""
+        seen: list[pa.Table] = []
+        done: list[int] = []
+        reasons: dict[tuple[str, str], str] = {}
+
+        def tables() -> Iterator[pa.Table]:
+            for table in ahead(read_pieces(reading, self.data) for reading in job.readings):
+                table = self._decoded(table) if decode_first else table
+                seen.append(table.drop_columns(["image"]))
+                yield table
+
+        def noted(views: Iterator[Views]) -> Iterator[Views]:
+            for batch in views:
+                done.extend(batch.samples.tolist())
+                reasons.update({(bad.path, bad.key): bad.reason for bad in batch.quarantined})
+                yield batch
+
+        views = evaluation_views(
+            tables(), self.data, self._device, batch_size=self.config.evaluation.batch_size
+        )
+        (features,), _ = embed([self._encoder], noted(views), self._torch_device)
+        rows = pa.concat_tables(seen)
+        embedded = set(done)
+        broken = {
+            number: reasons[row["path"], row["key"]]
+            for number, row in enumerate(rows.select(["path", "key", "sample", "bad"]).to_pylist())
+            if row["bad"] is None and row["sample"] not in embedded
+        }
+        return with_reasons(rows, broken), features.cpu().numpy()
+
+    def _decoded(self, table: pa.Table) -> pa.Table:
+        """The table with the rows marked that do not decode."""
+        rows = Rows.of(table)
+        good = np.flatnonzero(~rows.is_bad)
+        broken = undecodable(rows.image[good].tolist(), gpu=self._device.gpu)
+        return with_reasons(table, {int(good[at]): reason for at, reason in broken.items()})
+
+    @property
+    def _device(self) -> Device:
+        gpu = self._torch_device.type == "cuda"
+        return Device(torch.get_num_threads(), torch.cuda.current_device() if gpu else None)
+
+    @property
+    def _torch_device(self) -> torch.device:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        encoder = load_encoder(self.config, self.step).to(self._torch_device)
+        return encoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
