@@ -36,7 +36,7 @@ class OptimizerConfig:
     name: Literal["lars", "sgd", "adamw"] = "lars"
     """LARS (You et al. 2017), SGD with momentum, or AdamW."""
     learning_rate: Positive = 0.3
-    """Peak learning rate for `scaling_batch_size` images a batch."""
+    """Peak learning rate at 256 images a batch; SimCLR's is 0.3, or 1.2 with scaling=sqrt."""
     scaling: Literal["linear", "sqrt", "none"] = "linear"
     """How the learning rate follows batch_size / 256."""
     weight_decay: Strength = 1e-6
@@ -45,6 +45,8 @@ class OptimizerConfig:
     """Momentum of LARS and SGD; AdamW's first beta."""
     warmup_epochs: Strength = 10.0
     """Epochs in which the learning rate rises from zero; at most a tenth of the run."""
+    clip_norm: Positive | None = None
+    """Shorten gradients, all taken together, to this length where they are longer; unset: never."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -113,6 +115,13 @@ class TrainConfig:
     """Virtual workers: workers must divide lanes, and lanes must divide batch_size."""
     batch_size: Count = 256
     """Images in a step, over all workers."""
+    micro_batch_size: Count | None = None
+    """Images that go through the networks at a time, over all workers, where batch_size does not fit into
+    memory. Gradients are the whole batch's, but batch norm's statistics a micro-batch's. Unset: all."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the networks' forward pass; auto: bfloat16 on a GPU. Losses and weights are in float32."""
+    compile: bool = False
+    """Compile the encoder with torch.compile: minutes at the start, faster steps on a GPU."""
     epochs: Count = 100
     """Passes over the training images."""
     steps: Count | None = None
@@ -132,6 +141,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_view_size(self.encoder, self.data.view.size)
+        if self.micro_batch_size is not None:
+            check_micro_batches(self.batch_size, self.micro_batch_size, self.lanes)
         check_objective(
             self.objective,
             temperature=self.temperature,
@@ -139,6 +150,18 @@ class TrainConfig:
             simclr=self.simclr,
             byol=self.byol,
             supervised=self.supervised,
+        )
+
+
+def check_micro_batches(batch_size: int, micro_batch_size: int, lanes: int) -> None:
+    """Raise ValueError unless lanes divide micro_batch_size and that divides batch_size."""
+    if micro_batch_size % lanes or batch_size % micro_batch_size:
+        fits = [n for n in range(lanes, batch_size + 1, lanes) if batch_size % n == 0]
+        near = min(fits, key=lambda n: abs(n - micro_batch_size), default=None)
+        hint = f"; try --micro-batch-size {near}" if near else ""
+        raise ValueError(
+            f"micro_batch_size={micro_batch_size} must divide by lanes={lanes} and into "
+            f"batch_size={batch_size}{hint}"
         )
 
 

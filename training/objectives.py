@@ -34,8 +34,20 @@ class Objective(nn.Module):
         super().__init__()
         self.encoder = encoder
 
+    def forward(self, views: Views) -> Float[Tensor, ""]:
+        return self.loss(self.embed(views), views)
+
     @abstractmethod
-    def forward(self, views: Views) -> Float[Tensor, ""]: ...
+    def embed(self, views: Views) -> list[Float[Tensor, "n dim"]]:
+        """What the loss is a function of, for each view: rows that depend on their own images alone.
+
+        But for batch norm. Both views go through the networks in one forward: apart, each would be
+        normalised by other batch statistics.
+        """
+
+    @abstractmethod
+    def loss(self, embedded: list[Float[Tensor, "n dim"]], views: Views) -> Float[Tensor, ""]:
+        """The loss of a step's embeddings."""
 
     def after_step(self, step: int, steps: int) -> None:
         """What follows the optimiser's step number `step`, from 0, of `steps`."""
@@ -49,9 +61,11 @@ class SimCLR(Objective):
         self.projector = projector
         self._loss = loss
 
-    def forward(self, views: Views) -> Float[Tensor, ""]:
-        # Both views in one forward: apart, each would be normalised by other batch statistics.
-        first, second = self.projector(self.encoder(torch.cat(views.images))).chunk(2)
+    def embed(self, views: Views) -> list[Float[Tensor, "n dim"]]:
+        return list(self.projector(self.encoder(torch.cat(views.images))).chunk(2))
+
+    def loss(self, embedded: list[Float[Tensor, "n dim"]], views: Views) -> Float[Tensor, ""]:
+        first, second = embedded
         return self._loss(first, second)
 
 
@@ -71,14 +85,20 @@ class BYOL(Objective):
         self.target_projector = copy.deepcopy(projector).requires_grad_(False)
         self._tau_base, self._gather = tau_base, gather
 
-    def forward(self, views: Views) -> Float[Tensor, ""]:
-        """The mean of both directions' distances, summed; in [0, 8]."""
+    def embed(self, views: Views) -> list[Float[Tensor, "n dim"]]:
+        """Both views' predictions, then what the average makes of them."""
         images = torch.cat(views.images)
         predictions = self.predictor(self.projector(self.encoder(images)))
         with torch.no_grad():
-            first, second = self.target_projector(self.target_encoder(images)).chunk(2)
+            targets = self.target_projector(self.target_encoder(images))
+        return [*predictions.chunk(2), *targets.chunk(2)]
+
+    def loss(self, embedded: list[Float[Tensor, "n dim"]], views: Views) -> Float[Tensor, ""]:
+        """The mean of both directions' distances, summed; in [0, 8]."""
+        *predictions, first, second = embedded
         # Each view's prediction is held against the target of the other.
-        return 2 * byol_loss(predictions, torch.cat([second, first]), gather=self._gather)
+        targets = torch.cat([second, first]).detach()
+        return 2 * byol_loss(torch.cat(predictions), targets, gather=self._gather)
 
     @torch.no_grad()
     def after_step(self, step: int, steps: int) -> None:
@@ -108,10 +128,14 @@ class Supervised(Objective):
         self.classifier = classifier
         self._label_smoothing, self._gather = label_smoothing, gather
 
-    def forward(self, views: Views) -> Float[Tensor, ""]:
-        """Raises ValueError where an image has no label, or one beyond the classes."""
+    def embed(self, views: Views) -> list[Float[Tensor, "n dim"]]:
+        """The logits; raises ValueError where an image has no label, or one beyond the classes."""
         self._check(views)
         logits = self.classifier(self.encoder(torch.cat(views.images)))
+        return list(logits.chunk(len(views.images)))
+
+    def loss(self, embedded: list[Float[Tensor, "n dim"]], views: Views) -> Float[Tensor, ""]:
+        logits = torch.cat(embedded)
         labels = views.labels.to(logits.device).repeat(len(views.images))
         loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
         return mean_over_workers(loss, self._gather)

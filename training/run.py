@@ -22,6 +22,7 @@ from training.checkpoint import Checkpoints
 from training.config import TrainConfig
 from training.encoders import Encoder, raw_pixels
 from training.evaluator import Evaluator, Sets
+from training.gradients import Backward, micro_batches, whole_batch
 from training.loop import fit
 from training.metrics import MetricsLog
 from training.objectives import Objective, build_objective
@@ -90,13 +91,11 @@ class _Run:
         if self.start_step == 0 and self.steps:
             self._evaluate(0, knn_top1_pixels=raw_pixels(self.config.data.view.size))
             self._settle(0)
-        model = self.objective
-        if self.worker.gather.world_size > 1:
-            model = DistributedDataParallel(model, **_NO_BUFFER_SYNC)
         peak = peak_learning_rate(self.config)
         warmup = min(self.config.optimizer.warmup_epochs * self.plan.steps_per_epoch, self.steps / 10)
         fit(
-            model,
+            self.objective,
+            self._backward(),
             self.optimizer,
             views,
             start_step=self.start_step,
@@ -104,7 +103,25 @@ class _Run:
             rate=lambda step: learning_rate(step, peak=peak, steps=self.steps, warmup_steps=round(warmup)),
             after_step=self._after_step,
             device=self.worker.device,
+            clip_norm=self.config.optimizer.clip_norm,
         )
+
+    def _backward(self) -> Backward:
+        config, gather = self.config, self.worker.gather
+        half = config.precision == "bfloat16" or (
+            config.precision == "auto" and self.worker.device.type == "cuda"
+        )
+        dtype = torch.bfloat16 if half else torch.float32
+        if config.compile:
+            self.objective.encoder.compile()
+        if config.micro_batch_size is not None and config.micro_batch_size < config.batch_size:
+            lanes = config.lanes // gather.world_size
+            parts = config.batch_size // config.micro_batch_size
+            return micro_batches(self.objective, lanes=lanes, parts=parts, gather=gather, dtype=dtype)
+        model = self.objective
+        if gather.world_size > 1:
+            model = DistributedDataParallel(model, **_NO_BUFFER_SYNC)
+        return whole_batch(model, dtype=dtype)
 
     def _build_objective(self) -> Objective:
         torch.manual_seed(self.config.seed)

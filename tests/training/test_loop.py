@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.views import Views
+from training.gradients import whole_batch
 from training.loop import fit
 
 _CPU = torch.device("cpu")
@@ -40,11 +41,14 @@ def _rate(step: int) -> float:
     return 0.1 / (1 + step)
 
 
-def _fit(model: nn.Module, views: Iterator[Views], start: int, stop: int) -> list[tuple[int, float, float]]:
+def _fit(
+    model: nn.Module, views: Iterator[Views], start: int, stop: int, clip_norm: float | None = None
+) -> list[tuple[int, float, float]]:
     """Train, and give what after_step got."""
     calls: list[tuple[int, float, float]] = []
     fit(
         model,
+        whole_batch(model, dtype=torch.float32),
         torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9),
         views,
         start_step=start,
@@ -52,6 +56,7 @@ def _fit(model: nn.Module, views: Iterator[Views], start: int, stop: int) -> lis
         rate=_rate,
         after_step=lambda done, loss, rate: calls.append((done, float(loss), rate)),
         device=_CPU,
+        clip_norm=clip_norm,
     )
     return calls
 
@@ -97,3 +102,15 @@ def test_a_model_left_in_evaluation_mode_is_trained_in_training_mode() -> None:
     model = _Regression().eval()
     _fit(model, _batches(), 0, 1)
     assert model.training
+
+
+def test_gradients_are_clipped_all_together_where_they_are_longer() -> None:
+    model, by_hand = _Regression(), _Regression()
+    _fit(model, _batches(), 0, 1, clip_norm=0.01)
+    by_hand(next(_batches())).backward()
+    gradients = [parameter.grad for parameter in by_hand.parameters() if parameter.grad is not None]
+    length = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    assert length > 0.01
+    for parameter, before in zip(model.parameters(), by_hand.parameters(), strict=True):
+        assert before.grad is not None
+        torch.testing.assert_close(parameter, before - _rate(0) * before.grad * 0.01 / length)

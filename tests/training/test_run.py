@@ -331,6 +331,33 @@ def test_epochs_decide_the_steps_unless_they_are_given(data: DataConfig, tmp_pat
     assert total_steps(replace(config, steps=7), plan) == 7
 
 
+def test_micro_batches_train_the_same_on_any_number_of_ranks(
+    data: DataConfig, whole: tuple[TrainConfig, Samples], run_ranks: Callable, tmp_path: Path
+) -> None:
+    alone, together = (_config(data, tmp_path / name, micro_batch_size=8) for name in ("one", "two"))
+    _train(alone)
+    run_ranks(_train, 2, together)
+    # Statistics of so few images let rounding grow faster.
+    assert _losses(together)[:3] == pytest.approx(_losses(alone)[:3], rel=1e-5)
+    assert _losses(together) == pytest.approx(_losses(alone), rel=5e-3)
+    # Batch norm's statistics are those of 8 images, so the losses are near the whole batch's, but not they.
+    assert _losses(alone) == pytest.approx(_losses(whole[0]), rel=0.2)
+    assert _losses(alone) != pytest.approx(_losses(whole[0]), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_trains_as_the_others_do(
+    data: DataConfig, whole: tuple[TrainConfig, Samples], tmp_path: Path
+) -> None:
+    config = _config(data, tmp_path, compile=True, steps=2)
+    compilations = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    _train(config)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > compilations
+    assert _losses(config)[0] == pytest.approx(_losses(whole[0])[0], rel=1e-4)
+    saved = torch.load(tmp_path / "run/checkpoints/step-000000002.pt", weights_only=True)
+    assert saved["model"].keys() == _weights(whole[0]).keys()
+
+
 def test_a_run_without_test_images_evaluates_nothing(data: DataConfig, tmp_path: Path) -> None:
     _train(_config(replace(data, test=None), tmp_path, steps=2))
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,127 @@
+"""A step's loss and gradients: of the whole batch at once, or of micro-batches with the same result."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pipelines.views import Views
+from training.gather import Gather
+from training.objectives import Objective
+
+# Fills the parameters' gradients and returns the loss.
+Backward = Callable[[Views], Float[Tensor, ""]]
+
+
+def whole_batch(model: nn.Module, *, dtype: torch.dtype) -> Backward:
+    """`model(views)` is the loss; its forward pass runs in `dtype` where that is safe."""
+
+    def backward(views: Views) -> Float[Tensor, ""]:
+        with _autocast(views, dtype):
+            loss = model(views)
+        loss.backward()
+        return loss.detach()
+
+    return backward
+
+
+def micro_batches(
+    objective: Objective, *, lanes: int, parts: int, gather: Gather, dtype: torch.dtype
+) -> Backward:
+    """Gradient caching: the memory of one of `parts` micro-batches, the gradients of the whole batch.
+
+    A micro-batch is an equal part of each of this worker's `lanes`, so that it is the same set of images on
+    any number of workers. All of them are embedded without gradients; the loss of all embeddings gives the
+    gradient at each; then each is embedded again and its own gradient sent back. Exact but for batch norm,
+    whose statistics are a micro-batch's, over all workers. Gao et al. 2021, section 3.2.
+    """
+
+    def backward(views: Views) -> Float[Tensor, ""]:
+        pieces = split(views, lanes, parts)
+        states, embedded = [], []
+        with torch.no_grad(), _running_statistics_kept(objective), _autocast(views, dtype):
+            for piece in pieces:
+                states.append(_random_state(piece))
+                embedded.append([_single(rows) for rows in objective.embed(piece)])
+        leaves = [[rows.requires_grad_() for rows in piece] for piece in embedded]
+        joined = [torch.cat(rows) for rows in zip(*leaves, strict=True)]
+        labels = torch.cat([piece.labels for piece in pieces])
+        loss = objective.loss(joined, replace(views, labels=labels))
+        loss.backward()
+        for piece, state, rows in zip(pieces, states, leaves, strict=True):
+            _set_random_state(piece, state)
+            with _autocast(views, dtype):
+                again = objective.embed(piece)
+            # BYOL's targets have no gradient.
+            pairs = [(out, leaf.grad) for out, leaf in zip(again, rows, strict=True) if leaf.grad is not None]
+            torch.autograd.backward(
+                [out for out, _ in pairs], [gradient.to(out.dtype) for out, gradient in pairs]
+            )
+        _average_gradients(objective, gather)
+        return loss.detach()
+
+    return backward
+
+
+def split(views: Views, lanes: int, parts: int) -> list[Views]:
+    """Equal parts of each lane's rows, which stand lane after lane."""
+    rows = torch.arange(len(views.labels)).view(lanes, parts, -1)
+    pieces = []
+    for part in range(parts):
+        chosen = rows[:, part].reshape(-1)
+        images = tuple(
+            view[chosen.to(view.device)].contiguous(memory_format=torch.channels_last)
+            for view in views.images
+        )
+        pieces.append(
+            replace(views, images=images, labels=views.labels[chosen], samples=views.samples[chosen.numpy()])
+        )
+    return pieces
+
+
+def _single(rows: Tensor) -> Tensor:
+    """Not in half precision, in which a loss is not computed either."""
+    return rows if rows.dtype == torch.float64 else rows.float()
+
+
+def _autocast(views: Views, dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast(views.images[0].device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+@contextmanager
+def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
+    """What is embedded twice must not count twice in batch norm's running statistics."""
+    norms: list[Any] = [part for part in module.modules() if getattr(part, "running_mean", None) is not None]
+    momenta = [part.momentum for part in norms]
+    for part in norms:
+        part.momentum = 0.0
+    yield
+    for part, momentum in zip(norms, momenta, strict=True):
+        part.momentum = momentum
+
+
+def _random_state(views: Views) -> list[Tensor]:
+    """So that what is dropped at random is the same both times."""
+    device = views.images[0].device
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def _set_random_state(views: Views, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state(states[1], views.images[0].device)
+
+
+def _average_gradients(module: nn.Module, gather: Gather) -> None:
+    """The mean over the workers, as DistributedDataParallel's."""
+    if gather.world_size == 1:
+        return
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    flat = gather.total(torch.cat([gradient.reshape(-1) for gradient in gradients])) / gather.world_size
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
