@@ -133,6 +133,8 @@ def _noted(values: dict[str, Any]) -> Iterator[str]:
     if "knn_top1" in values:
         pixels = values.get("knn_top1_pixels")
         yield f"kNN accuracy {values['knn_top1']:.1%}" + (f" (raw pixels {pixels:.1%})" if pixels else "")
+    if "top1" in values:
+        yield f"classifier's accuracy {values['top1']:.1%}"
     if "knn_top1_test" in values:
         yield f"on the test images {values['knn_top1_test']:.1%}"
     if "quarantined" in values:

@@ -49,8 +49,10 @@ class Evaluator:
         self._config, self._sets, self._worker = config, sets, worker
         self._left_out = [] if left_out is None else left_out
 
-    def online(self, encoders: Mapping[str, Encoder], *, last: bool) -> dict[str, float]:
-        """kNN accuracy of each encoder, under its name, and diagnostics of the first.
+    def online(
+        self, encoders: Mapping[str, Encoder], *, last: bool, classifier: Encoder | None = None
+    ) -> dict[str, float]:
+        """kNN accuracy of each encoder, under its name, a classifier's `top1`, the first encoder's diagnostics.
 
         On the held-out images; on the test images where none are held out and, with the suffix _test, after
         the last step.
@@ -58,9 +60,10 @@ class Evaluator:
         values: dict[str, float] = {}
         watched = self._sets.held_out or self._sets.test
         if watched:
-            values |= self._knn(encoders, watched)
+            values |= self._accuracies(encoders, classifier, watched)
         if last and self._sets.held_out and self._sets.test:
-            values |= {f"{key}_test": value for key, value in self._knn(encoders, self._sets.test).items()}
+            judged = self._accuracies(encoders, classifier, self._sets.test)
+            values |= {f"{key}_test": value for key, value in judged.items()}
         return values | self._diagnostics(next(iter(encoders.values())))
 
     def knn(self, encoder: Encoder, share: float) -> float:
@@ -72,6 +75,19 @@ class Evaluator:
         """A linear probe's accuracy on the test images with `share` of the training labels."""
         bank, queries = self._labelled(encoder, share)
         return linear_probe(bank, queries, probe, seed=self._config.seed, gather=self._worker.gather)
+
+    def _accuracies(
+        self, encoders: Mapping[str, Encoder], classifier: Encoder | None, queried: Index
+    ) -> dict[str, float]:
+        values = self._knn(encoders, queried)
+        return values if classifier is None else values | {"top1": self._top1(classifier, queried)}
+
+    def _top1(self, classifier: Encoder, queried: Index) -> float:
+        (logits,), labels = self._embed([classifier], queried, self._config.evaluation.test_images)
+        right = (logits.argmax(1) == labels).sum()
+        counts = torch.stack([right, torch.tensor(len(labels), device=right.device)])
+        counts = self._worker.gather.total(counts)
+        return float(counts[0] / counts[1])
 
     def _knn(self, encoders: Mapping[str, Encoder], queried: Index) -> dict[str, float]:
         settings = self._config.evaluation

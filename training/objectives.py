@@ -52,6 +52,11 @@ class Objective(nn.Module):
     def after_step(self, step: int, steps: int) -> None:
         """What follows the optimiser's step number `step`, from 0, of `steps`."""
 
+    @property
+    def full_classifier(self) -> Encoder | None:
+        """Images to logits, where the objective trains a classifier."""
+        return None
+
 
 class SimCLR(Objective):
     """Agreement between projections of two views against all others. Chen et al. 2020."""
@@ -139,6 +144,10 @@ class Supervised(Objective):
         labels = views.labels.to(logits.device).repeat(len(views.images))
         loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
         return mean_over_workers(loss, self._gather)
+
+    @property
+    def full_classifier(self) -> Encoder:
+        return Encoder(nn.Sequential(self.encoder, self.classifier), self.classifier.out_features)
 
     def _check(self, views: Views) -> None:
         classes = self.classifier.out_features

@@ -204,7 +204,9 @@ class _Run:
     def _evaluate(self, done: int, **others: Encoder) -> None:
         """Measure the encoder and `others`, by all workers together."""
         encoders = {"knn_top1": self.objective.encoder, **others}
-        values = self.evaluator.online(encoders, last=done == self.steps)
+        values = self.evaluator.online(
+            encoders, last=done == self.steps, classifier=self.objective.full_classifier
+        )
         if self.log and values:
             self.log.evaluation(done, values)
 

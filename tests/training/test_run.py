@@ -331,6 +331,22 @@ def test_epochs_decide_the_steps_unless_they_are_given(data: DataConfig, tmp_pat
     assert total_steps(replace(config, steps=7), plan) == 7
 
 
+def test_a_supervised_runs_classifier_is_judged_on_the_test_images(
+    data: DataConfig, run_ranks: Callable, tmp_path: Path
+) -> None:
+    fields: dict[str, Any] = {
+        "objective": "supervised", "supervised": {"classes": 10}, "temperature": None, "projector": {},
+        "optimizer": {"name": "adamw", "learning_rate": 0.01, "scaling": "none"}, "steps": 30,
+    }  # fmt: skip
+    alone, together = (_config(data, tmp_path / name, **fields) for name in ("one", "two"))
+    _train(alone)
+    run_ranks(_train, 2, together)
+    before, *_, after = [line["top1"] for line in _accuracies(alone)]
+    assert before < 0.3
+    assert after > before + 0.2
+    assert _accuracies(together)[0]["top1"] == pytest.approx(before, abs=1.5 / 50)
+
+
 def test_micro_batches_train_the_same_on_any_number_of_ranks(
     data: DataConfig, whole: tuple[TrainConfig, Samples], run_ranks: Callable, tmp_path: Path
 ) -> None:
