@@ -3,10 +3,11 @@
     python benchmarks/loss.py    # 256 to 16,384 pairs of 128 numbers, on all cores
 
 Everyone gets the same projections in float32 and gives the loss and its gradient at temperature 0.1. The
-three take turns within a size, each for a third of a second or once. Prints the time of each, by the clock
-and of the CPUs, and diptych's share of the others': medians over the rounds, lowest and highest; and the
-memory that each takes at its peak above what its process had before, in a process of its own. A peer that
-would need more than half of the free memory, as its need grows from the size before, is left out.
+three take turns within a size, each for a third of a second or once, in a process whose idle threads sleep,
+as those of diptych's workers do. Prints the time of each, by the clock and of the CPUs, and diptych's share
+of the others': medians over the rounds, lowest and highest; and the memory that each takes at its peak above
+what its process had before, in a process of its own. A peer that would need more than half of the free
+memory, as its need grows from the size before, is left out.
 """
 
 import argparse
@@ -86,6 +87,7 @@ def _status(key: str, file: str = "/proc/self/status") -> int:
 
 
 def _measure(pairs: int, names: list[str], rounds: int) -> dict[str, list[_Round]]:
+    torch.set_num_threads(os.cpu_count() or 1)
     views = _views(pairs)
     found: dict[str, list[_Round]] = {name: [] for name in names}
     for number in range(rounds + 1):
@@ -121,7 +123,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     cores = os.cpu_count() or 1
-    torch.set_num_threads(cores)
+    # Before the processes that measure load torch: threads that spin while they wait take other work's cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     packages = ("torch", "lightly", "pytorch-metric-learning")
     print(
         f"{cores} cores, Python {platform.python_version()},",
@@ -144,7 +147,7 @@ def main() -> None:
                         continue
                 peaks[name] = pool.apply(_peak_bytes, (name, pairs))
                 last[name] = peaks[name], pairs
-            _print(_measure(pairs, list(peaks), arguments.rounds), peaks)
+            _print(pool.apply(_measure, (pairs, list(peaks), arguments.rounds)), peaks)
 
 
 if __name__ == "__main__":

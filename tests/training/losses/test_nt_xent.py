@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.gather import ProcessGroupGather
 from training.losses import nt_xent
@@ -72,14 +74,14 @@ def test_value_and_gradient_are_those_of_the_full_matrix(
 
 
 # Below 0.02 exponentials leave float32.
-@pytest.mark.parametrize("temperature", [0.003, 0.02, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("temperature", [0.002, 0.02, 0.05, 0.5, 1.0])
 def test_one_process_needs_no_process_group_at_any_temperature(temperature: float) -> None:
     views = [view.requires_grad_() for view in _projections(36, torch.float64)]
     expected_loss, expected_gradients = _reference_gradients(*_projections(36, torch.float64), temperature)
     loss = nt_xent(*views, temperature=temperature)
-    assert _relative_error(loss.detach(), expected_loss) < 1e-12
+    assert _relative_error(loss.detach(), expected_loss) < 1e-11
     for gradient, expected in zip(torch.autograd.grad(loss, views), expected_gradients, strict=True):
-        assert _relative_error(gradient, expected) < 1e-12
+        assert _relative_error(gradient, expected) < 1e-11
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.1, 0.5])
@@ -93,6 +95,31 @@ def test_views_that_agree_cost_no_digits_in_float32(temperature: float) -> None:
     assert _relative_error(loss.detach(), expected_loss) < 1e-6
     for gradient, expected in zip(torch.autograd.grad(loss, views), expected_gradients, strict=True):
         assert _relative_error(gradient, expected) < 1e-6
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Notes the most numbers that any operation gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, list | tuple) else [out]:
+            if isinstance(tensor, Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return out
+
+
+def test_no_matrix_grows_with_the_square_of_the_pairs() -> None:
+    largest = []
+    for n in (600, 1100):
+        views = [view.requires_grad_() for view in _projections(n, torch.float32)]
+        with _LargestTensor() as watch:
+            torch.autograd.grad(nt_xent(*views, temperature=0.1), views)
+        largest.append(watch.numbers)
+    assert largest == [512 * 512] * 2
 
 
 def test_a_single_pair_has_no_negatives_and_no_loss() -> None:
