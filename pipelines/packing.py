@@ -159,12 +159,19 @@ def finished_shards(dest: str) -> dict[int, pa.Table]:
 
 
 def spread(index: Index, images: int) -> Reading:
-    """About so many rows out of fragments that lie evenly over the index, as few as hold them."""
+    """At least so many rows, or all, out of fragments that lie evenly over the index, of each as many."""
     rows = index.rows
     count = min(len(rows), max(1, round(images / rows.mean())), images)
-    chosen = np.unique(np.linspace(0, len(rows) - 1, count + 2)[1:-1].round().astype(int))
-    each = -(-images // len(chosen))
-    return Reading.of(index, [Piece(int(at), 0, min(each, int(rows[at]))) for at in chosen])
+    while True:
+        chosen = np.linspace(0, len(rows), count, endpoint=False).astype(int) + len(rows) // (2 * count)
+        each = np.minimum(-(-images // count), rows[chosen])
+        if each.sum() >= images or count == len(rows):
+            break
+        count = min(2 * count, len(rows))
+    # All rows of each, where even all fragments' shares are too few.
+    each = each if each.sum() >= images else rows
+    pieces = zip(chosen.tolist(), each.tolist(), strict=True)
+    return Reading.of(index, [Piece(at, 0, stop) for at, stop in pieces])
 
 
 def mean_bytes(table: pa.Table) -> float:

@@ -107,7 +107,8 @@ def _with_sizes(table: pa.Table, max_pixels: int) -> pa.Table:
     reasons: list[str | None] = [None] * len(table)
     for row, image in enumerate(table["image"]):
         try:
-            content = memoryview(image.as_buffer()) if image.is_valid else None
+            # Arrow's bytes are signed, and 0xFF would equal none of them.
+            content = memoryview(image.as_buffer()).cast("B") if image.is_valid else None
             sizes[row] = shown_size(content, max_pixels=max_pixels)
         except BadImageError as bad:
             reasons[row] = str(bad)

@@ -89,9 +89,9 @@ def report(index: Index, found: Survey, classes: Sequence[str], window_rows: int
         "bad_images": found.bad_images,
         "bytes": found.bytes,
         "mean_bytes": round(found.bytes / max(1, found.images)),
-        "height": spread(found.heights),
-        "width": spread(found.widths),
-        "pixels": spread(found.pixels),
+        "height": median_spread(found.heights),
+        "width": median_spread(found.widths),
+        "pixels": median_spread(found.pixels),
         "formats": dict(found.formats.most_common()),
         "classes": _classes(found.labels, classes) if index.has_labels else {},
         "bad": [
@@ -102,7 +102,7 @@ def report(index: Index, found: Survey, classes: Sequence[str], window_rows: int
     }
 
 
-def spread(counts: Counter) -> dict[str, int]:
+def median_spread(counts: Counter) -> dict[str, int]:
     """Least, median (the lower of two) and most of the values that were counted; nothing where none was."""
     if not counts:
         return {}
