@@ -52,7 +52,7 @@ class Evaluator:
     def online(
         self, encoders: Mapping[str, Encoder], *, last: bool, classifier: Encoder | None = None
     ) -> dict[str, float]:
-        """kNN accuracy of each encoder, under its name, a classifier's `top1`, the first encoder's diagnostics.
+        """kNN accuracy of each encoder, under its name, a classifier's `top1`, and the first's diagnostics.
 
         On the held-out images; on the test images where none are held out and, with the suffix _test, after
         the last step.
