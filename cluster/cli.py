@@ -326,7 +326,10 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        print("diptych: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "diptych: interrupted; the same command goes on from its last checkpoint or shard",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

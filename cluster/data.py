@@ -31,7 +31,7 @@ from pipelines.packing import (
     spread,
 )  # fmt: skip
 from pipelines.preview import contact_sheet
-from pipelines.quarantine import Quarantine, decode
+from pipelines.quarantine import Quarantine, Quarantined, decode
 from pipelines.reader import Reading, read_pieces
 from pipelines.shards import class_names
 from pipelines.sources import Index, build_index
@@ -229,15 +229,15 @@ def _write(
     """Have the shards written that are not there yet, and say what was; `reports` starts the work."""
     finished = finished_shards(dest)
     total = Counter(shards=len(finished))
-    quarantine = Quarantine(dest)
+    bad: list[Quarantined] = []
     with _bar("write", index) as bar:
 
         def count(report: pa.Table) -> None:
             row = report.to_pylist()[0]
-            bad = decode(row["bad"].encode())
-            total.update(images=row["images"], bytes=row["bytes"], bad=len(bad))
-            quarantine.add(bad, write=True)
-            bar.update(row["images"] + len(bad))
+            left_out = decode(row["bad"].encode())
+            bad.extend(left_out)
+            total.update(images=row["images"], bytes=row["bytes"])
+            bar.update(row["images"] + len(left_out))
 
         for done in finished.values():
             count(done)
@@ -247,9 +247,11 @@ def _write(
                 for done in reports(todo, shards - len(finished)):
                     total.update(shards=1)
                     count(done)
+    # Once: each shard keeps its own, should this not be reached.
+    Quarantine(dest).add(bad, write=True)
     print(
         f"{dest}: {total['images']:,} images in {total['shards']:,} shards, {total['bytes'] / 2**20:,.1f} MiB"
-        + (f"; {total['bad']:,} were bad and left out: {dest}/quarantine.jsonl" if total["bad"] else "")
+        + (f"; {len(bad):,} bad left out: {dest}/quarantine.jsonl" if bad else "")
     )
 
 
