@@ -64,7 +64,9 @@ class _NTXent(torch.autograd.Function):
         ctx.save_for_backward(everyone, negatives, exponents)
         ctx.temperature, ctx.scale, ctx.world_size = temperature, scale, gather.world_size
         # log(1 + negatives / positive), which loses no digits where the positive is nearly all of the sum.
-        return F.softplus(negatives.log() - exponents * math.log(2)).mean()
+        losses = F.softplus(negatives.log() - exponents * math.log(2))
+        # In rank order again, so that all workers add up the same way.
+        return losses.roll(-own_first).mean()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Float[Tensor, ""]) -> tuple[Float[Tensor, "2n dim"], None, None]:
