@@ -350,6 +350,8 @@ def _wrong_fields(error: ValidationError) -> str:
 def _wrong_field(*, type: str, loc: tuple[str | int, ...], msg: str, input: object, **_: object) -> str:
     key = ".".join(str(part) for part in loc)
     if type == "missing":
+        # A table without its one required key is dropped whole.
+        key = "data.train" if key == "data" else key
         return f"{key} is missing; give it in the config or as --{key.replace('_', '-')}"
     message = msg.removeprefix("Value error, ")
     return message if isinstance(input, dict) else f"{key}={input}: {message}"

@@ -102,8 +102,9 @@ def test_config_that_is_not_toml_is_named(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_unknown_config_lists_the_shipped_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "neither a TOML file nor one of byol-imagenet-resnet50, demo, simclr-cifar10-resnet18, simclr-cifar10-resnet20" in refused(
-        ["train", "cifar"], capsys
+    assert (
+        "neither a TOML file nor one of byol-imagenet-resnet50, demo, simclr-cifar10-resnet18, simclr-cifar10-resnet20"
+        in refused(["train", "cifar"], capsys)
     )
 
 
@@ -115,7 +116,10 @@ def test_unknown_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]
     assert 'Did you mean "train"?' in refused(["trian"], capsys)
 
 
-def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_explains_every_field(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")  # So wide that no flag needs a second line.
     main(["train", "--help"])
     text = capsys.readouterr().out
     for flag in ("--batch-size", "--lanes", "--seed", "--data.view.crop-scale", "--optimizer.learning-rate"):
