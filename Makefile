@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 
 help:
 	@echo 'make demo     train on handwritten digits, about 3 minutes'
-	@echo 'make test     run all tests, about 7 minutes'
+	@echo 'make test     run all tests, about 15 minutes'
 	@echo 'make bench    install the peers to measure against, and list the benchmarks'
 	@echo 'make install  set up .venv alone'
 	@echo 'make lint     style and types'
