@@ -1,0 +1,208 @@
+"""SimCLR on CIFAR-10, here and with lightly: kNN accuracy and time of the same training; and ablations.
+
+    python benchmarks/learning.py CIFAR10                  # Parquet files train-*, test-*: image, label
+    python benchmarks/learning.py CIFAR10 --ablations      # heads, jitter and temperature, diptych alone
+
+The same encoder and projector, batch size, epochs, optimiser, schedule and augmentations, the same number of
+images; seeds 0 to 2, the two in turns. lightly is its SimCLRTransform in a DataLoader with a worker process a
+core and its NTXentLoss, in a plain PyTorch loop. Both encoders are judged by diptych's kNN. Times are those
+of the training steps alone. Idle OpenMP threads sleep, for both.
+"""
+
+import argparse
+import io
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # Before torch reads it.
+
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from pipelines.config import DataConfig
+from pipelines.reader import read_windows
+from pipelines.sources import build_index
+from training.config import TrainConfig
+from training.encoders import Encoder, build_encoder
+from training.evaluator import Evaluator, Sets
+from training.gather import LocalGather
+from training.heads import build_projector
+from training.metrics import read_metrics
+from training.optimizers import build_optimizer, learning_rate, peak_learning_rate
+from training.process import Worker
+from training.run import make_plan, run_uri, total_steps, train
+
+_CORES = os.cpu_count() or 1
+_STRENGTH = 0.5
+
+
+def _worker() -> Worker:
+    return Worker(gather=LocalGather(), device=torch.device("cpu"), threads=_CORES, tables=read_windows)
+
+
+def _config(arguments: argparse.Namespace, output: str, seed: int, **fields: Any) -> TrainConfig:
+    data = DataConfig(
+        train=f"{arguments.cifar10}/{arguments.train}",
+        test=f"{arguments.cifar10}/test-*",
+        recipe="simclr-cifar",
+        evaluation_crop=1.0,
+        **fields.pop("data", {}),
+    )
+    settings: dict[str, Any] = {
+        "name": f"seed{seed}",
+        "temperature": 0.2,
+        "encoder": {"name": arguments.encoder},
+        "projector": {"hidden_dim": 256, "dim": 64},
+        "optimizer": {"name": "adamw", "learning_rate": 2e-3, "scaling": "none", "weight_decay": 1e-4},
+        "evaluation": {"train_images": 10_000, "test_images": 5_000, "diagnostic_images": 0},
+    }
+    return TrainConfig(
+        data=data, output=output, seed=seed, batch_size=arguments.batch_size, epochs=arguments.epochs,
+        **(settings | fields),
+    )  # fmt: skip
+
+
+def _sets(config: TrainConfig) -> Sets:
+    assert config.data.test
+    indexes = [build_index(uri, config.data) for uri in (config.data.train, config.data.test)]
+    return Sets.of(config, *indexes)
+
+
+def _diptych(config: TrainConfig) -> tuple[float, float]:
+    """kNN accuracy, and the seconds of all steps but the first."""
+    train(config, _sets(config), _worker(), lambda _: None)
+    lines = read_metrics(run_uri(config))
+    steps = [line for line in lines if "loss" in line][1:]
+    seconds = sum(config.batch_size / line["images_per_second"] for line in steps)
+    return [line["knn_top1"] for line in lines if "knn_top1" in line][-1], seconds
+
+
+class _Images(Dataset):
+    """Encoded images and a transform, as lightly's users have them in a folder."""
+
+    def __init__(self, encoded: list[bytes], transform: Any) -> None:
+        self._encoded, self._transform = encoded, transform
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def __getitem__(self, index: int) -> list[torch.Tensor]:
+        return self._transform(Image.open(io.BytesIO(self._encoded[index])).convert("RGB"))
+
+
+def _lightly(config: TrainConfig, encoded: list[bytes]) -> tuple[float, float]:
+    from lightly.loss import NTXentLoss
+    from lightly.transforms import SimCLRTransform
+
+    view = config.data.view
+    transform = SimCLRTransform(
+        input_size=view.size, cj_strength=_STRENGTH, gaussian_blur=0.0,
+        normalize={"mean": list(view.mean), "std": list(view.std)},
+    )  # fmt: skip
+    loader = DataLoader(
+        _Images(encoded, transform), config.batch_size, shuffle=True, drop_last=True, num_workers=_CORES,
+        persistent_workers=True, generator=torch.Generator().manual_seed(config.seed),
+    )  # fmt: skip
+    torch.manual_seed(config.seed)
+    torch.set_num_threads(_CORES)
+    encoder = build_encoder(config.encoder)
+    model = torch.nn.Sequential(encoder, build_projector(config.projector, encoder.dim, config.objective))
+    optimizer, criterion = build_optimizer(model, config.optimizer), NTXentLoss(config.temperature)
+    sets = _sets(config)
+    plan = make_plan(config, sets.train)
+    steps, peak = total_steps(config, plan), peak_learning_rate(config)
+    warmup = round(min(config.optimizer.warmup_epochs * plan.steps_per_epoch, steps / 10))
+    started = 0.0
+    for step, (first, second) in enumerate(itertools.islice(_forever(loader), steps)):
+        if step == 1:
+            started = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, peak=peak, steps=steps, warmup_steps=warmup)
+        projections = model(torch.cat([first, second]))
+        loss = criterion(*projections.chunk(2))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    seconds = time.perf_counter() - started
+    return _knn(config, sets, encoder), seconds
+
+
+def _knn(config: TrainConfig, sets: Sets, encoder: Encoder) -> float:
+    return Evaluator(config, sets, _worker()).knn(encoder, 1.0)
+
+
+def _forever(loader: DataLoader) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+def _spread(values: list[float], form: str) -> str:
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def _compare(arguments: argparse.Namespace, output: str) -> None:
+    files = sorted(Path(arguments.cifar10).glob(arguments.train))
+    columns = [row for path in files for row in pq.read_table(path)["image"].to_pylist()]
+    encoded = [row["bytes"] if isinstance(row, dict) else row for row in columns]
+    found: dict[str, list[tuple[float, float]]] = {"diptych": [], "lightly": []}
+    for seed in range(arguments.seeds):
+        config = _config(arguments, output, seed)
+        found["diptych"].append(_diptych(config))
+        found["lightly"].append(_lightly(config, encoded))
+        for name, results in found.items():
+            print(f"seed {seed}  {name:<8} kNN {results[-1][0]:.1%}  {results[-1][1]:6.1f} s", flush=True)
+    for name, results in found.items():
+        accuracies, seconds = (list(values) for values in zip(*results, strict=True))
+        print(f"{name:<8} kNN {_spread(accuracies, '.1%')}, {_spread(seconds, '.1f')} s")
+    ratios = [theirs[1] / ours[1] for ours, theirs in zip(found["diptych"], found["lightly"], strict=True)]
+    print(f"lightly's time over diptych's: {_spread(ratios, '.2f')}")
+
+
+_ABLATIONS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "linear head": {"projector": {"kind": "linear", "dim": 64}},
+    "no head": {"projector": {"kind": "none"}},
+    "no colour jitter": {"data": {"view": {"jitter": 0.0}}},
+    "temperature 0.1": {"temperature": 0.1},
+    "temperature 0.5": {"temperature": 0.5},
+    "temperature 1": {"temperature": 1.0},
+}
+
+
+def _ablate(arguments: argparse.Namespace, output: str) -> None:
+    for name, fields in _ABLATIONS.items():
+        accuracies = [
+            _diptych(
+                replace(_config(arguments, output, seed, **fields), name=f"{name}-{seed}".replace(" ", "-"))
+            )[0]
+            for seed in range(arguments.seeds)
+        ]
+        print(f"{name:<18} kNN {_spread(accuracies, '.1%')}", flush=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("cifar10", help="a folder of Parquet files train-* and test-*")
+    parser.add_argument("--train", default="train-00000*", help="pattern of the training files")
+    parser.add_argument("--encoder", default="resnet8")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--ablations", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as output:
+        (_ablate if arguments.ablations else _compare)(arguments, output)
+
+
+if __name__ == "__main__":
+    main()
