@@ -25,7 +25,7 @@ def alignment(first: Float[Tensor, "n dim"], second: Float[Tensor, "n dim"]) -> 
 def uniformity(features: Float[Tensor, "n dim"]) -> float:
     """Log of the mean Gaussian potential of all pairs of unit features, in [-4, 0]; less is better.
 
-    0 where all features are one. Wang and Isola 2020, section 4.1.2, with t = 2.
+    0 where all features are one; there must be two at least. Wang and Isola 2020, section 4.1.2, with t = 2.
     """
     n, unit = len(features), F.normalize(features, dim=1)
     total = features.new_zeros((), dtype=torch.float64)

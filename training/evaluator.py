@@ -135,6 +135,8 @@ class Evaluator:
             self._worker.gather.uneven_rows(features)
             for features in embed_views(encoder, self._noting(views), self._worker.device)
         )
+        if len(first) < 2:
+            return {}
         return {
             "alignment": alignment(first, second),
             "uniformity": uniformity(first),
