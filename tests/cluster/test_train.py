@@ -203,7 +203,7 @@ def _long(images: str, output: Path, name: str) -> list[float]:
         + ["--optimizer.name", "sgd", "--optimizer.learning-rate", "0.02"]
     )
     lines = (output / name / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+    return [values["loss"] for values in map(json.loads, lines) if "loss" in values]
 
 
 @pytest.mark.slow
