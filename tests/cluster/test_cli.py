@@ -102,10 +102,8 @@ def test_config_that_is_not_toml_is_named(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_unknown_config_lists_the_shipped_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        "neither a TOML file nor one of byol-imagenet-resnet50, demo, simclr-cifar10-resnet18, simclr-cifar10-resnet20"
-        in refused(["train", "cifar"], capsys)
-    )
+    line = refused(["train", "cifar"], capsys)
+    assert "neither a TOML file nor one of byol-imagenet-resnet50, demo, simclr-cifar10-resnet18" in line
 
 
 def test_missing_data_names_the_flag(capsys: pytest.CaptureFixture[str]) -> None:
