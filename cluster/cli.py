@@ -79,7 +79,7 @@ def tune(
     name
         The search's name; it is written to OUTPUT/NAME.
     output
-        Where searches are written: a path, file:// or s3://.
+        Where searches are written: a path, file://, s3://, gs:// or az://.
     """
     from cluster.tune import read_search, run_tuning
 
@@ -308,7 +308,7 @@ def demo(*, output: str = "runs") -> None:
     Parameters
     ----------
     output
-        Where the run is written: a path, file:// or s3://.
+        Where the run is written: a path, file://, s3://, gs:// or az://.
     """
     from cluster.demo import run_demo
 

@@ -106,7 +106,7 @@ class TrainConfig:
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """The run's name; it is written to OUTPUT/NAME."""
     output: str = "runs"
-    """Where runs are written: a path, file:// or s3://."""
+    """Where runs are written: a path, file://, s3://, gs:// or az://."""
     workers: Count | None = None
     """Worker processes; unset: one for each GPU of the cluster that lanes allow, or one."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

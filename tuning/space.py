@@ -59,7 +59,7 @@ class SearchConfig:
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "search"
     """The search's name; it is written to OUTPUT/NAME."""
     output: str = "runs"
-    """Where searches are written: a path, file:// or s3://."""
+    """Where searches are written: a path, file://, s3://, gs:// or az://."""
 
     def __post_init__(self) -> None:
         if self.train.data.test is not None:
