@@ -12,6 +12,7 @@ from cyclopts.argument import ArgumentCollection
 from pydantic import ValidationError
 
 from cluster.columns import Columns
+from cluster.messages import wrong_fields
 from training.config import FeatureName, ProbeConfig, ProtocolName, TrainConfig, shipped_config
 
 
@@ -322,7 +323,7 @@ def main(arguments: list[str] | None = None) -> None:
     except CycloptsError as error:
         _fail(_one_line(error))
     except ValidationError as error:
-        _fail(_wrong_fields(error))
+        _fail(wrong_fields(error))
     except ValueError as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -340,18 +341,4 @@ def _fail(message: str) -> None:
 
 def _one_line(error: CycloptsError) -> str:
     cause = error.__cause__
-    return _wrong_fields(cause) if isinstance(cause, ValidationError) else " ".join(str(error).split())
-
-
-def _wrong_fields(error: ValidationError) -> str:
-    return "; ".join(_wrong_field(**line) for line in error.errors())
-
-
-def _wrong_field(*, type: str, loc: tuple[str | int, ...], msg: str, input: object, **_: object) -> str:
-    key = ".".join(str(part) for part in loc)
-    if type == "missing":
-        # A table without its one required key is dropped whole.
-        key = "data.train" if key == "data" else key
-        return f"{key} is missing; give it in the config or as --{key.replace('_', '-')}"
-    message = msg.removeprefix("Value error, ")
-    return message if isinstance(input, dict) else f"{key}={input}: {message}"
+    return wrong_fields(cause) if isinstance(cause, ValidationError) else " ".join(str(error).split())
