@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from pipelines.colour import colour_matrices
 from pipelines.draws import Draws, draw
 from pipelines.recipes import ViewRecipe
 
@@ -26,18 +25,6 @@ def view_arguments(recipe: ViewRecipe, draws: Draws) -> dict[str, Any]:
         given |= {"transpose": draws.rotate & (draws.angle % 180 == 90)}
     elif recipe.rotate:
         given |= {"rotate": draws.rotate, "angle": draws.angle.astype(np.float32)}
-    if recipe.jitter or recipe.grey:
-        pixel, mean = colour_matrices(draws)
-        given |= {"colour": draws.jitter | draws.grey, "pixel": pixel, "mean": mean}
-    if recipe.blur:
-        given |= {"blur": draws.blur, "kernel": _blur_kernels(draws, recipe.size)}
-    if recipe.solarise:
-        given |= {"solarise": draws.solarise}
-    if recipe.sobel:
-        given |= {"sobel": draws.sobel}
-    if recipe.cutout:
-        hole = np.where(draws.cutout[:, None], draws.hole, 0).astype(np.float32)
-        given |= {"hole_start": hole[:, :2].copy(), "hole_shape": hole[:, 2:].copy()}
     return given
 
 
@@ -58,17 +45,3 @@ def _region(recipe: ViewRecipe, draws: Draws) -> tuple[Float[np.ndarray, "n 2"],
         mirrored ^= np.stack([turn >= 180, (turn == 90) | (turn == 180)], axis=1)
     start, end = np.where(mirrored, end, start), np.where(mirrored, start, end)
     return start.astype(np.float32), end.astype(np.float32)
-
-
-def _blur_kernels(draws: Draws, size: int) -> list[Float[np.ndarray, "taps 1"]]:
-    """Gaussians as wide as a tenth of the view, without the taps beyond three sigma that add nothing.
-
-    Those of samples that are not blurred have one tap.
-    """
-    widest = max(1, size // 10) // 2
-    reaches = np.where(draws.blur, np.minimum(widest, np.ceil(3 * draws.sigma)), 0).astype(int)
-    offsets = np.arange(-widest, widest + 1)
-    taps = np.exp(-0.5 * (offsets / draws.sigma[:, None]) ** 2) * (abs(offsets) <= reaches[:, None])
-    taps = (taps / taps.sum(axis=1, keepdims=True)).astype(np.float32)
-    # Each a row of its own in memory, for DALI takes no steps between elements.
-    return [row[widest - reach : widest + reach + 1, None] for row, reach in zip(taps, reaches, strict=True)]

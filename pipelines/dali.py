@@ -1,6 +1,6 @@
-"""Encoded images and their draws to normalised views with DALI, on the CPU or the GPU.
+"""Encoded images and their draws to normalised views, on the CPU or the GPU.
 
-DALI draws nothing itself: every choice comes in as an argument, so a view is the same on any device.
+DALI decodes, crops and resizes; what is left is done by pipelines.finisher. Nothing is drawn here.
 """
 
 from collections import deque
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pipelines.arguments import view_arguments
 from pipelines.draws import Draws
-from pipelines.graph import build_decoder, build_views
+from pipelines.finisher import Finisher
+from pipelines.graph import build_crops, build_decoder
 from pipelines.recipes import ViewRecipe
 
 # Batches that DALI works on ahead of the one that is asked for.
@@ -56,18 +57,19 @@ def make_views(
     makes of it takes its place, as often as it takes. Raises RuntimeError where there is no `repair`.
     """
     settings = _Settings(recipes, batch_size, threads, gpu)
-    maker = _Maker(requests, settings, _PREFETCH)
-    mender = _Mender(settings, repair) if repair else None
-    while True:
-        try:
-            made = maker.next()
-        except _RequestError as failure:
-            if mender is None:
-                raise failure.reason from None
-            made = mender.make(failure)
-        if made is None:
-            return
-        yield made
+    with Finisher(recipes, threads, gpu) as finisher:
+        maker = _Maker(requests, settings, finisher, _PREFETCH)
+        mender = _Mender(settings, finisher, repair) if repair else None
+        while True:
+            try:
+                made = maker.next()
+            except _RequestError as failure:
+                if mender is None:
+                    raise failure.reason from None
+                made = mender.make(failure)
+            if made is None:
+                return
+            yield made
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,12 @@ class _Source:
 class _Maker:
     """A pipeline that makes requests, in order."""
 
-    def __init__(self, requests: Iterator[Request], settings: _Settings, prefetch: int) -> None:
+    def __init__(
+        self, requests: Iterator[Request], settings: _Settings, finisher: Finisher, prefetch: int
+    ) -> None:
         self._source, self._gpu = _Source(requests, settings.recipes), settings.gpu
-        self._pipeline = build_views(
+        self._finisher = finisher
+        self._pipeline = build_crops(
             settings.recipes,
             self._source,
             batch_size=settings.batch_size,
@@ -143,15 +148,16 @@ class _Maker:
             # A failure comes up in its request's turn, however far the pipeline has worked ahead.
             raise _RequestError(self._source.release(), error) from None
         # No copies: DALI keeps a batch's memory for as long as there is a tensor of it.
-        views = tuple(torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2) for output in outputs)
-        return views, self._source.release().tag
+        crops = [torch.from_dlpack(output.as_tensor()) for output in outputs]
+        request = self._source.release()
+        return self._finisher.finish(crops, request.draws), request.tag
 
 
 class _Mender:
     """Makes requests that failed without their broken images; its pipelines are built when first needed."""
 
-    def __init__(self, settings: _Settings, repair: Repair) -> None:
-        self._settings, self._repair = settings, repair
+    def __init__(self, settings: _Settings, finisher: Finisher, repair: Repair) -> None:
+        self._settings, self._finisher, self._repair = settings, finisher, repair
         self._waiting: deque[Request] = deque()
 
     def make(self, failure: _RequestError) -> Made:
@@ -171,7 +177,7 @@ class _Mender:
 
     @cached_property
     def _maker(self) -> _Maker:
-        return _Maker(iter(self._waiting.popleft, None), self._settings, prefetch=1)
+        return _Maker(iter(self._waiting.popleft, None), self._settings, self._finisher, prefetch=1)
 
 
 def undecodable(images: Sequence[UInt8[np.ndarray, " bytes"]], *, gpu: int | None = None) -> dict[int, str]:

@@ -26,8 +26,9 @@ _NOTHING: dict[str, Any] = {
 _STRONG = {name: getattr(ViewRecipe(), name) for name in _NOTHING} | {"hue": 0.0}
 _MILD = _STRONG | {"brightness": 0.1, "contrast": 0.1, "saturation": 0.1}
 
-# Mean and largest difference to torchvision, in grey levels of 255, as measured and rounded up. DALI works
-# in float32, so where nothing else is said what is left is rounding.
+# Mean and largest difference to torchvision, in grey levels of 255, as measured and rounded up. Where nothing
+# else is said what is left is rounding in float32. Crops and rotations are rounded to whole grey levels, and
+# where a value lies halfway between two, either may be taken.
 _AGREEMENT: dict[str, tuple[dict[str, Any], float, float]] = {
     "crop": ({}, 2e-5, 5e-4),
     "centre crop": ({"centre_crop": 0.875}, 2e-5, 5e-4),
@@ -39,11 +40,9 @@ _AGREEMENT: dict[str, tuple[dict[str, Any], float, float]] = {
     "grey": ({"grey": 1.0}, 0.015, 0.03),
     # We leave out the taps beyond three sigma.
     "blur": ({"blur": 1.0}, 1e-4, 0.002),
-    # Where a value lies halfway between two grey levels, either may be taken.
     "wide blur": ({"blur": 1.0, "size": 224}, 0.001, 1.01),
     "right angles": ({"rotate": 1.0, "flip": 0.5}, 2e-5, 5e-4),
-    # Both compute where a pixel comes from in float32, and differ by some 1e-4 of a pixel.
-    "rotation": ({"rotate": 1.0, "rotate_degrees": (-30, 30)}, 3e-4, 0.03),
+    "rotation": ({"rotate": 1.0, "rotate_degrees": (-30, 30)}, 3e-4, 1.01),
     "solarise": ({"solarise": 1.0}, 2e-5, 5e-4),
     "sobel": ({"sobel": 1.0}, 2e-5, 5e-4),
     "cutout": ({"cutout": 1.0}, 2e-5, 5e-4),
@@ -81,7 +80,7 @@ def _made(encoded: Sequence[bytes], recipe: ViewRecipe, draws: Draws, threads: i
     return views
 
 
-def _resized(image: Image.Image, box: Sequence[int], size: int, rounded: bool) -> torch.Tensor:
+def _resized(image: Image.Image, box: Sequence[int], size: int) -> torch.Tensor:
     """PIL's resize of a box, which like DALI's sees the pixels around it; the image's last row goes on."""
     margin = 64
     top, left, height, width = (int(side) for side in box)
@@ -89,19 +88,18 @@ def _resized(image: Image.Image, box: Sequence[int], size: int, rounded: bool) -
     region = (left + margin, top + margin, left + width + margin, top + height + margin)
     channels = [Image.fromarray(padded[:, :, channel].copy()) for channel in range(3)]
     resized = [channel.resize((size, size), Image.Resampling.BILINEAR, box=region) for channel in channels]
-    view = np.stack([np.array(channel) for channel in resized])
-    return torch.from_numpy(np.rint(view) if rounded else view) / 255
+    # Rounded to whole grey levels after the resize, as PIL's own images are.
+    return torch.from_numpy(np.rint(np.stack([np.array(channel) for channel in resized]))) / 255
 
 
 def _expected(image: Image.Image, recipe: ViewRecipe, draws: Draws, n: int) -> torch.Tensor:
     """The view as PIL and torchvision make it, step by step."""
-    # Large views are rounded to whole grey levels after the resize, as PIL's own images are.
-    rounded = recipe.size >= 64 and recipe.rotate_degrees is None
-    view = _resized(image, draws.box[n], recipe.size, rounded)
+    view = _resized(image, draws.box[n], recipe.size)
     if draws.flip[n]:
         view = functional.horizontal_flip(view)
     if draws.rotate[n]:
         view = functional.rotate(view, float(draws.angle[n]), functional.InterpolationMode.BILINEAR)
+        view = (255 * view).round() / 255
     if draws.jitter[n]:
         for kind in draws.order[n]:
             view = _STEPS[kind](view, float(draws.factors[n, kind]))
@@ -134,14 +132,10 @@ def _levels(views: torch.Tensor, expected: torch.Tensor, recipe: ViewRecipe) -> 
     return (views - expected).abs() * torch.tensor(recipe.std)[:, None, None] * 255
 
 
-# Colours are changed in another way from 64 pixels on.
-@pytest.mark.parametrize("size", [48, 64])
 @pytest.mark.parametrize("operation", list(_AGREEMENT))
-def test_a_view_is_torchvisions(
-    operation: str, size: int, pngs: list[bytes], decode: Callable[[bytes], Image.Image]
-):
+def test_a_view_is_torchvisions(operation: str, pngs: list[bytes], decode: Callable[[bytes], Image.Image]):
     settings, mean, largest = _AGREEMENT[operation]
-    recipe = ViewRecipe(**(dict(_NOTHING, size=size) | settings))
+    recipe = ViewRecipe(**(dict(_NOTHING, size=64) | settings))
     images = [decode(png) for png in pngs]
     draws = _drawn(recipe, images)
     expected = torch.stack([_expected(image, recipe, draws, n) for n, image in enumerate(images)])
@@ -165,8 +159,9 @@ def test_a_crop_is_torchvisions_resized_crop_but_for_its_rim(
         off = _levels(views[n], functional.normalize(view, list(recipe.mean), list(recipe.std)), recipe)
         # A pixel's filter reaches one pixel of the image or of the view to each side, the larger of the two.
         rows, columns = (int(np.ceil(max(1, 32 / side))) for side in (height, width))
-        assert off[:, rows:-rows, columns:-columns].max() < 1e-3
-        assert off.mean() < 0.4
+        # Ours is rounded to whole grey levels.
+        assert off[:, rows:-rows, columns:-columns].max() < 0.501
+        assert off.mean() < 0.6
         assert off.max() < 12
 
 
@@ -206,7 +201,7 @@ def test_every_kind_of_image_comes_out_upright_in_rgb(
 _EVERYTHING = ViewRecipe(rotate=0.5, solarise=0.3, sobel=0.2, cutout=0.5)
 
 
-@pytest.fixture(scope="module", params=[(64, None), (48, (-30, 30))], ids=["large", "small"])
+@pytest.fixture(scope="module", params=[(64, None), (57, (-30, 30))], ids=["even", "odd"])
 def together(
     request: pytest.FixtureRequest,
     pngs: list[bytes],
@@ -266,6 +261,13 @@ def test_views_handed_out_are_never_overwritten(together):
     assert len(kept) == 100
     for batch, rows in kept:
         assert torch.equal(batch, views[rows])
+
+
+def test_the_callers_number_of_torchs_threads_stays(together):
+    encoded, recipe, draws, _ = together
+    before = torch.get_num_threads()
+    _made(encoded, recipe, draws, threads=before + 1)
+    assert torch.get_num_threads() == before
 
 
 def test_views_are_channels_last_in_memory(together):
@@ -383,7 +385,7 @@ def test_a_repair_may_make_a_batch_smaller(together):
 
 def test_a_failure_that_no_image_is_to_blame_for_is_an_error(together):
     encoded, recipe, draws, _ = together
-    wrong = replace(_rows(draws, [0]), blur=np.array([True, True]))
+    wrong = replace(_rows(draws, [0]), box=draws.box[:2], flip=draws.flip[:2])
     request = Request(_bytes(encoded[:1]), (wrong,))
 
     def repair(request: Request, reasons: dict[int, str]) -> Request:
