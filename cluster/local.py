@@ -17,13 +17,14 @@ def cluster(cpus: float) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    # Threads that wait for work must not spin: torch's, DALI's and the readers' share the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    workers = {"env_vars": {"OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"]}}
     settings = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(**settings)
+        ray.init(runtime_env=workers, **settings)
     else:
         # The dashboard would take a share of a small machine's cores.
-        # Threads that wait for work must not spin: torch's, DALI's and the readers' share the cores.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         cores = max(os.cpu_count() or 1, int(cpus + 0.999))
         ray.init(num_cpus=cores, include_dashboard=False, **settings)
     try:

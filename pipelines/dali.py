@@ -54,7 +54,8 @@ def make_views(
     """One (view per recipe, tag) for each request, in order; no request has more than batch_size images.
 
     Views are channels last in memory. Where images of a request cannot be decoded, the request that `repair`
-    makes of it takes its place, as often as it takes. Raises RuntimeError where there is no `repair`.
+    makes of it takes its place, as often as it takes; that may have no images. Raises RuntimeError where
+    there is no `repair`.
     """
     settings = _Settings(recipes, batch_size, threads, gpu)
     with Finisher(recipes, threads, gpu) as finisher:
@@ -166,7 +167,10 @@ class _Mender:
             reasons = undecodable(failure.request.images, gpu=self._settings.gpu)
             if not reasons:
                 raise failure.reason
-            self._waiting.append(self._repair(failure.request, reasons))
+            repaired = self._repair(failure.request, reasons)
+            if not len(repaired.images):
+                return no_views(self._settings.recipes, self._settings.gpu), repaired.tag
+            self._waiting.append(repaired)
             try:
                 made = self._maker.next()
             except _RequestError as again:
@@ -178,6 +182,12 @@ class _Mender:
     @cached_property
     def _maker(self) -> _Maker:
         return _Maker(iter(self._waiting.popleft, None), self._settings, self._finisher, prefetch=1)
+
+
+def no_views(recipes: tuple[ViewRecipe, ...], gpu: int | None) -> tuple[Float[Tensor, "0 3 size size"], ...]:
+    """What make_views makes of no image."""
+    device = "cpu" if gpu is None else f"cuda:{gpu}"
+    return tuple(torch.empty(0, 3, recipe.size, recipe.size, device=device) for recipe in recipes)
 
 
 def undecodable(images: Sequence[UInt8[np.ndarray, " bytes"]], *, gpu: int | None = None) -> dict[int, str]:

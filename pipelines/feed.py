@@ -8,7 +8,7 @@ import torch
 
 from pipelines.batches import Batch, Rows, step_batches
 from pipelines.config import DataConfig
-from pipelines.dali import Request, make_views
+from pipelines.dali import Request, make_views, no_views
 from pipelines.draws import draw
 from pipelines.plan import Plan
 from pipelines.quarantine import Quarantined
@@ -79,32 +79,37 @@ def still_views(
     batch_size: int,
     seed: int,
 ) -> Iterator[Views]:
-    """The views of every good row of `tables`, as of epoch 0, in order, at most batch_size at a time."""
+    """The views of every good row of `tables`, as of epoch 0, in order, at most batch_size at a time.
+
+    Views of no image only say which were left out.
+    """
+    waiting: list[Quarantined] = []
 
     def request(rows: Rows, bad: tuple[Quarantined, ...]) -> Request:
         return make_request(rows, recipes, seed=seed, epoch=0, tag=(rows, bad))
 
     def requests() -> Iterator[Request]:
-        bad: tuple[Quarantined, ...] = ()
         for rows in map(Rows.of, tables):
             for start in range(0, len(rows), batch_size):
                 batch = rows[start : start + batch_size]
-                bad += batch.quarantined
+                waiting.extend(batch.quarantined)
                 if len(batch.good):
+                    bad = tuple(waiting)
+                    waiting.clear()
                     yield request(batch.good, bad)
-                    bad = ()
 
     def repair(failed: Request, broken: Mapping[int, str]) -> Request:
         rows, bad = failed.tag
         rows = rows.marked(broken)
-        if not len(rows.good):
-            raise ValueError(f"none of {len(rows)} images can be decoded: {rows.first_bad}")
         return request(rows.good, bad + rows.quarantined)
 
     made = make_views(
         requests(), recipes, batch_size=batch_size, threads=device.threads, gpu=device.gpu, repair=repair
     )
-    return (_views(images, rows, bad) for images, (rows, bad) in made)
+    yield from (_views(images, rows, bad) for images, (rows, bad) in made)
+    if waiting:
+        nothing = torch.empty(0, dtype=torch.int64)
+        yield Views(no_views(recipes, device.gpu), nothing, nothing.numpy(), tuple(waiting))
 
 
 def evaluation_recipe(data: DataConfig) -> ViewRecipe:

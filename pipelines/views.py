@@ -16,7 +16,7 @@ class Views:
 
     images: one tensor per view, normalised, channels last in memory, where convolutions are faster.
     labels: -1 where there is none. samples: rows of the index. quarantined: images that were left out of
-    this step, another standing in for each.
+    this step, another standing in for each in training.
     """
 
     images: tuple[Float[Tensor, "n 3 height width"], ...]

@@ -9,9 +9,7 @@ import pyarrow as pa
 import torch
 from jaxtyping import Float
 
-from pipelines.batches import Rows
 from pipelines.config import DataConfig
-from pipelines.dali import undecodable
 from pipelines.feed import Device, evaluation_views
 from pipelines.packing import ShardJob, good_rows, with_reasons, write_shard
 from pipelines.reader import ahead, read_pieces
@@ -40,11 +38,7 @@ class Embedder:
 
     def __call__(self, job: ShardJob) -> pa.Table:
         """Write key, path, label and feature of the job's good images; packing.REPORT of it."""
-        try:
-            rows, features = self._embed(job, decode_first=False)
-        except ValueError:
-            # No image of some batch decodes, and the last batch may be a single one.
-            rows, features = self._embed(job, decode_first=True)
+        rows, features = self._embed(job)
         feature = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
         shard = good_rows(rows).append_column("feature", feature)
         labels = ["label"] if job.readings[0].has_labels else []
@@ -53,7 +47,7 @@ class Embedder:
             job.number, self.dest, shard, rows, rows_per_group=_GROUP_ROWS, classes=self.classes
         )
 
-    def _embed(self, job: ShardJob, *, decode_first: bool) -> tuple[pa.Table, Float[np.ndarray, "good dim"]]:
+    def _embed(self, job: ShardJob) -> tuple[pa.Table, Float[np.ndarray, "good dim"]]:
         """The job's rows without their images, and the features of the good ones."""
         seen: list[pa.Table] = []
         done: list[int] = []
@@ -61,7 +55,6 @@ class Embedder:
 
         def tables() -> Iterator[pa.Table]:
             for table in ahead(read_pieces(reading, self.data) for reading in job.readings):
-                table = self._decoded(table) if decode_first else table
                 seen.append(table.drop_columns(["image"]))
                 yield table
 
@@ -83,13 +76,6 @@ class Embedder:
             if row["bad"] is None and row["sample"] not in embedded
         }
         return with_reasons(rows, broken), features.cpu().numpy()
-
-    def _decoded(self, table: pa.Table) -> pa.Table:
-        """The table with the rows marked that do not decode."""
-        rows = Rows.of(table)
-        good = np.flatnonzero(~rows.is_bad)
-        broken = undecodable(rows.image[good].tolist(), gpu=self._device.gpu)
-        return with_reasons(table, {int(good[at]): reason for at, reason in broken.items()})
 
     @property
     def _device(self) -> Device:

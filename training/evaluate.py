@@ -71,7 +71,7 @@ def embed(
     features = [[torch.empty(0, encoder.dim, device=device)] for encoder in encoders]
     labels = [torch.empty(0, dtype=torch.int64, device=device)]
     with _still(encoders, device):
-        for batch in views:
+        for batch in _with_images(views):
             image = batch.to(device).images[0]
             for encoder, rows in zip(encoders, features, strict=True):
                 rows.append(encoder(image).float())
@@ -85,10 +85,14 @@ def embed_views(
     """The encoder's features of the first and of the second view of all images."""
     features = [[torch.empty(0, encoder.dim, device=device)] for _ in range(2)]
     with _still([encoder], device):
-        for batch in views:
+        for batch in _with_images(views):
             for image, rows in zip(batch.to(device).images, features, strict=True):
                 rows.append(encoder(image).float())
     return [torch.cat(rows) for rows in features]
+
+
+def _with_images(views: Iterable[Views]) -> Iterator[Views]:
+    return (batch for batch in views if len(batch.samples))
 
 
 @contextmanager

@@ -120,7 +120,10 @@ class Evaluator:
             self._tables(index, limit), self._config.data, self._worker.dali,
             batch_size=self._config.evaluation.batch_size,
         )  # fmt: skip
-        return embed(encoders, self._noting(views), self._worker.device)
+        features, labels = embed(encoders, self._noting(views), self._worker.device)
+        if not self._worker.gather.total(torch.tensor(len(labels), device=labels.device)):
+            raise ValueError(f"no image of {index.uri} that evaluation looked at can be decoded")
+        return features, labels
 
     def _diagnostics(self, encoder: Encoder) -> dict[str, float]:
         """Of the training views of a few images, as they are in epoch 0."""

@@ -52,8 +52,14 @@ def read_config(run: str) -> TrainConfig:
 
 
 def to_toml(config: TrainConfig) -> str:
-    """Every field that has a value, as TOML that TrainConfig reads back."""
-    return tomli_w.dumps(_without_none(asdict(config)))
+    """Every field that has a value, as TOML that TrainConfig reads back.
+
+    But for the second view's that are the first's too, so that a flag for `view` holds for both.
+    """
+    values = asdict(config)
+    view, second = values["data"]["view"], values["data"]["second_view"]
+    values["data"]["second_view"] = {key: value for key, value in second.items() if value != view[key]}
+    return tomli_w.dumps(_without_none(values))
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:

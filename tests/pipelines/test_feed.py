@@ -145,6 +145,27 @@ def test_evaluation_sees_the_same_view_whoever_reads_it(index: Index, data: Data
     assert seen[0] == seen[1]
 
 
+def test_evaluation_tells_of_every_bad_image_also_where_a_whole_batch_or_the_end_is_bad(
+    index: Index, data: DataConfig
+):
+    windows = sweep(index.rows, 0, 1, seed=0, limit=None, window_rows=100)
+    table = pa.concat_tables(read_windows(index, data, windows))
+    torn, refused = range(4, 8), range(33, 37)
+    images, reasons = table["image"].to_pylist(), [None] * 37
+    for row in torn:
+        images[row] = images[row][: len(images[row]) // 2]
+    for row in refused:
+        images[row], reasons[row] = None, "no image"
+    table = table.drop_columns(["image", "bad"])
+    table = table.append_column("image", pa.array(images, pa.large_binary()))
+    table = table.append_column("bad", pa.array(reasons, pa.string()))
+    batches = list(evaluation_views([table], data, _DEVICE, batch_size=4))
+    assert [len(batch.samples) for batch in batches] == [4, 0, *[4] * 6, 1, 0]
+    assert [len(batch.quarantined) for batch in batches] == [0, 4, *[0] * 6, 3, 1]
+    told = [image.key for batch in batches for image in batch.quarantined]
+    assert told == [table["key"][row].as_py() for row in (*torn, *refused)]
+
+
 def test_evaluation_keeps_the_size_and_normalisation_of_the_training_view():
     view = ViewRecipe(size=40, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     recipe = evaluation_recipe(DataConfig(train="train", view=view, evaluation_crop=0.7))

@@ -40,6 +40,14 @@ def test_the_file_reads_back_into_the_same_config(config: TrainConfig) -> None:
     assert TrainConfig(**tomllib.loads(to_toml(config))) == config
 
 
+def test_a_field_of_both_views_can_be_changed_in_one_place_of_the_file() -> None:
+    values = tomllib.loads(to_toml(_config(data=DataConfig(train="somewhere", recipe="byol"))))
+    values["data"]["view"]["size"] = 96
+    first, second = TrainConfig(**values).data.views
+    assert (first.size, second.size) == (96, 96)
+    assert (first.blur, second.blur, second.solarise) == (1.0, 0.1, 0.2)
+
+
 def test_a_run_is_claimed_by_writing_its_config(tmp_path: Path) -> None:
     claim_run(str(tmp_path / "run"), _config())
     assert TrainConfig(**tomllib.loads((tmp_path / "run/config.toml").read_text())) == _config()
