@@ -137,7 +137,7 @@ def _lightly(config: TrainConfig, encoded: list[bytes]) -> tuple[float, float]:
 
 
 def _knn(config: TrainConfig, sets: Sets, encoder: Encoder) -> float:
-    return Evaluator(config, sets, _worker()).knn(encoder, 1.0)
+    return Evaluator(config, sets, _worker()).knn(encoder)
 
 
 def _forever(loader: DataLoader) -> Iterator[Any]:

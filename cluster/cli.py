@@ -13,7 +13,14 @@ from pydantic import ValidationError
 
 from cluster.columns import Columns
 from cluster.messages import wrong_fields
-from training.config import FeatureName, ProbeConfig, ProtocolName, TrainConfig, shipped_config
+from training.config import (
+    FeatureName,
+    FinetuneConfig,
+    ProbeConfig,
+    ProtocolName,
+    TrainConfig,
+    shipped_config,
+)
 
 
 def _read_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -31,6 +38,8 @@ def _read_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
                 app, commands, arguments
             )
 
+
+Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 
 app = App(
     name="diptych",
@@ -99,8 +108,10 @@ def evaluate(
     test: str | None = None,
     checkpoint: int | None = None,
     workers: int | None = None,
-    neighbours: int | None = None,
-    probe: ProbeConfig | None = None,
+    neighbours: Count | None = None,
+    temperature: Annotated[float, Parameter(validator=validators.Number(gt=0))] | None = None,
+    probe: ProbeConfig = ProbeConfig(),  # noqa: B008
+    finetune: FinetuneConfig = FinetuneConfig(),  # noqa: B008
 ) -> None:
     """Judge the encoder of a run on labelled test images.
 
@@ -110,7 +121,8 @@ def evaluate(
         OUTPUT/NAME of the run: a path, file://, s3://, gs:// or az://.
     protocol
         knn: weighted nearest neighbours. linear: a linear classifier on frozen features, its learning rate
-        chosen on held-out training images.
+        chosen on held-out training images. finetune: the whole network trained on with labels, as a run of
+        its own below RUN/finetune.
     labels
         Share of the training labels of each class that may be used.
     features
@@ -123,14 +135,17 @@ def evaluate(
         Worker processes; unset: the run's.
     neighbours
         Neighbours that vote; unset: the run's.
+    temperature
+        A neighbour's vote weighs exp(cosine similarity / temperature); unset: the run's.
     """
-    from cluster.evaluate import run_evaluation
-    from training.protocols import Protocol
+    from cluster.evaluate import Request, run_evaluation
 
-    def judged(step: int) -> Protocol:
-        return Protocol(name=protocol, step=step, share=labels, features=features, probe=probe)
-
-    found = run_evaluation(run, judged, step=checkpoint, test=test, workers=workers, neighbours=neighbours)
+    found = run_evaluation(
+        Request(
+            run=run, protocol=protocol, labels=labels, features=features, test=test, step=checkpoint,
+            workers=workers, neighbours=neighbours, temperature=temperature, probe=probe, finetune=finetune,
+        )
+    )  # fmt: skip
     at = f", learning rate {found['learning_rate']:g}" if "learning_rate" in found else ""
     print(
         f"{protocol} accuracy of the {features} at step {found['step']} with {labels:.0%} of the labels: "
@@ -174,7 +189,6 @@ app.command(data)
 
 # The settings of how images are read, as flags without a prefix.
 ColumnFlags = Annotated[Columns, Parameter(name="*")]
-Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 
 
 @data.command

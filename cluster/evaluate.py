@@ -2,60 +2,101 @@
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from cluster.local import cluster
-from cluster.train import read_index
+from cluster.train import labelled, read_index, run_training
 from pipelines import storage
+from pipelines.labels import read_labels
 from pipelines.sources import Index
 from training.checkpoint import Checkpoints
-from training.config import TrainConfig
+from training.config import FeatureName, FinetuneConfig, ProbeConfig, ProtocolName, TrainConfig
 from training.evaluator import Sets
+from training.finetune import finetune_config
 from training.protocols import Protocol
 from training.record import read_config
+from training.run import run_uri
 
 _FILE = "evaluations.jsonl"
 
 
-def run_evaluation(
-    run: str,
-    protocol: Callable[[int], Protocol],
-    *,
-    step: int | None,
-    test: str | None,
-    workers: int | None,
-    neighbours: int | None,
-) -> dict[str, Any]:
-    """Judge the encoder of `step`, or of the newest checkpoint, by `protocol`; the line that is kept.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What of a run is judged, and how."""
+
+    run: str
+    protocol: ProtocolName
+    labels: float
+    features: FeatureName
+    test: str | None
+    step: int | None
+    workers: int | None
+    neighbours: int | None
+    temperature: float | None
+    probe: ProbeConfig
+    finetune: FinetuneConfig
+
+
+def run_evaluation(request: Request) -> dict[str, Any]:
+    """Judge the encoder of the step, or of the newest checkpoint; the line that is kept.
 
     Raises ValueError where there is no such run, checkpoint or labelled test set.
     """
-    run = storage.absolute(run.rstrip("/"))
-    config = _config(run, test, workers, neighbours)
+    run = storage.absolute(request.run.rstrip("/"))
+    config = _config(run, request)
     checkpoints = Checkpoints(run, config.checkpoint.keep)
-    step = checkpoints.latest_step() if step is None else step
+    step = checkpoints.latest_step() if request.step is None else request.step
     if step is None:
         raise ValueError(f"{run} has no checkpoint yet; let it train until its first")
     checkpoints.load(step)  # What cannot be loaded is told before a cluster starts.
     sets = _sets(run, config)
-    found = _launch(config, sets, protocol(step))
+    if request.protocol == "finetune":
+        found = _finetune(config, sets, checkpoints.uri(step), request)
+    else:
+        found = _frozen(config, sets, request.protocol, step, request)
+    found = {"step": step, "protocol": request.protocol, "labels": request.labels, **found}
     before = storage.read(storage.join(run, _FILE)) or b""
     storage.write(storage.join(run, _FILE), before + json.dumps(found).encode() + b"\n")
     return found
 
 
-def _config(run: str, test: str | None, workers: int | None, neighbours: int | None) -> TrainConfig:
+def _frozen(
+    config: TrainConfig, sets: Sets, name: Literal["knn", "linear"], step: int, request: Request
+) -> dict[str, Any]:
+    if request.labels < 1:
+        sets = replace(sets, train=labelled(sets.train, config, request.labels))
+    protocol = Protocol(name=name, step=step, features=request.features, probe=request.probe)
+    return _launch(config, sets, protocol)
+
+
+def _finetune(config: TrainConfig, sets: Sets, checkpoint: str, request: Request) -> dict[str, Any]:
+    if request.features != "encoder":
+        raise ValueError(f"features={request.features} has no effect with protocol=finetune; leave it out")
+    images = int(sets.train.rows.sum())
+    classes = len(sets.train.classes) or 1 + int(read_labels(sets.train, config.data, lambda *_: None).max())
+    tuned = finetune_config(
+        config, checkpoint, request.finetune, share=request.labels, images=images, classes=classes
+    )
+    lines = run_training(tuned)
+    top1 = [line["top1"] for line in lines if "top1" in line][-1]
+    return {"features": request.features, "top1": top1, "run": run_uri(tuned)}
+
+
+def _config(run: str, request: Request) -> TrainConfig:
     config = read_config(run)
     output, _, name = run.rpartition("/")  # A run may have been moved.
-    data = replace(config.data, test=storage.absolute(test) if test else config.data.test)
+    test = storage.absolute(request.test) if request.test else config.data.test
+    data = replace(config.data, test=test)
     if not data.test:
         raise ValueError(f"{run} was trained without test images; give labelled ones with --test")
-    evaluation = replace(config.evaluation, neighbours=neighbours or config.evaluation.neighbours)
-    return replace(
-        config, data=data, evaluation=evaluation, output=output, name=name, workers=workers or config.workers
+    evaluation = replace(
+        config.evaluation,
+        neighbours=request.neighbours or config.evaluation.neighbours,
+        temperature=request.temperature or config.evaluation.temperature,
     )
+    workers = request.workers or config.workers
+    return replace(config, data=data, evaluation=evaluation, output=output, name=name, workers=workers)
 
 
 def _sets(run: str, config: TrainConfig) -> Sets:

@@ -10,14 +10,16 @@ from tqdm import tqdm
 
 from cluster.local import cluster
 from pipelines import storage
+from pipelines.labels import labelled_part
 from pipelines.plan import check_lanes
 from pipelines.sources import Index, build_index
-from training.checkpoint import Checkpoints
+from training.checkpoint import Checkpoints, find_checkpoint
 from training.config import TrainConfig
 from training.diagnostics import COLLAPSED_RANK
+from training.encoders import build_encoder
 from training.evaluator import Sets
 from training.metrics import read_metrics
-from training.objectives import count_classes
+from training.objectives import count_classes, load_initial
 from training.record import claim_run, find_run
 from training.report import write_report
 from training.run import make_plan, run_uri, total_steps
@@ -44,6 +46,8 @@ def run_training(config: TrainConfig) -> list[dict[str, Any]]:
         )
     if config.objective == "supervised":
         count_classes(config, index)
+    if config.init:
+        load_initial(build_encoder(config.encoder), config.init)
     sets = Sets.of(config, index, test_index)
     steps = total_steps(config, make_plan(config, sets.train))
     claim_run(run, config)
@@ -60,11 +64,12 @@ def run_training(config: TrainConfig) -> list[dict[str, Any]]:
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The config as it means the same in every process."""
+    """The config as it means the same in every process, and the checkpoint named that `init` leads to."""
     data = config.data
     test = storage.absolute(data.test) if data.test else None
     data = replace(data, train=storage.absolute(data.train), test=test)
-    return replace(config, data=data, output=storage.absolute(config.output))
+    init = find_checkpoint(storage.absolute(config.init)) if config.init else None
+    return replace(config, data=data, output=storage.absolute(config.output), init=init)
 
 
 def _launch(config: TrainConfig, sets: Sets, steps: int, done: int) -> None:
@@ -84,7 +89,28 @@ def _index(
 ) -> Index:
     """The index that the run has kept, so that a resume lists nothing again, or a new one."""
     kept = storage.read(storage.join(run, "index", f"{name}.parquet")) if resumed else None
-    return Index.from_bytes(kept) if kept else read_index(uri, config, classes)
+    if kept:
+        return Index.from_bytes(kept)
+    index = read_index(uri, config, classes)
+    share = config.supervised.labels
+    return index if share is None or name != "train" else labelled(index, config, share)
+
+
+def labelled(index: Index, config: TrainConfig, share: float) -> Index:
+    """The index of `share` of each class's images, with a progress bar where that takes more than a second.
+
+    Raises ValueError where there are no labels.
+    """
+    if not index.has_labels:
+        raise ValueError(f"{index.uri} has no labels: name their column with --data.label-column")
+    bar = tqdm(desc=f"labels of {index.uri}", unit="fragment", leave=False, delay=1)
+
+    def progress(done: int, fragments: int) -> None:
+        bar.total = fragments
+        bar.update(done - bar.n)
+
+    with bar:
+        return labelled_part(index, config.data, share, seed=config.seed, progress=progress)
 
 
 def read_index(uri: str, config: TrainConfig, classes: tuple[str, ...] = ()) -> Index:

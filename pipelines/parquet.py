@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from jaxtyping import Int
 from pyarrow import fs
 
 from pipelines.config import DataConfig
@@ -45,6 +46,21 @@ def read_pieces(
 ) -> pa.Table:
     """Rows [start, stop) of each row group, as layout.ROWS."""
     return pa.concat_tables(pool.map(lambda piece: _read_piece(filesystem, piece, data, has_labels), pieces))
+
+
+def read_labels(filesystem: fs.FileSystem, fragment: dict, data: DataConfig) -> Int[np.ndarray, " rows"]:
+    """The label of each row of a row group, -1 where it has none; no image is read."""
+    path, group = fragment["path"], fragment["row_group"]
+
+    def read() -> pa.Table:
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            return file.read_row_group(group, columns=[data.label_column])
+
+    return _labels(reading(read, f"{path}, row group {group}"), data).to_numpy()
+
+
+def _labels(table: pa.Table, data: DataConfig) -> pa.ChunkedArray:
+    return pc.fill_null(table[data.label_column].cast(pa.int64()), -1)
 
 
 def _read_footer(filesystem: fs.FileSystem, path: str, data: DataConfig) -> tuple[list[int], bool]:
@@ -98,11 +114,7 @@ def _read_piece(filesystem: fs.FileSystem, piece: dict, data: DataConfig, has_la
         images = pc.struct_field(images, "bytes")  # pyright: ignore[reportAttributeAccessIssue]
     numbered = pa.array([f"row group {group}, row {row}" for row in range(start, stop)])
     keys = table[data.key_column].cast(pa.string()) if data.key_column in table.column_names else paths
-    labels = (
-        pc.fill_null(table[data.label_column].cast(pa.int64()), -1)
-        if has_labels
-        else pa.array(np.full(len(table), -1))
-    )
+    labels = _labels(table, data) if has_labels else pa.array(np.full(len(table), -1))
     columns = {
         "image": images.cast(pa.large_binary()),
         "label": labels,

@@ -79,14 +79,27 @@ def read_pieces(reading: Reading, data: DataConfig) -> pa.Table:
     pieces = reading.pieces.to_pylist()
     if not pieces:
         return SCHEMA.empty_table()
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
-        table = _read(reading, filesystem, pieces, data, pool)
-    samples = [
-        np.arange(piece["first_sample"] + piece["start"], piece["first_sample"] + piece["stop"])
-        for piece in pieces
+    wanted = [_wanted(piece) for piece in pieces]
+    spans = [
+        {**piece, "start": int(rows[0]), "stop": int(rows[-1]) + 1}
+        for piece, rows in zip(pieces, wanted, strict=True)
     ]
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        table = _read(reading, filesystem, spans, data, pool)
+    if "chosen" in reading.pieces.column_names:
+        lengths = [span["stop"] - span["start"] for span in spans]
+        starts = np.cumsum(lengths) - lengths
+        places = [start + rows - rows[0] for start, rows in zip(starts, wanted, strict=True)]
+        table = table.take(pa.array(np.concatenate(places)))
+    samples = [piece["first_sample"] + rows for piece, rows in zip(pieces, wanted, strict=True)]
     table = table.append_column("sample", pa.array(np.concatenate(samples)))
     return _with_sizes(table, data.max_pixels)
+
+
+def _wanted(piece: dict) -> Int[np.ndarray, " rows"]:
+    """Which rows of its fragment a piece stands for, ascending."""
+    start, stop = piece["start"], piece["stop"]
+    return np.array(piece["chosen"][start:stop]) if "chosen" in piece else np.arange(start, stop)
 
 
 def _read(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -39,8 +40,9 @@ _SPLIT = 4
 class Index:
     """Every fragment of a data set, sorted by path: a row group, a run of samples in a tar, or a file.
 
-    fragments: path, rows, first_sample, and what the layout needs to read one. A sample's number is its
-    row's place in this order, kept by the parts of a split: it does not depend on who reads it.
+    fragments: path, rows, first_sample, and what the layout needs to read one; `chosen`, where not all of its
+    rows are wanted, says which. A sample's number is its row's place in this order, kept by the parts of a
+    split and by a choice: it does not depend on who reads it.
     classes: the names of the labels, where the layout has names.
     """
 
@@ -77,6 +79,25 @@ class Index:
                 "write smaller row groups or tars"
             )
         return self._part(np.sort(order[count:])), self._part(np.sort(order[:count]))
+
+    def only(self, rows: Int[np.ndarray, " chosen"]) -> "Index":
+        """The index of these rows alone, given by their places in it, ascending."""
+        counts = self.rows
+        ends = np.cumsum(counts)
+        fragment = np.searchsorted(ends, rows, side="right")
+        within = rows - (ends - counts)[fragment]
+        kept, starts = np.unique(fragment, return_index=True)
+        offsets = [*starts.tolist(), len(rows)]
+        chosen = [within[start:stop] for start, stop in pairwise(offsets)]
+        fragments = self.fragments.take(pa.array(kept))
+        if "chosen" in fragments.column_names:
+            before = fragments["chosen"].to_pylist()
+            chosen = [np.array(rows)[places] for rows, places in zip(before, chosen, strict=True)]
+        fragments = fragments.drop_columns(["rows", *({"chosen"} & {*fragments.column_names})])
+        fragments = fragments.append_column("rows", pa.array([len(rows) for rows in chosen], pa.int64()))
+        return replace(
+            self, fragments=fragments.append_column("chosen", pa.array(chosen, pa.list_(pa.int64())))
+        )
 
     def _part(self, fragments: Int[np.ndarray, " some"]) -> "Index":
         return replace(self, fragments=self.fragments.take(pa.array(fragments)))

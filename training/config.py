@@ -25,7 +25,7 @@ from training.objective_config import (
 
 Positive = Annotated[float, Field(gt=0)]
 
-ProtocolName = Literal["knn", "linear"]
+ProtocolName = Literal["knn", "linear", "finetune"]
 FeatureName = Literal["encoder", "projector"]
 
 
@@ -45,8 +45,17 @@ class OptimizerConfig:
     """Momentum of LARS and SGD; AdamW's first beta."""
     warmup_epochs: Strength = 10.0
     """Epochs in which the learning rate rises from zero; at most a tenth of the run."""
+    nesterov: bool = False
+    """Nesterov's momentum, of SGD."""
     clip_norm: Positive | None = None
     """Shorten gradients, all taken together, to this length where they are longer; unset: never."""
+    average_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep a moving average of the weights, of which each step leaves this share; evaluations, exports and
+    embeddings then use the average. Unset: no average."""
+
+    def __post_init__(self) -> None:
+        if self.nesterov and self.name != "sgd":
+            raise ValueError(f"nesterov has no effect with optimizer.name={self.name}; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -89,6 +98,19 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class FinetuneConfig:
+    """Training on with labels. Chen et al. 2020, appendix B.5: SGD with Nesterov's momentum, no weight decay,
+    no warm-up, random crops and flips alone."""
+
+    epochs: Count | None = None
+    """Passes over the labelled images; unset: 60 with at most 2 % of the labels, else 30."""
+    learning_rate: Positive = 0.05
+    """Peak learning rate at 256 images a batch."""
+    batch_size: Count | None = None
+    """Images in a step; unset: at most 256, and such that an epoch has some eight steps."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class CheckpointConfig:
     """What is saved while training."""
 
@@ -126,6 +148,9 @@ class TrainConfig:
     """Passes over the training images."""
     steps: Count | None = None
     """Train for so many steps instead of `epochs`."""
+    init: str | None = None
+    """Another run, OUTPUT/NAME, or one of its checkpoints, whose encoder training starts from; unset: random
+    weights."""
     objective: ObjectiveName = "simclr"
     """simclr, byol, or supervised: cross entropy with the labels."""
     temperature: Temperature | None = None

@@ -16,7 +16,7 @@ from training.config import ProbeConfig, TrainConfig
 from training.diagnostics import alignment, effective_rank, uniformity
 from training.encoders import Encoder
 from training.evaluate import embed, embed_views, knn_accuracy
-from training.probe import Labelled, Probed, labelled_share, linear_probe
+from training.probe import Labelled, Probed, linear_probe
 from training.process import Worker
 
 
@@ -66,14 +66,14 @@ class Evaluator:
             values |= {f"{key}_test": value for key, value in judged.items()}
         return values | self._diagnostics(next(iter(encoders.values())))
 
-    def knn(self, encoder: Encoder, share: float) -> float:
-        """Accuracy on the test images with `share` of the training labels."""
-        bank, queries = self._labelled(encoder, share)
+    def knn(self, encoder: Encoder) -> float:
+        """Accuracy on the test images with the labelled training images."""
+        bank, queries = self._labelled(encoder)
         return knn_accuracy(bank, queries, self._config.evaluation, self._worker.gather)
 
-    def linear(self, encoder: Encoder, share: float, probe: ProbeConfig) -> Probed:
-        """A linear probe's accuracy on the test images with `share` of the training labels."""
-        bank, queries = self._labelled(encoder, share)
+    def linear(self, encoder: Encoder, probe: ProbeConfig) -> Probed:
+        """A linear probe's accuracy on the test images with the labelled training images."""
+        bank, queries = self._labelled(encoder)
         return linear_probe(bank, queries, probe, seed=self._config.seed, gather=self._worker.gather)
 
     def _accuracies(
@@ -99,17 +99,10 @@ class Evaluator:
             for name, bank, query in zip(encoders, banks, queries, strict=True)
         }
 
-    def _labelled(self, encoder: Encoder, share: float) -> tuple[Labelled, Labelled]:
+    def _labelled(self, encoder: Encoder) -> tuple[Labelled, Labelled]:
         assert self._sets.test
-        settings, gather = self._config.evaluation, self._worker.gather
+        settings = self._config.evaluation
         (bank,), labels = self._embed([encoder], self._sets.train, settings.train_images)
-        if share < 1:
-            chosen = labelled_share(gather.uneven_rows(labels), share, seed=self._config.seed)
-            # Rows of all workers stand in rank order; this worker's are those behind the ranks before it.
-            counts = gather.rows(torch.tensor([len(labels)], device=labels.device)).tolist()
-            mine = chosen - sum(counts[: gather.rank])
-            mine = mine[(mine >= 0) & (mine < len(labels))]
-            bank, labels = bank[mine], labels[mine]
         (queries,), answers = self._embed([encoder], self._sets.test, settings.test_images)
         return (bank, labels), (queries, answers)
 

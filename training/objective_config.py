@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pipelines.recipes import STRICT, Probability
+from pipelines.recipes import STRICT, Probability, Share
 
 Count = Annotated[int, Field(ge=1)]
 
 ObjectiveName = Literal["simclr", "byol", "supervised"]
-ContrastiveLoss = Literal["nt-xent", "nt-logistic", "margin", "margin-semi-hard"]
+ContrastiveLoss = Literal["nt-xent", "nt-logistic", "nt-logistic-semi-hard", "margin", "margin-semi-hard"]
 ProjectorKind = Literal["non-linear", "linear", "none"]
 
 # At lower ones NT-Xent's exponentials leave float64.
@@ -43,7 +43,8 @@ class SimCLRConfig:
     """What SimCLR alone has. Chen et al. 2020."""
 
     loss: ContrastiveLoss | None = None
-    """nt-xent, nt-logistic, margin (triplets), or margin-semi-hard; unset: nt-xent."""
+    """nt-xent, nt-logistic, margin (triplets), or one of the latter two over each row's nearest semi-hard
+    negative alone, nt-logistic-semi-hard or margin-semi-hard; unset: nt-xent."""
     margin: Annotated[float, Field(ge=0, le=2)] | None = None
     """By how much the cosine similarity of a positive should exceed a negative's in triplets; unset: 0.4."""
 
@@ -66,6 +67,8 @@ class SupervisedConfig:
     """Labels are whole numbers from 0 to classes - 1; unset: the classes that the images' folders name."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of a label's probability that is spread over all classes; unset: 0."""
+    labels: Share | None = None
+    """Train on this share of each class's images; unset: all."""
 
 
 def contrastive_loss(config: SimCLRConfig) -> ContrastiveLoss:

@@ -13,15 +13,31 @@ from torch.nn import functional as F
 
 from pipelines.sources import Index
 from pipelines.views import Views
+from training.checkpoint import read_checkpoint, weights_of
 from training.config import TrainConfig
 from training.encoders import Encoder, build_encoder
 from training.gather import Gather, mean_over_workers
 from training.heads import Head, build_classifier, build_predictor, build_projector
-from training.losses import byol_loss, margin_triplet, nt_logistic, nt_xent, semi_hard_triplet
+from training.losses import (
+    byol_loss,
+    margin_triplet,
+    nt_logistic,
+    nt_xent,
+    semi_hard_nt_logistic,
+    semi_hard_triplet,
+)
 from training.objective_config import contrastive_loss, label_smoothing, margin, tau_base, temperature
 
 # The loss of two views' projections.
 ViewLoss = Callable[[Float[Tensor, "n dim"], Float[Tensor, "n dim"]], Float[Tensor, ""]]
+
+
+_TEMPERED = {
+    "nt-xent": nt_xent,
+    "nt-logistic": nt_logistic,
+    "nt-logistic-semi-hard": semi_hard_nt_logistic,
+}
+_TRIPLETS = {"margin": margin_triplet, "margin-semi-hard": semi_hard_triplet}
 
 
 class Objective(nn.Module):
@@ -172,9 +188,25 @@ def count_classes(config: TrainConfig, index: Index) -> int:
     raise ValueError(f"nothing says how many classes {index.uri} has; set --supervised.classes")
 
 
+def load_initial(encoder: Encoder, checkpoint: str) -> None:
+    """Give `encoder` the weights of the checkpoint's encoder; ValueError where they do not fit."""
+    saved = read_checkpoint(checkpoint)
+    if saved is None:
+        raise ValueError(f"there is no checkpoint {checkpoint}; give --init a run or one of its checkpoints")
+    try:
+        encoder.load_state_dict(weights_of("encoder", saved))
+    except RuntimeError as error:
+        theirs = saved["config"]["encoder"]["name"]
+        raise ValueError(
+            f"the encoder of {checkpoint}, {theirs}, does not fit this run's: set the same --encoder fields"
+        ) from error
+
+
 def build_objective(config: TrainConfig, index: Index, gather: Gather) -> Objective:
     """The objective that `config` names, for the images of `index`; weights from torch's global generator."""
     encoder = build_encoder(config.encoder)
+    if config.init:
+        load_initial(encoder, config.init)
     if config.objective == "supervised":
         classifier = build_classifier(encoder.dim, count_classes(config, index))
         smoothing = label_smoothing(config.supervised)
@@ -188,8 +220,6 @@ def build_objective(config: TrainConfig, index: Index, gather: Gather) -> Object
 
 def _view_loss(config: TrainConfig, gather: Gather) -> ViewLoss:
     name = contrastive_loss(config.simclr)
-    if name in ("nt-xent", "nt-logistic"):
-        function = nt_xent if name == "nt-xent" else nt_logistic
-        return partial(function, temperature=temperature(config.temperature), gather=gather)
-    function = margin_triplet if name == "margin" else semi_hard_triplet
-    return partial(function, margin=margin(config.simclr), gather=gather)
+    if name in _TRIPLETS:
+        return partial(_TRIPLETS[name], margin=margin(config.simclr), gather=gather)
+    return partial(_TEMPERED[name], temperature=temperature(config.temperature), gather=gather)

@@ -61,7 +61,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
         groups = [weights, {**others, "adapt": False}]
         return LARS(groups, lr=0.0, momentum=config.momentum, weight_decay=0.0)
     if config.name == "sgd":
-        return SGD([weights, others], lr=0.0, momentum=config.momentum)
+        return SGD([weights, others], lr=0.0, momentum=config.momentum, nesterov=config.nesterov)
     return AdamW([weights, others], lr=0.0, betas=(config.momentum, 0.999))
 
 

@@ -14,7 +14,7 @@ from training.gather import Gather
 from training.optimizers import learning_rate
 
 # First parts of keys' paths; pipelines use others.
-_HELD_OUT, _BATCHES, _LABELS = 5, 6, 7
+_HELD_OUT, _BATCHES = 5, 6
 
 Labelled = tuple[Float[Tensor, "n dim"], Int[Tensor, " n"]]
 
@@ -55,21 +55,6 @@ def linear_probe(
     mine = torch.tensor(scores, dtype=torch.float64, device=labels.device).reshape(-1, 3)
     table = sorted(gather.uneven_rows(mine).tolist())
     return Probed(*max(table, key=lambda row: row[1]))
-
-
-def labelled_share(labels: Int[Tensor, " n"], share: float, *, seed: int) -> Int[Tensor, " chosen"]:
-    """Places of `share` of the labelled images of each class, at least one of each, sorted.
-
-    Chen et al. 2020, section 6.1: 1 % and 10 % of ImageNet, class by class.
-    """
-    order = permutation(derive_key(seed, _LABELS), len(labels))
-    shuffled = labels.cpu()[torch.from_numpy(order)]
-    chosen = []
-    for label in shuffled.unique().tolist():
-        places = torch.nonzero(shuffled == label)[:, 0]
-        if label >= 0:
-            chosen.append(places[: max(1, round(share * len(places)))])
-    return torch.from_numpy(order)[torch.cat(chosen)].sort().values.to(labels.device)
 
 
 def _train(train: Labelled, classes: int, rate: float, config: ProbeConfig, seed: int) -> nn.Linear:

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
-from training.checkpoint import Checkpoints
-from training.config import FeatureName, ProbeConfig, ProtocolName, TrainConfig
+from training.checkpoint import Checkpoints, weights_of
+from training.config import FeatureName, ProbeConfig, TrainConfig
 from training.encoders import Encoder, build_encoder
 from training.evaluator import Evaluator, Sets
 from training.heads import build_projector
@@ -17,11 +17,10 @@ from training.run import run_uri
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """One way to judge the features of a checkpoint with a share of the training labels."""
+    """One way to judge the features of a checkpoint, frozen, with the labelled training images."""
 
-    name: ProtocolName
+    name: Literal["knn", "linear"]
     step: int
-    share: float = 1.0
     features: FeatureName = "encoder"
     probe: ProbeConfig | None = None
 
@@ -32,11 +31,11 @@ class Protocol:
         encoder = load_encoder(config, self.step, self.features)
         encoder.to(worker.device)
         evaluator = Evaluator(config, sets, worker)
-        found: dict[str, Any] = {"protocol": self.name, "labels": self.share, "features": self.features}
+        found: dict[str, Any] = {"protocol": self.name, "features": self.features}
         if self.name == "knn":
-            found["top1"] = evaluator.knn(encoder, self.share)
+            found["top1"] = evaluator.knn(encoder)
         else:
-            probed = evaluator.linear(encoder, self.share, self.probe or ProbeConfig())
+            probed = evaluator.linear(encoder, self.probe or ProbeConfig())
             found |= {"top1": probed.top1, "learning_rate": probed.learning_rate}
         if worker.gather.rank == 0:
             progress({"step": self.step, **found})
@@ -47,18 +46,14 @@ def load_encoder(config: TrainConfig, step: int, features: FeatureName = "encode
 
     Raises ValueError where there is no such checkpoint, or no projector in it.
     """
-    weights = Checkpoints(run_uri(config), config.checkpoint.keep).load(step)["model"]
+    saved = Checkpoints(run_uri(config), config.checkpoint.keep).load(step)
     encoder = build_encoder(config.encoder)
-    encoder.load_state_dict(_below(weights, "encoder."))
+    encoder.load_state_dict(weights_of("encoder", saved))
     if features == "projector":
         projector = build_projector(config.projector, encoder.dim, config.objective)
-        kept = _below(weights, "projector.")
+        kept = weights_of("projector", saved)
         if not kept:
             raise ValueError(f"the run of {config.name} has no projector; evaluate its encoder")
         projector.load_state_dict(kept)
         encoder = Encoder(nn.Sequential(encoder, projector), projector.dim)
     return encoder.eval()
-
-
-def _below(weights: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}

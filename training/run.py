@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipelines import storage
 from pipelines.feed import training_views
@@ -75,6 +76,7 @@ class _Run:
         self.steps = total_steps(config, self.plan)
         self.objective = self._build_objective()
         self.optimizer = build_optimizer(self.objective, config.optimizer)
+        self.average = self._build_average()
         self.checkpoints = Checkpoints(run_uri(config), config.checkpoint.keep)
         self.start_step = self._resume()
         self.quarantine = Quarantine(run_uri(config))
@@ -133,6 +135,12 @@ class _Run:
         synchronize_batch_norm(objective, gather)
         return objective
 
+    def _build_average(self) -> AveragedModel | None:
+        decay = self.config.optimizer.average_decay
+        if decay is None:
+            return None
+        return AveragedModel(self.objective, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
     def _resume(self) -> int:
         """Load the newest checkpoint, if there is one; the step to go on from."""
         saved = self.checkpoints.latest()
@@ -140,6 +148,8 @@ class _Run:
             return 0
         self.objective.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        if self.average:
+            self.average.load_state_dict(saved["average"])
         return saved["step"]
 
     def _training_views(self) -> Iterator[Views]:
@@ -189,6 +199,8 @@ class _Run:
 
     def _after_step(self, done: int, loss: Tensor, rate: float) -> None:
         self.objective.after_step(done - 1, self.steps)
+        if self.average:
+            self.average.update_parameters(self.objective)
         if self.log:
             self.log.step(done, loss, rate)
         every = self.config.evaluation.every_epochs * self.plan.steps_per_epoch
@@ -199,14 +211,13 @@ class _Run:
             self._settle(done)
         if saves and self.log:
             self.log.write()
-            self.checkpoints.save(done, self.objective, self.optimizer, self.config)
+            self.checkpoints.save(done, self.objective, self.optimizer, self.config, self.average)
 
     def _evaluate(self, done: int, **others: Encoder) -> None:
         """Measure the encoder and `others`, by all workers together."""
-        encoders = {"knn_top1": self.objective.encoder, **others}
-        values = self.evaluator.online(
-            encoders, last=done == self.steps, classifier=self.objective.full_classifier
-        )
+        judged: Any = self.average.module if self.average else self.objective
+        encoders = {"knn_top1": judged.encoder, **others}
+        values = self.evaluator.online(encoders, last=done == self.steps, classifier=judged.full_classifier)
         if self.log and values:
             self.log.evaluation(done, values)
 

@@ -119,9 +119,35 @@ def test_a_run_in_the_bucket_is_judged_and_the_result_kept(
     assert f"with 50% of the labels: {found['top1']:.2%}" in capsys.readouterr().out
 
 
+def test_a_run_is_fine_tuned_in_a_run_of_its_own_and_the_result_kept(
+    runs: dict[int, list[dict]], bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = f"{bucket}/runs/workers1"
+    arguments = ["eval", run, "--protocol", "finetune", "--labels", "0.5", "--finetune.epochs", "2"]
+    main(arguments)
+    lines = [json.loads(line) for line in (storage.read(f"{run}/evaluations.jsonl") or b"").splitlines()]
+    assert f"with 50% of the labels: {lines[-1]['top1']:.2%}" in capsys.readouterr().out
+    found = lines[-1]
+    assert (found["protocol"], found["step"], found["labels"]) == ("finetune", STEPS, 0.5)
+    assert found["run"].startswith(f"{run}/finetune/labels-0.5-")
+    tuned = tomllib.loads((storage.read(f"{found['run']}/config.toml") or b"").decode())
+    assert tuned["init"] == f"{run}/checkpoints/step-{STEPS:09}.pt"
+    assert (tuned["objective"], tuned["data"]["recipe"]) == ("supervised", "supervised")
+    metrics = [
+        json.loads(line) for line in (storage.read(f"{found['run']}/metrics.jsonl") or b"").splitlines()
+    ]
+    first = next(line for line in metrics if "knn_top1" in line)
+    assert first["step"] == 0
+    assert first["knn_top1"] > 0
+    assert found["top1"] == [line["top1"] for line in metrics if "top1" in line][-1]
+    main(arguments)  # A second time there is nothing to train.
+    assert "is finished" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["workers1", "--protocol", "finetune", "--features", "projector"], "has no effect with protocol"),
         (["nowhere"], "nowhere is no run: there is no config.toml"),
         (["workers1", "--checkpoint", "5"], "has no checkpoint of step 5; it has 6"),
         (["workers1", "--labels", "1.5"], "Must be <= 1"),

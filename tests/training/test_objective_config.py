@@ -23,6 +23,8 @@ _SETTINGS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
     ({"byol": {"predictor_hidden_dim": 8}}, {"objective": "byol"}, {"objective": "supervised"}, "supervised"),
     ({"supervised": {"classes": 3}}, {"objective": "supervised"}, {"objective": "byol"}, "objective=byol"),
     ({"supervised": {"label_smoothing": 0.0}}, {"objective": "supervised"}, {}, "objective=simclr"),
+    ({"supervised": {"labels": 0.1}}, {"objective": "supervised"}, {}, "objective=simclr"),
+    ({"temperature": 0.1}, {"simclr": {"loss": "nt-logistic-semi-hard"}}, {"objective": "byol"}, "byol"),
     ({"projector": {"kind": "linear"}}, {"objective": "byol"}, {"objective": "supervised"}, "supervised"),
     ({"projector": {"layers": 3}}, {}, {"projector": {"kind": "linear"}}, "projector.kind=linear"),
     ({"projector": {"hidden_dim": 9}}, {"projector": {"kind": "non-linear"}}, {"projector": {"kind": "none"}},
@@ -80,6 +82,11 @@ def test_an_objective_needs_no_settings_and_its_record_can_be_read_again(objecti
         ({"objective": "supervised", "supervised": {"label_smoothing": 1.0}}, "supervised.label_smoothing"),
         ({"objective": "supervised", "supervised": {"classes": 1}}, "supervised.classes"),
         ({"projector": {"layers": 1}}, "projector.layers"),
+        ({"objective": "supervised", "supervised": {"labels": 0.0}}, "supervised.labels"),
+        (
+            {"optimizer": {"name": "lars", "nesterov": True}},
+            "nesterov has no effect with optimizer.name=lars",
+        ),
     ],
 )
 def test_wrong_values_are_refused_by_name(fields: dict[str, Any], culprit: str) -> None:

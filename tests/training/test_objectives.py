@@ -36,6 +36,7 @@ _OBJECTIVES: dict[str, dict[str, Any]] = {
     "simclr": {"temperature": 1.0},
     "nt-logistic": {"simclr": {"loss": "nt-logistic"}, "temperature": 1.0},
     "margin": {"simclr": {"loss": "margin"}},
+    "nt-logistic-semi-hard": {"simclr": {"loss": "nt-logistic-semi-hard"}},
     "margin-semi-hard": {"simclr": {"loss": "margin-semi-hard", "margin": 1.0}},
     "byol": {"objective": "byol", "byol": {"tau_base": 0.9, "predictor_hidden_dim": 24}},
     "supervised": {"objective": "supervised", "supervised": {"classes": 10, "label_smoothing": 0.1}},

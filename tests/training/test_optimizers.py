@@ -24,6 +24,18 @@ Array = np.ndarray
 Ratio = Callable[[Array, Array, float], float]
 
 
+def test_nesterovs_momentum_looks_ahead() -> None:
+    # w = v = 0 and a gradient of 1 twice: velocity 1, 1.9; a step is gradient + momentum x velocity.
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    optimizer = build_optimizer(model, OptimizerConfig(name="sgd", nesterov=True, weight_decay=0.0))
+    set_learning_rate(optimizer, 0.1)
+    for _ in range(2):
+        model.weight.grad = torch.ones(1, 1)
+        optimizer.step()
+    assert float(model.weight.detach()) == pytest.approx(-0.1 * ((1 + 0.9) + (1 + 0.9 * 1.9)))
+
+
 def _trust_of_you_et_al(weights: Array, gradient: Array, decay: float) -> float:
     """You et al. 2017, eq. 6."""
     weight_norm, gradient_norm = np.linalg.norm(weights), np.linalg.norm(gradient)

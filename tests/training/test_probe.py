@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from training.config import ProbeConfig
 from training.gather import LocalGather, ProcessGroupGather
-from training.probe import Labelled, Probed, labelled_share, linear_probe
+from training.probe import Labelled, Probed, linear_probe
 
 _CONFIG = ProbeConfig(epochs=20, batch_size=128, learning_rates=(0.001, 0.01, 0.1))
 
@@ -68,12 +68,3 @@ def test_the_learning_rate_is_chosen_without_the_test_set(alone: Probed):
 
 def test_a_learning_rate_that_is_too_low_is_not_chosen():
     assert _probe(ProbeConfig(epochs=2, learning_rates=(1e-7, 0.1))).learning_rate == 0.1
-
-
-def test_a_share_of_the_labels_is_a_share_of_each_class():
-    labels = torch.tensor([0] * 100 + [1] * 50 + [2] * 3 + [-1] * 40)[torch.randperm(193)]
-    chosen = labelled_share(labels, 0.1, seed=1)
-    assert torch.equal(labels[chosen].bincount(), torch.tensor([10, 5, 1]))
-    assert torch.equal(chosen, labelled_share(labels, 0.1, seed=1))
-    assert not torch.equal(chosen, labelled_share(labels, 0.1, seed=2))
-    assert set(chosen.tolist()) < set(labelled_share(labels, 0.5, seed=1).tolist())

@@ -1,6 +1,7 @@
 """A finished run is judged as while it trained, on any number of ranks, with any share of the labels."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.distributed as dist
 
 from cluster.digits import scattered_digits
 from pipelines.config import DataConfig
+from pipelines.labels import labelled_part
 from pipelines.reader import read_windows
 from pipelines.shards import write_shards
 from pipelines.sources import build_index
@@ -36,10 +38,14 @@ def _sets(config: TrainConfig) -> Sets:
     return Sets.of(config, train_index, test_index)
 
 
-def _judge(config: TrainConfig, protocol: Protocol) -> dict[str, Any]:
+def _judge(config: TrainConfig, protocol: Protocol, share: float = 1.0) -> dict[str, Any]:
     """What rank 0 tells; nothing on the others."""
     found: dict[str, Any] = {}
-    protocol(config, _sets(config), _worker(), found.update)
+    sets = _sets(config)
+    if share < 1:
+        part = labelled_part(sets.train, config.data, share, seed=0, progress=lambda *_: None)
+        sets = replace(sets, train=part)
+    protocol(config, sets, _worker(), found.update)
     return found
 
 
@@ -74,7 +80,6 @@ def test_knn_is_what_the_run_measured_at_its_end(config: TrainConfig):
     assert found == {
         "step": _STEPS,
         "protocol": "knn",
-        "labels": 1.0,
         "features": "encoder",
         "top1": measured,
     }
@@ -83,17 +88,18 @@ def test_knn_is_what_the_run_measured_at_its_end(config: TrainConfig):
 @pytest.mark.parametrize("share", [1.0, 0.2])
 @pytest.mark.parametrize("name", ["knn", "linear"])
 def test_two_ranks_find_what_one_finds(name: Any, share: float, config: TrainConfig, run_ranks: Callable):
-    protocol = Protocol(name=name, step=_STEPS, share=share, probe=_PROBE)
-    alone, (together, silent) = _judge(config, protocol), run_ranks(_judge, 2, config, protocol)
+    protocol = Protocol(name=name, step=_STEPS, probe=_PROBE)
+    alone, (together, silent) = (
+        _judge(config, protocol, share),
+        run_ranks(_judge, 2, config, protocol, share),
+    )
     assert together == alone | {"top1": pytest.approx(alone["top1"], abs=1.5 / 90)}
     assert silent == {}
 
 
 def test_a_share_of_the_labels_changes_what_is_found(config: TrainConfig):
-    found = {
-        share: _judge(config, Protocol(name="linear", step=_STEPS, share=share, probe=_PROBE))["top1"]
-        for share in (0.05, 1.0)
-    }
+    protocol = Protocol(name="linear", step=_STEPS, probe=_PROBE)
+    found = {share: _judge(config, protocol, share)["top1"] for share in (0.05, 1.0)}
     assert found[0.05] < found[1.0]
 
 

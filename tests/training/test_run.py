@@ -28,6 +28,7 @@ from training.gather import LocalGather, ProcessGroupGather
 from training.metrics import read_metrics
 from training.objectives import Objective
 from training.process import Worker
+from training.protocols import load_encoder
 from training.run import Progress, make_plan, run_uri, total_steps, train
 
 # 149 images in four lanes make 37 rows a lane, so 6 steps of 24 images an epoch.
@@ -406,3 +407,64 @@ def test_held_out_training_images_are_watched_and_test_images_looked_at_once(
     for ours, theirs in zip(_accuracies(together), lines, strict=True):
         assert ours["knn_top1"] == pytest.approx(theirs["knn_top1"], abs=1.5 / len(numbers))
         assert ours["effective_rank"] == pytest.approx(theirs["effective_rank"], rel=1e-3)
+
+
+def test_a_run_starts_from_another_ones_encoder(
+    data: DataConfig, whole: tuple[TrainConfig, Samples], tmp_path: Path
+) -> None:
+    checkpoint = str(Path(run_uri(whole[0]), "checkpoints", f"step-{_STEPS:09}.pt"))
+    fields: dict[str, Any] = {"objective": "supervised", "temperature": None, "projector": {}, "steps": 1}
+    config = _config(data, tmp_path, init=checkpoint, supervised={"classes": 10}, **fields)
+    _train(config)
+    first, *_, last = [line["alignment"] for line in _accuracies(whole[0])]
+    assert _accuracies(config)[0]["alignment"] == pytest.approx(last, rel=1e-5)
+    assert first != pytest.approx(last, rel=1e-3)
+
+
+def test_another_encoders_weights_are_refused(
+    data: DataConfig, whole: tuple[TrainConfig, Samples], tmp_path: Path
+) -> None:
+    checkpoint = str(Path(run_uri(whole[0]), "checkpoints", f"step-{_STEPS:09}.pt"))
+    with pytest.raises(ValueError, match="resnet8, does not fit this run's: set the same --encoder fields"):
+        _train(_config(data, tmp_path, init=checkpoint, encoder={"name": "resnet20"}))
+    with pytest.raises(ValueError, match=r"there is no checkpoint .*nowhere.pt"):
+        _train(_config(data, tmp_path, init=str(tmp_path / "nowhere.pt")))
+
+
+def test_the_average_of_the_weights_is_what_is_judged_and_it_survives_a_resume(
+    data: DataConfig, whole: tuple[TrainConfig, Samples], tmp_path: Path
+) -> None:
+    optimizer = {"name": "sgd", "learning_rate": 0.001, "scaling": "none", "weight_decay": 1e-4}
+    config = _config(data, tmp_path, optimizer={**optimizer, "average_decay": 0.75})
+    _train(config)
+    assert _losses(config) == _losses(whole[0])
+    folder = tmp_path / "run/checkpoints"
+    saved = [torch.load(folder / f"step-{step:09}.pt", weights_only=True) for step in (6, 8)]
+    key = _first_weight(saved[0])
+    for checkpoint in saved:
+        assert not torch.equal(checkpoint["average"][f"module.{key}"], checkpoint["model"][key])
+    judged = load_encoder(config, _STEPS).state_dict()[key.removeprefix("encoder.")]
+    assert torch.equal(judged, saved[1]["average"][f"module.{key}"])
+
+    (folder / f"step-{_STEPS:09}.pt").unlink()
+    _train(config)
+    again = torch.load(folder / f"step-{_STEPS:09}.pt", weights_only=True)
+    assert torch.equal(again["average"][f"module.{key}"], saved[1]["average"][f"module.{key}"])
+
+
+def test_the_average_is_each_steps_share_of_the_weights(data: DataConfig, tmp_path: Path) -> None:
+    optimizer = {"name": "sgd", "learning_rate": 0.01, "scaling": "none", "average_decay": 0.75}
+    config = _config(data, tmp_path, optimizer=optimizer, checkpoint={"every_steps": 1, "keep": 9}, steps=4)
+    _train(config)
+    saved = [
+        torch.load(tmp_path / f"run/checkpoints/step-{step:09}.pt", weights_only=True) for step in range(1, 5)
+    ]
+    key = _first_weight(saved[0])
+    expected = saved[0]["model"][key].double()
+    for checkpoint in saved[1:]:
+        expected = 0.75 * expected + 0.25 * checkpoint["model"][key].double()
+    torch.testing.assert_close(saved[-1]["average"][f"module.{key}"].double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def _first_weight(checkpoint: dict[str, Any]) -> str:
+    return next(key for key in checkpoint["model"] if key.startswith("encoder.") and key.endswith(".weight"))

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.gather import Gather, LocalGather
-from training.losses.rows import mean_of_rows
+from training.losses.rows import mean_of_rows, semi_hard
 
 
 def nt_logistic(
@@ -26,6 +26,29 @@ def nt_logistic(
 
     def losses(positive: Float[Tensor, " rows"], negatives: Float[Tensor, "rows all"]) -> Tensor:
         apart = F.softplus(negatives / temperature).sum(1) / (negatives.shape[1] - 2)
+        return F.softplus(-positive / temperature) + apart
+
+    return mean_of_rows(first, second, losses, gather or LocalGather())
+
+
+def semi_hard_nt_logistic(
+    first: Float[Tensor, "n dim"],
+    second: Float[Tensor, "n dim"],
+    *,
+    temperature: float,
+    gather: Gather | None = None,
+) -> Float[Tensor, ""]:
+    """-log sigmoid(s+ / T) - log sigmoid(-s- / T), s- the nearest of a row's negatives farther than s+.
+
+    A row none of whose negatives is farther than its positive has the first term alone. Rows, value and
+    gradient as in nt_logistic.
+
+    Chen et al. 2020, section 5.1 and table 4. Raises ValueError if the two shapes differ or there is but
+    one pair.
+    """
+
+    def losses(positive: Float[Tensor, " rows"], negatives: Float[Tensor, "rows all"]) -> Tensor:
+        apart = F.softplus(semi_hard(positive, negatives) / temperature)
         return F.softplus(-positive / temperature) + apart
 
     return mean_of_rows(first, second, losses, gather or LocalGather())

@@ -57,6 +57,16 @@ def mean_of_rows(
         return mean_over_workers(total / len(local), gather)
 
 
+def semi_hard(
+    positive: Float[Tensor, " rows"], negatives: Float[Tensor, "rows all"]
+) -> Float[Tensor, " rows"]:
+    """The nearest of each row's negatives that are farther than its positive; -inf where there is none.
+
+    Schroff et al. 2015, section 3.2.
+    """
+    return negatives.masked_fill(negatives >= positive[:, None], -torch.inf).amax(1)
+
+
 def _similarities(
     local: Float[Tensor, "2n dim"], everyone: Float[Tensor, "all dim"], start: int, offset: int
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows all"]]:

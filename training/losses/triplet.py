@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.gather import Gather, LocalGather
-from training.losses.rows import mean_of_rows
+from training.losses.rows import mean_of_rows, semi_hard
 
 
 def margin_triplet(
@@ -47,7 +47,6 @@ def semi_hard_triplet(
     """
 
     def losses(positive: Float[Tensor, " rows"], negatives: Float[Tensor, "rows all"]) -> Tensor:
-        farther = negatives.masked_fill(negatives >= positive[:, None], -float("inf"))
-        return F.relu(farther.amax(1) - positive + margin)
+        return F.relu(semi_hard(positive, negatives) - positive + margin)
 
     return mean_of_rows(first, second, losses, gather or LocalGather())

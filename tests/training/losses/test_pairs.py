@@ -11,14 +11,22 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from training.gather import LocalGather, ProcessGroupGather
-from training.losses import byol_loss, margin_triplet, nt_logistic, semi_hard_triplet
+from training.losses import (
+    byol_loss,
+    margin_triplet,
+    nt_logistic,
+    semi_hard_nt_logistic,
+    semi_hard_triplet,
+)
 
 _LOSSES: dict[str, tuple[Callable[..., Tensor], dict[str, float]]] = {
     "nt-logistic": (nt_logistic, {"temperature": 0.2}),
     "margin": (margin_triplet, {"margin": 0.4}),
     "semi-hard": (semi_hard_triplet, {"margin": 0.3}),
+    "semi-hard nt-logistic": (semi_hard_nt_logistic, {"temperature": 0.2}),
     "byol": (byol_loss, {}),
 }
+_OF_ROWS = [name for name in _LOSSES if name != "byol"]
 
 
 def _logistic(similarity: Tensor, temperature: float) -> Tensor:
@@ -29,6 +37,10 @@ def _row_loss(name: str, positive: Tensor, negatives: Tensor, setting: float) ->
     """The loss of one row, from its similarity with its positive and those with its negatives."""
     if name == "nt-logistic":
         return _logistic(positive, setting) + torch.stack([_logistic(-s, setting) for s in negatives]).mean()
+    if name == "semi-hard nt-logistic":
+        semi_hard = [s for s in negatives if s < positive]
+        apart = _logistic(-max(semi_hard), setting) if semi_hard else positive * 0
+        return _logistic(positive, setting) + apart
     hinges = [torch.clamp(s - positive + setting, min=0) for s in negatives]
     if name == "margin":
         return torch.stack(hinges).mean()
@@ -117,7 +129,7 @@ def test_float32_under_autocast_is_as_exact_as_float32(name: str) -> None:
     assert _relative_error(gradient, torch.autograd.grad(expected, exact)[0]) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["nt-logistic", "margin", "semi-hard"])
+@pytest.mark.parametrize("name", _OF_ROWS)
 def test_rows_beyond_a_chunk_count_as_the_others_do(name: str) -> None:
     first, second = (view.requires_grad_() for view in _projections(300, torch.float64))
     rows = F.normalize(torch.cat([first, second]), dim=1)
@@ -131,6 +143,9 @@ def test_rows_beyond_a_chunk_count_as_the_others_do(name: str) -> None:
         expected = terms[apart].mean()
     elif name == "margin":
         expected = (similarities - positive + setting).clamp_min(0)[apart].mean()
+    elif name == "semi-hard nt-logistic":
+        farther = similarities.where(apart & (similarities < positive), -torch.inf).max(1, keepdim=True)[0]
+        expected = (F.softplus(-positive / setting) + F.softplus(farther / setting)).mean()
     else:
         farther = similarities.where(apart & (similarities < positive), -torch.inf).max(1, keepdim=True)[0]
         expected = (farther - positive + setting).clamp_min(0).mean()
@@ -149,6 +164,8 @@ def test_negatives_nearer_than_the_positive_are_not_semi_hard() -> None:
     # Each row's positive points away from it, so that every negative is nearer.
     assert float(semi_hard_triplet(first, -first, margin=0.5)) == 0
     assert float(margin_triplet(first, -first, margin=0.5)) == pytest.approx(1.5)
+    alone = float(F.softplus(torch.tensor(1 / 0.5)))
+    assert float(semi_hard_nt_logistic(first, -first, temperature=0.5)) == pytest.approx(alone)
 
 
 def test_byols_loss_is_nothing_for_equal_directions_and_four_for_opposite_ones() -> None:
@@ -164,7 +181,7 @@ def test_views_of_different_shapes_are_refused(name: str) -> None:
         loss(torch.ones(4, 8), torch.ones(3, 8), **settings)
 
 
-@pytest.mark.parametrize("name", ["nt-logistic", "margin", "semi-hard"])
+@pytest.mark.parametrize("name", _OF_ROWS)
 def test_a_single_pair_is_refused(name: str) -> None:
     loss, settings = _LOSSES[name]
     with pytest.raises(ValueError, match="one pair has no negatives"):

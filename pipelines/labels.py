@@ -1,0 +1,68 @@
+"""The label of every image of an index, and a share of each class's images."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from jaxtyping import Int
+
+from pipelines import parquet, storage
+from pipelines.config import DataConfig
+from pipelines.layout import CONNECTIONS
+from pipelines.philox import derive_key, permutation
+from pipelines.plan import Piece
+from pipelines.reader import Reading, read_pieces
+from pipelines.sources import Index
+
+# First part of a key's path; other modules use others.
+_LABELS = 7
+
+
+def labelled_part(
+    index: Index, data: DataConfig, share: float, *, seed: int, progress: Callable[[int, int], None]
+) -> Index:
+    """The index of `share` of each class's images; calls progress(done, fragments) as it reads the labels."""
+    return index.only(labelled_share(read_labels(index, data, progress), share, seed=seed))
+
+
+def read_labels(
+    index: Index, data: DataConfig, progress: Callable[[int, int], None]
+) -> Int[np.ndarray, " rows"]:
+    """The label of each row, -1 where it has none, in the index's order.
+
+    No image is read of Parquet files and folders. Raises ValueError as read_pieces does.
+    """
+    if index.layout == "folder":
+        return index.fragments["label"].to_numpy()
+    filesystem, _ = storage.resolve(index.uri)
+
+    def labels(number: int) -> Int[np.ndarray, " rows"]:
+        if index.layout != "parquet":
+            whole = Piece(number, 0, int(index.rows[number]))
+            return read_pieces(Reading.of(index, [whole]), data)["label"].to_numpy()
+        fragment = index.fragments.slice(number, 1).to_pylist()[0]
+        found = parquet.read_labels(filesystem, fragment, data)
+        return found[fragment["chosen"]] if "chosen" in fragment else found
+
+    found = []
+    count = len(index.fragments)
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        for number, part in enumerate(pool.map(labels, range(count))):
+            found.append(part)
+            progress(number + 1, count)
+    return np.concatenate(found)
+
+
+def labelled_share(labels: Int[np.ndarray, " n"], share: float, *, seed: int) -> Int[np.ndarray, " chosen"]:
+    """Places of `share` of the labelled images of each class, at least one of each, ascending.
+
+    Chen et al. 2020, section 6.1: 1 % and 10 % of ImageNet, class by class. A larger share has all of a
+    smaller one.
+    """
+    order = permutation(derive_key(seed, _LABELS), len(labels))
+    shuffled = labels[order]
+    chosen = [np.empty(0, np.int64)]
+    for label in np.unique(shuffled[shuffled >= 0]):
+        places = np.flatnonzero(shuffled == label)
+        chosen.append(order[places[: max(1, round(share * len(places)))]])
+    return np.sort(np.concatenate(chosen))
