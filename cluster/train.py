@@ -163,6 +163,13 @@ def _noted(values: dict[str, Any]) -> Iterator[str]:
         yield f"classifier's accuracy {values['top1']:.1%}"
     if "knn_top1_test" in values:
         yield f"on the test images {values['knn_top1_test']:.1%}"
+    if "warning" in values:
+        yield f"warning: {values['warning']}"
+    if "rolled_back_to" in values:
+        yield (
+            f"warning: the loss was not finite several times in a row; back to the weights of step "
+            f"{values['rolled_back_to']}"
+        )
     if "quarantined" in values:
         yield f"{values['quarantined']:,} images left out so far"
     if "effective_rank" in values:

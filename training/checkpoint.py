@@ -1,6 +1,8 @@
 """Everything that a run needs to go on, saved and loaded."""
 
 import io
+import json
+import math
 import re
 from dataclasses import asdict
 from typing import Any
@@ -14,11 +16,12 @@ from torch.optim.swa_utils import AveragedModel
 from pipelines import storage
 from training.config import TrainConfig, config_hash
 
+_BEST = "best.json"
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
 
 class Checkpoints:
-    """The checkpoints of one run, in RUN/checkpoints; the newest `keep` are kept."""
+    """The checkpoints of one run, in RUN/checkpoints; the newest `keep` and the best are kept."""
 
     def __init__(self, run: str, keep: int) -> None:
         self._folder = storage.join(run, "checkpoints")
@@ -33,21 +36,26 @@ class Checkpoints:
         average: AveragedModel | None = None,
     ) -> None:
         """Save whole or not at all, then delete what is no longer kept."""
+        self.write(step, snapshot(step, model, optimizer, config, average))
+
+    def write(self, step: int, saved: dict[str, Any], *, score: float | None = None) -> None:
+        """Write what a snapshot holds; one with a score is the best so far, and spared until the next."""
         content = io.BytesIO()
-        saved = {
-            "step": step,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "config": asdict(config),
-            "config_hash": config_hash(config),
-            "versions": {"torch": str(torch.__version__), "torchvision": torchvision.__version__},
-        }
-        if average:
-            saved["average"] = average.state_dict()
         torch.save(saved, content)
         storage.write(self.uri(step), content.getvalue())
+        if score is not None:
+            best = json.dumps({"step": step, "score": score}).encode()
+            storage.write(storage.join(self._folder, _BEST), best)
+        spared = self.best()[0]
         for old in self._names()[: -self._keep]:
-            storage.remove(storage.join(self._folder, old))
+            if _step(old) != spared:
+                storage.remove(storage.join(self._folder, old))
+
+    def best(self) -> tuple[int | None, float]:
+        """Step and score of the best checkpoint; None and minus infinity where none has a score."""
+        content = storage.read(storage.join(self._folder, _BEST))
+        best = json.loads(content) if content else {"step": None, "score": -math.inf}
+        return best["step"], best["score"]
 
     def latest(self) -> dict[str, Any] | None:
         """What the newest checkpoint holds, on the CPU, or None where there is none."""
@@ -72,6 +80,26 @@ class Checkpoints:
 
     def _names(self) -> list[str]:
         return [name for name in storage.names(self._folder) if _NAME.fullmatch(name)]
+
+
+def snapshot(
+    step: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    config: TrainConfig,
+    average: AveragedModel | None = None,
+) -> dict[str, Any]:
+    """All that a run needs to go on after `step`; tensors are the model's own, not copies."""
+    saved = {
+        "step": step,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+        "config": asdict(config),
+        "config_hash": config_hash(config),
+        "versions": {"torch": str(torch.__version__), "torchvision": torchvision.__version__},
+    }
+    return saved | {"average": average.state_dict()} if average else saved
 
 
 def find_checkpoint(place: str) -> str:

@@ -116,8 +116,10 @@ class CheckpointConfig:
 
     every_steps: Count = 500
     """Save after every so many steps, and after the last."""
+    every_minutes: Positive | None = None
+    """Save after so many minutes too; unset: never."""
     keep: Count = 2
-    """Keep so many of the newest checkpoints."""
+    """Keep so many of the newest checkpoints, and the one that was best on held-out images."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -19,6 +19,10 @@ class MetricsLog:
         )
         self._unsaved = False
 
+    def count(self, key: str) -> int:
+        """Lines that have `key`."""
+        return sum(key in line for line in self._lines)
+
     def append(self, **values: Any) -> None:
         self._lines.append(values)
         self._unsaved = True

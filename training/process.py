@@ -17,12 +17,13 @@ TableSource = Callable[[Index, DataConfig, Iterable[Window]], Iterator[pa.Table]
 
 @dataclass(frozen=True, eq=False)
 class Worker:
-    """One process of a run, on one device."""
+    """One process of a run, on one device. `stopping` tells rank 0 that it shall save and end."""
 
     gather: Gather
     device: torch.device
     threads: int
     tables: TableSource
+    stopping: Callable[[], bool] = lambda: False
 
     @property
     def dali(self) -> Device:

@@ -1,6 +1,7 @@
 """One worker's whole run: data, model, steps, evaluations and what is kept of them. Knows no Ray."""
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,16 +20,18 @@ from pipelines.quarantine import Quarantine, Quarantined, decode, encode
 from pipelines.sources import Index
 from pipelines.views import Views
 from training.batch_norm import synchronize_batch_norm
-from training.checkpoint import Checkpoints
+from training.checkpoint import Checkpoints, snapshot
 from training.config import TrainConfig
 from training.encoders import Encoder, raw_pixels
 from training.evaluator import Evaluator, Sets
+from training.faults import NonFiniteError, StoppedError
 from training.gradients import Backward, micro_batches, whole_batch
 from training.loop import fit
 from training.metrics import MetricsLog
 from training.objectives import Objective, build_objective
 from training.optimizers import build_optimizer, learning_rate, peak_learning_rate
 from training.process import Worker
+from training.saver import Saver
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -71,13 +74,16 @@ def train(config: TrainConfig, sets: Sets, worker: Worker, progress: Progress) -
 
 class _Run:
     def __init__(self, config: TrainConfig, sets: Sets, worker: Worker, progress: Progress) -> None:
-        self.config, self.index, self.worker = config, sets.train, worker
+        self.config, self.sets, self.worker = config, sets, worker
+        self.index = sets.train
         self.plan = make_plan(config, sets.train)
         self.steps = total_steps(config, self.plan)
         self.objective = self._build_objective()
         self.optimizer = build_optimizer(self.objective, config.optimizer)
         self.average = self._build_average()
         self.checkpoints = Checkpoints(run_uri(config), config.checkpoint.keep)
+        self.saver = Saver(self.checkpoints, self._warn)
+        self.best, self.saved_at = self.checkpoints.best()[1], time.monotonic()
         self.start_step = self._resume()
         self.quarantine = Quarantine(run_uri(config))
         self.left_out: list[Quarantined] = []
@@ -93,11 +99,25 @@ class _Run:
         if self.start_step == 0 and self.steps:
             self._evaluate(0, knn_top1_pixels=raw_pixels(self.config.data.view.size))
             self._settle(0)
+        backward = self._backward()
+        try:
+            self._fit(backward, views)
+        except NonFiniteError as fault:
+            self._roll_back(fault)
+            try:
+                self._fit(backward, self._training_views())
+            except NonFiniteError as again:
+                raise ValueError(
+                    f"{again}, as in steps {fault.first} to {fault.last} before it went back to its last "
+                    "checkpoint; try a lower --optimizer.learning-rate, or --optimizer.clip-norm 1"
+                ) from again
+
+    def _fit(self, backward: Backward, views: Iterator[Views]) -> None:
         peak = peak_learning_rate(self.config)
         warmup = min(self.config.optimizer.warmup_epochs * self.plan.steps_per_epoch, self.steps / 10)
         fit(
             self.objective,
-            self._backward(),
+            backward,
             self.optimizer,
             views,
             start_step=self.start_step,
@@ -107,6 +127,19 @@ class _Run:
             device=self.worker.device,
             clip_norm=self.config.optimizer.clip_norm,
         )
+
+    def _roll_back(self, fault: NonFiniteError) -> None:
+        """Take the last checkpoint's weights, and go on behind the steps that failed."""
+        self.saver.wait()
+        self.worker.gather.total(torch.zeros(1, device=self.worker.device))  # Rank 0 has written it now.
+        step = self._resume()
+        if not step:
+            raise ValueError(
+                f"{fault}, before the first checkpoint; try a lower --optimizer.learning-rate"
+            ) from fault
+        self.start_step = fault.last
+        if self.log:
+            self.log.note(fault.last, rolled_back_to=step)
 
     def _backward(self) -> Backward:
         config, gather = self.config, self.worker.gather
@@ -150,6 +183,7 @@ class _Run:
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.average:
             self.average.load_state_dict(saved["average"])
+        torch.set_rng_state(saved["random"])
         return saved["step"]
 
     def _training_views(self) -> Iterator[Views]:
@@ -186,7 +220,7 @@ class _Run:
             return
         self.quarantine.add(everyone, write=self._leads)
         if self.log:
-            self.log.quarantined(done, len(self.quarantine))
+            self.log.note(done, quarantined=len(self.quarantine))
         self.quarantine.check(self.index, self.config.data.max_bad_share)
 
     def _with_contact_sheet(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -204,22 +238,45 @@ class _Run:
         if self.log:
             self.log.step(done, loss, rate)
         every = self.config.evaluation.every_epochs * self.plan.steps_per_epoch
+        score = None
         if done == self.steps or (every and done % every == 0):
-            self._evaluate(done)
+            score = self._evaluate(done)
         saves = done == self.steps or done % self.config.checkpoint.every_steps == 0
         if saves or done % _SETTLE_STEPS == 0:
             self._settle(done)
-        if saves and self.log:
-            self.log.write()
-            self.checkpoints.save(done, self.objective, self.optimizer, self.config, self.average)
+        if self.log:
+            self._save(done, self.log, due=saves, score=score)
 
-    def _evaluate(self, done: int, **others: Encoder) -> None:
-        """Measure the encoder and `others`, by all workers together."""
+    def _save(self, done: int, log: "_Log", *, due: bool, score: float | None) -> None:
+        """Save where it is due, where the run was never better, or where it shall end."""
+        stopping = self.worker.stopping() and done < self.steps
+        minutes = self.config.checkpoint.every_minutes
+        late = minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
+        better = score is not None and score > self.best
+        if not (due or late or better or stopping):
+            return
+        log.write()
+        self.best = score if better and score is not None else self.best
+        saved = snapshot(done, self.objective, self.optimizer, self.config, self.average)
+        self.saver.save(done, saved, score=score if better else None)
+        self.saved_at = time.monotonic()
+        if (stopping or done == self.steps) and not self.saver.wait():
+            raise OSError(f"the checkpoint of step {done} could not be written; the one before it is whole")
+        if stopping:
+            raise StoppedError(done)
+
+    def _warn(self, message: str) -> None:
+        if self.log:
+            self.log.note(self.log.last_step, warning=message)
+
+    def _evaluate(self, done: int, **others: Encoder) -> float | None:
+        """Measure the encoder and `others`, by all workers together; accuracy on held-out images, if any."""
         judged: Any = self.average.module if self.average else self.objective
         encoders = {"knn_top1": judged.encoder, **others}
         values = self.evaluator.online(encoders, last=done == self.steps, classifier=judged.full_classifier)
         if self.log and values:
-            self.log.evaluation(done, values)
+            self.log.note(done, **values)
+        return values.get("knn_top1") if self.sets.held_out else None
 
 
 class _Log:
@@ -231,10 +288,12 @@ class _Log:
         self._batch_size, self._plan, self._steps, self._progress = config.batch_size, plan, steps, progress
         self._metrics = MetricsLog(run_uri(config), start_step)
         self._pending: list[tuple[dict[str, Any], Tensor]] = []
+        self.last_step, self._skipped = start_step, self._metrics.count("skipped")
         self._last_step = self._last_look = self._last_write = time.monotonic()
 
     def step(self, done: int, loss: Tensor, rate: float) -> None:
         now = time.monotonic()
+        self.last_step = done
         values = {
             "step": done,
             "epoch": self._epoch(done),
@@ -248,21 +307,14 @@ class _Log:
         if now - self._last_write > _WRITE_SECONDS:
             self.write()
 
-    def evaluation(self, done: int, values: dict[str, float]) -> None:
+    def note(self, done: int, **values: Any) -> None:
+        """Write down and show what was found after `done` steps, other than the steps themselves."""
         self._look()
         line = {"step": done, "epoch": self._epoch(done), **values}
         self._metrics.append(**line)
         self._progress({**line, "steps": self._steps})
         self.write()
         self._last_step = time.monotonic()
-
-    def quarantined(self, done: int, images: int) -> None:
-        """Note how many images were left out so far."""
-        self._look()
-        line = {"step": done, "epoch": self._epoch(done), "quarantined": images}
-        self._metrics.append(**line)
-        self._progress({**line, "steps": self._steps})
-        self.write()
 
     def write(self) -> None:
         self._look()
@@ -273,7 +325,12 @@ class _Log:
         """Read the losses of the steps since the last look."""
         line = None
         for values, loss in self._pending:
-            line = {"step": values["step"], "epoch": values["epoch"], "loss": loss.item(), **values}
+            value = loss.item()
+            if not math.isfinite(value):
+                self._skipped += 1
+                self._metrics.append(step=values["step"], epoch=values["epoch"], skipped=self._skipped)
+                continue
+            line = {"step": values["step"], "epoch": values["epoch"], "loss": value, **values}
             self._metrics.append(**line)
         self._pending.clear()
         if line:

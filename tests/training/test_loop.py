@@ -1,6 +1,8 @@
 """fit() against a loop written by hand."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.views import Views
+from training.faults import NonFiniteError
 from training.gradients import whole_batch
 from training.loop import fit
 
@@ -114,3 +117,40 @@ def test_gradients_are_clipped_all_together_where_they_are_longer() -> None:
     for parameter, before in zip(model.parameters(), by_hand.parameters(), strict=True):
         assert before.grad is not None
         torch.testing.assert_close(parameter, before - _rate(0) * before.grad * 0.01 / length)
+
+
+class _Normalised(_Regression):
+    """With a batch norm before it, whose statistics must not keep what is skipped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(12)
+
+    def forward(self, views: Views) -> Tensor:
+        return F.mse_loss(self.linear(self.norm(views.images[0].flatten(1)))[:, 0], views.labels)
+
+
+def _poisoned(bad: set[int]) -> Iterator[Views]:
+    for step, batch in enumerate(_batches()):
+        yield replace(batch, images=(batch.images[0] * torch.nan,)) if step in bad else batch
+
+
+def test_a_step_that_is_not_finite_changes_nothing() -> None:
+    model, expected = _Normalised(), _Normalised()
+    calls = _fit(model, _poisoned({3, 4, 7}), 0, 10)
+    assert [done for done, loss, _ in calls if not math.isfinite(loss)] == [4, 5, 8]
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.0, momentum=0.9)
+    for step, batch in enumerate(islice(_batches(), 10)):
+        if step not in (3, 4, 7):
+            optimizer.param_groups[0]["lr"] = _rate(step)
+            optimizer.zero_grad()
+            expected(batch).backward()
+            optimizer.step()
+    for name, value in expected.state_dict().items():
+        if "num_batches" not in name:  # Nothing reads that but an average that batch norm does not keep here.
+            assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_several_steps_in_a_row_that_are_not_finite_end_the_fit() -> None:
+    with pytest.raises(NonFiniteError, match="not finite in steps 5 to 7"):
+        _fit(_Normalised(), _poisoned({1, 2, 4, 5, 6}), 0, 10)

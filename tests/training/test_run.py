@@ -22,8 +22,10 @@ from pipelines.reader import read_windows
 from pipelines.recipes import RECIPES
 from pipelines.shards import write_shards
 from pipelines.sources import build_index
+from training.checkpoint import Checkpoints
 from training.config import TrainConfig
 from training.evaluator import Sets
+from training.faults import StoppedError
 from training.gather import LocalGather, ProcessGroupGather
 from training.metrics import read_metrics
 from training.objectives import Objective
@@ -80,7 +82,9 @@ def _ignore(_values: dict[str, Any]) -> None:
     pass
 
 
-def _train(config: TrainConfig, progress: Progress = _ignore) -> Samples:
+def _train(
+    config: TrainConfig, progress: Progress = _ignore, stopping: Callable[[], bool] = lambda: False
+) -> Samples:
     """Train in this process, or as the rank that it is; the samples of each step."""
     seen: Samples = []
 
@@ -93,6 +97,7 @@ def _train(config: TrainConfig, progress: Progress = _ignore) -> Samples:
         device=torch.device("cpu"),
         threads=1,
         tables=read_windows,
+        stopping=stopping,
     )
     index = build_index(config.data.train, config.data)
     test_index = build_index(config.data.test, config.data) if config.data.test else None
@@ -468,3 +473,100 @@ def test_the_average_is_each_steps_share_of_the_weights(data: DataConfig, tmp_pa
 
 def _first_weight(checkpoint: dict[str, Any]) -> str:
     return next(key for key in checkpoint["model"] if key.startswith("encoder.") and key.endswith(".weight"))
+
+
+def _poison(config: TrainConfig, samples: set[int]) -> Any:
+    """From now on steps that see one of these samples have views that are not a number."""
+
+    def note(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
+        if isinstance(module, Objective) and samples & set(inputs[0].samples.tolist()):
+            images = tuple(view * torch.nan for view in inputs[0].images)
+            return (replace(inputs[0], images=images),)
+        return None
+
+    return register_module_forward_pre_hook(note)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(
+    data: DataConfig, whole: tuple[TrainConfig, Samples], tmp_path: Path
+) -> None:
+    config = _config(data, tmp_path)
+    hook = _poison(config, {whole[1][3][0]})
+    try:
+        _train(config)
+    finally:
+        hook.remove()
+    lines = read_metrics(run_uri(config))
+    skipped = [line["step"] for line in lines if "skipped" in line]
+    assert skipped[0] == 4
+    assert len(skipped) <= 2  # The image comes again in the second epoch.
+    assert [line["skipped"] for line in lines if "skipped" in line] == list(range(1, len(skipped) + 1))
+    assert sorted([line["step"] for line in _step_lines(config)] + skipped) == list(range(1, _STEPS + 1))
+    assert _losses(config)[:3] == _losses(whole[0])[:3]
+    assert all(torch.isfinite(value).all() for value in _weights(config).values())
+
+
+def test_several_in_a_row_go_back_to_the_last_checkpoint_and_skip_that_data(
+    data: DataConfig, whole: tuple[TrainConfig, Samples], tmp_path: Path
+) -> None:
+    # Steps 3 to 5; the last checkpoint is that of step 4, which has the weights of step 2.
+    seen = set(whole[1][2] + whole[1][3] + whole[1][4])
+    later = {sample for step in whole[1][5:] for sample in step}
+    config = _config(data, tmp_path, steps=6)
+    hook = _poison(config, seen - later if seen - later else seen)
+    try:
+        _train(config)
+    finally:
+        hook.remove()
+    lines = read_metrics(run_uri(config))
+    assert [line["step"] for line in lines if "skipped" in line] == [3, 4, 5]
+    assert [(line["step"], line["rolled_back_to"]) for line in lines if "rolled_back_to" in line] == [(5, 4)]
+    assert [line["step"] for line in _step_lines(config)] == [1, 2, 6]
+
+
+def test_a_run_that_never_is_finite_ends_and_says_where(
+    data: DataConfig, whole: tuple[TrainConfig, Samples], tmp_path: Path
+) -> None:
+    hook = _poison(whole[0], set(range(_TRAIN_IMAGES)))
+    try:
+        with pytest.raises(ValueError, match="steps 1 to 3, before the first checkpoint; try a lower"):
+            _train(_config(data, tmp_path / "never", checkpoint={"every_steps": 100, "keep": 2}))
+        with pytest.raises(ValueError, match="in steps 4 to 6, as in steps 1 to 3 before it went back"):
+            _train(_config(data, tmp_path / "twice"))
+    finally:
+        hook.remove()
+
+
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_bit_for_bit(
+    data: DataConfig, whole: tuple[TrainConfig, Samples], tmp_path: Path
+) -> None:
+    config = _config(data, tmp_path, checkpoint={"every_steps": 100, "keep": 2})
+    asked = iter([False, False, True])
+    with pytest.raises(StoppedError, match="stopped after step 3"):
+        _train(config, stopping=lambda: next(asked))
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-000000003.pt"]
+    assert [line["step"] for line in _step_lines(config)] == [1, 2, 3]
+    _train(config)
+    assert _losses(config) == _losses(whole[0])
+    for key, value in _weights(whole[0]).items():
+        assert torch.equal(_weights(config)[key], value), key
+
+
+def test_checkpoints_are_written_by_the_clock_too(data: DataConfig, tmp_path: Path) -> None:
+    _train(_config(data, tmp_path, checkpoint={"every_steps": 100, "every_minutes": 1e-9, "keep": 100}))
+    names = [path.name for path in sorted((tmp_path / "run/checkpoints").iterdir())]
+    assert names == [f"step-{step:09}.pt" for step in range(1, _STEPS + 1)]
+
+
+def test_the_best_checkpoint_by_held_out_images_stays(data: DataConfig, tmp_path: Path) -> None:
+    config = _config(
+        data, tmp_path, steps=24, evaluation={"every_epochs": 1, "neighbours": 10, "held_out": 0.3},
+        checkpoint={"every_steps": 100, "keep": 1},
+    )  # fmt: skip
+    _train(config)
+    accuracies = {line["step"]: line["knn_top1"] for line in _accuracies(config) if line["step"]}
+    step, score = Checkpoints(run_uri(config), keep=1).best()
+    assert score == max(accuracies.values())
+    assert step == min(at for at, value in accuracies.items() if value == score)
+    kept = [int(path.stem[5:]) for path in (tmp_path / "run/checkpoints").glob("*.pt")]
+    assert sorted(kept) == sorted({step, 24})

@@ -1,0 +1,17 @@
+"""What ends a step or a run before its time."""
+
+
+class StoppedError(Exception):
+    """The run was asked to stop, and has saved what it has done."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
+class NonFiniteError(Exception):
+    """Several steps in a row had a loss or a gradient that is not finite."""
+
+    def __init__(self, first: int, last: int) -> None:
+        super().__init__(f"the loss or its gradient is not finite in steps {first} to {last}")
+        self.first, self.last = first, last
