@@ -4,7 +4,7 @@ import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import cyclopts.config
 from cyclopts import App, CycloptsError, Parameter, validators
@@ -25,18 +25,41 @@ from training.config import (
 
 def _read_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Fill the flags that were not given from the TOML file that CONFIG names."""
-    for argument in arguments:
-        if argument.name == "CONFIG" and argument.tokens:
-            name = argument.tokens[0].value
-            path = Path(name) if Path(name).is_file() else shipped_config(name)
-            try:
-                values = tomllib.loads(path.read_text())
-            except tomllib.TOMLDecodeError as error:
-                raise ValueError(f"{path} is not TOML: {error}") from error
-            values.setdefault("name", path.stem)
-            cyclopts.config.Dict(values, source=str(path), use_commands_as_keys=False)(
-                app, commands, arguments
-            )
+    given = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
+    if "CONFIG" in given and "--resume" in given:
+        raise ValueError("give a CONFIG or --resume RUN, not both: a run has its own config")
+    if "CONFIG" in given:
+        name = given["CONFIG"]
+        path = Path(name) if Path(name).is_file() else shipped_config(name)
+        values = _parsed(path.read_text(), str(path))
+        values.setdefault("name", path.stem)
+    elif "--resume" in given:
+        path, values = _config_of_run(given["--resume"])
+    else:
+        return
+    for command in reversed(commands):  # A flat table would lose `data`, which is a command's name too.
+        values = {command: values}
+    cyclopts.config.Dict(values, source=str(path))(app, commands, arguments)
+
+
+def _parsed(content: str, path: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(content)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+
+
+def _config_of_run(run: str) -> tuple[str, dict[str, Any]]:
+    """Where the run's config is, and what it says; the run may have been moved."""
+    from pipelines import storage  # Takes half a second to import.
+
+    run = storage.absolute(run.rstrip("/"))
+    path = storage.join(run, "config.toml")
+    content = storage.read(path)
+    if content is None:
+        raise ValueError(f"{run} is no run: there is no config.toml; give OUTPUT/NAME of one")
+    output, _, name = run.rpartition("/")
+    return path, _parsed(content.decode(), path) | {"output": output, "name": name}
 
 
 Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
@@ -52,13 +75,21 @@ app = App(
 
 
 @app.command
-def train(config: str | None = None, /, *, run: Annotated[TrainConfig, Parameter(name="*")]) -> None:
+def train(
+    config: str | None = None,
+    /,
+    *,
+    resume: str | None = None,
+    run: Annotated[TrainConfig, Parameter(name="*")],
+) -> None:
     """Train an encoder; every field of the config is a flag.
 
     Parameters
     ----------
     config
         A TOML file, or the name of a shipped config. Flags take precedence over it.
+    resume
+        OUTPUT/NAME of a run that goes on from its newest checkpoint, its config being its own.
     """
     # torch takes seconds to import; help and an error in the config should not.
     from cluster.train import run_training
@@ -107,7 +138,7 @@ def evaluate(
     features: FeatureName = "encoder",
     test: str | None = None,
     checkpoint: int | None = None,
-    workers: int | None = None,
+    workers: str | None = None,
     neighbours: Count | None = None,
     temperature: Annotated[float, Parameter(validator=validators.Number(gt=0))] | None = None,
     probe: ProbeConfig = ProbeConfig(),  # noqa: B008

@@ -11,7 +11,7 @@ from pipelines import storage
 from pipelines.labels import read_labels
 from pipelines.sources import Index
 from training.checkpoint import Checkpoints
-from training.config import FeatureName, FinetuneConfig, ProbeConfig, ProtocolName, TrainConfig
+from training.config import FeatureName, FinetuneConfig, ProbeConfig, ProtocolName, TrainConfig, worker_counts
 from training.evaluator import Sets
 from training.finetune import finetune_config
 from training.protocols import Protocol
@@ -31,7 +31,7 @@ class Request:
     features: FeatureName
     test: str | None
     step: int | None
-    workers: int | None
+    workers: int | str | None
     neighbours: int | None
     temperature: float | None
     probe: ProbeConfig
@@ -115,7 +115,8 @@ def _launch(config: TrainConfig, sets: Sets, protocol: Protocol) -> dict[str, An
     from training.worker import CPUS_PER_WORKER, RunError, launch
 
     found: dict[str, Any] = {}
-    with cluster(cpus=(config.workers or 1) * CPUS_PER_WORKER):
+    most = worker_counts(config)[-1] if config.workers else 1
+    with cluster(cpus=most * CPUS_PER_WORKER):
         try:
             launch(config, sets, found.update, task=protocol)
         except RunError as error:

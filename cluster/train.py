@@ -9,15 +9,17 @@ from typing import Any
 from tqdm import tqdm
 
 from cluster.local import cluster
+from cluster.signals import stop_signals
 from pipelines import storage
 from pipelines.labels import labelled_part
 from pipelines.plan import check_lanes
 from pipelines.sources import Index, build_index
 from training.checkpoint import Checkpoints, find_checkpoint
-from training.config import TrainConfig
+from training.config import TrainConfig, worker_counts
 from training.diagnostics import COLLAPSED_RANK
 from training.encoders import build_encoder
 from training.evaluator import Sets
+from training.faults import StoppedError
 from training.metrics import read_metrics
 from training.objectives import count_classes, load_initial
 from training.record import claim_run, find_run
@@ -31,7 +33,8 @@ def run_training(config: TrainConfig) -> list[dict[str, Any]]:
     Raises ValueError where the config, the data or the cluster will not do, before anything is written.
     """
     config = with_absolute_paths(config)
-    check_lanes(config.batch_size, config.lanes, config.workers or 1)
+    check_lanes(config.batch_size, config.lanes)
+    worker_counts(config)
     run = run_uri(config)
     resumed = find_run(run, config)
     index = _index(run, "train", config.data.train, config, resumed)
@@ -74,14 +77,23 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 
 def _launch(config: TrainConfig, sets: Sets, steps: int, done: int) -> None:
     # Ray takes seconds to import; an error in the config should not.
-    from training.worker import CPUS_PER_WORKER, RunError, launch
+    from training.attempts import run_to_its_end
+    from training.worker import CPUS_PER_WORKER, RunError
 
     print(f"{sets.train.rows.sum():,} images; starting {config.workers or 'the'} workers ...")
-    with cluster(cpus=(config.workers or 1) * CPUS_PER_WORKER), _ProgressBar(steps, done) as bar:
+    most = worker_counts(config)[-1] if config.workers else 1
+    with cluster(cpus=most * CPUS_PER_WORKER), _ProgressBar(steps, done) as bar, stop_signals() as stop:
         try:
-            launch(config, sets, bar.show)
+            run_to_its_end(config, sets, bar.show, stop.event)
         except RunError as error:
             sys.exit(f"diptych: {error}")
+        except StoppedError as stopped:
+            print(
+                f"\ndiptych: stopped after step {stopped.step} of {steps}; "
+                f"go on with: diptych train --resume {run_uri(config)}",
+                file=sys.stderr,
+            )
+            sys.exit(128 + stop.number)
 
 
 def _index(
@@ -163,6 +175,8 @@ def _noted(values: dict[str, Any]) -> Iterator[str]:
         yield f"classifier's accuracy {values['top1']:.1%}"
     if "knn_top1_test" in values:
         yield f"on the test images {values['knn_top1_test']:.1%}"
+    if "restarting" in values:
+        yield f"going on from there, for {values['restarting']}"
     if "warning" in values:
         yield f"warning: {values['warning']}"
     if "rolled_back_to" in values:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from cluster.local import cluster
 from cluster.train import read_index, with_absolute_paths
 from pipelines import storage
+from training.config import worker_counts
 from training.record import to_toml
 from tuning.space import SearchConfig, with_values
 
@@ -40,7 +41,8 @@ def run_tuning(search: SearchConfig) -> list[dict[str, Any]]:
             "name it with train.data.label_column"
         )
     folder = storage.join(search.output, search.name)
-    cpus = search.concurrent * ((search.train.workers or 1) * CPUS_PER_WORKER + CPUS_PER_TRIAL)
+    most = worker_counts(search.train)[-1] if search.train.workers else 1
+    cpus = search.concurrent * (most * CPUS_PER_WORKER + CPUS_PER_TRIAL)
     with cluster(cpus), tqdm(total=search.trials, desc="trials", unit="trial") as bar:
 
         def show(values: dict[str, Any], result: dict[str, Any]) -> None:

@@ -6,10 +6,11 @@ from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from pipelines.config import DataConfig
+from pipelines.plan import check_lanes
 from pipelines.recipes import STRICT, Share, Strength
 from training.encoder_config import EncoderConfig, check_view_size
 from training.objective_config import (
@@ -24,6 +25,18 @@ from training.objective_config import (
 )
 
 Positive = Annotated[float, Field(gt=0)]
+
+
+def _number_or_range(workers: int | str) -> int | str:
+    numbers = str(workers).split(":")
+    if len(numbers) > 2 or not all(number.isdecimal() and int(number) for number in numbers):
+        raise ValueError(f"needs a number from 1 or FEWEST:MOST, as 1:4, got {workers}")
+    if int(numbers[0]) > int(numbers[-1]):
+        raise ValueError(f"needs FEWEST:MOST, as 1:4, got {workers}")
+    return workers if len(numbers) == 2 else int(workers)
+
+
+Workers = Annotated[int | str, AfterValidator(_number_or_range)]
 
 ProtocolName = Literal["knn", "linear", "finetune"]
 FeatureName = Literal["encoder", "projector"]
@@ -124,15 +137,22 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainConfig:
-    """One training run. Its result depends on this alone, `name`, `output` and `workers` left out."""
+    """One training run. Its result depends on this alone, and not on where and on what it runs: name, output,
+    workers, retries, timeout."""
 
     data: DataConfig
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """The run's name; it is written to OUTPUT/NAME."""
     output: str = "runs"
     """Where runs are written: a path, file://, s3://, gs:// or az://."""
-    workers: Count | None = None
-    """Worker processes; unset: one for each GPU of the cluster that lanes allow, or one."""
+    workers: Workers | None = None
+    """Worker processes, or FEWEST:MOST, as many as the cluster has room for, which may change while it
+    trains; unset: one for each GPU of the cluster that lanes allow, or one."""
+    retries: Annotated[int, Field(ge=0)] = 3
+    """How often a run that has lost a worker goes on from its last checkpoint by itself, without having saved
+    another one in between."""
+    timeout: Annotated[float, Field(ge=1)] = 600.0
+    """Seconds that a worker waits for another before the run starts again from its last checkpoint."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of everything random."""
     lanes: Count = 8
@@ -180,6 +200,21 @@ class TrainConfig:
         )
 
 
+def worker_counts(config: TrainConfig) -> list[int]:
+    """The numbers of workers that the config allows, ascending; ValueError where lanes divide by none."""
+    if isinstance(config.workers, int):
+        check_lanes(config.batch_size, config.lanes, config.workers)
+        return [config.workers]
+    fewest, most = map(int, (config.workers or f"1:{config.lanes}").split(":"))
+    counts = [count for count in range(fewest, most + 1) if config.lanes % count == 0]
+    if not counts:
+        fits = ", ".join(str(count) for count in range(1, config.lanes + 1) if config.lanes % count == 0)
+        raise ValueError(
+            f"lanes={config.lanes} divide by no number of workers={config.workers}; take in one of {fits}"
+        )
+    return counts
+
+
 def check_micro_batches(batch_size: int, micro_batch_size: int, lanes: int) -> None:
     """Raise ValueError unless lanes divide micro_batch_size and that divides batch_size."""
     if micro_batch_size % lanes or batch_size % micro_batch_size:
@@ -203,7 +238,7 @@ def shipped_config(name: str) -> Path:
 
 # Where a run is written and on how many workers it runs is not part of what it computes; how often it
 # saves or evaluates does not change its weights either, but it changes the run's record.
-_NOT_IDENTITY = ("name", "output", "workers")
+_NOT_IDENTITY = ("name", "output", "workers", "retries", "timeout")
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:

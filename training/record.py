@@ -58,7 +58,8 @@ def to_toml(config: TrainConfig) -> str:
     """
     values = asdict(config)
     view, second = values["data"]["view"], values["data"]["second_view"]
-    values["data"]["second_view"] = {key: value for key, value in second.items() if value != view[key]}
+    own = {key: value for key, value in second.items() if value != view[key]}
+    values["data"]["second_view"] = own or None
     return tomli_w.dumps(_without_none(values))
 
 

@@ -1,25 +1,29 @@
-"""Ray Train adapter: a training run on the workers of a Ray cluster."""
+"""Ray Train adapter: a task on the workers of a Ray cluster, once."""
 
+import asyncio
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Thread
-from typing import Any
+from threading import Event, Thread
+from typing import Any, cast
 
 import ray
 import ray.train
 import torch
-from ray.train import RunConfig, ScalingConfig, WorkerGroupError
+from ray.exceptions import RayError
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines import storage
-from pipelines.plan import check_lanes
 from pipelines.stream import READER_CPUS, READERS, stream_windows
-from training.config import TrainConfig
+from training.config import TrainConfig, worker_counts
 from training.evaluator import Sets
+from training.faults import StoppedError
 from training.gather import LocalGather, ProcessGroupGather
 from training.process import Worker
 from training.run import Progress, run_uri, train
@@ -27,9 +31,16 @@ from training.run import Progress, run_uri, train
 # Cores that the scheduler sets aside for a worker and for the tasks that read its images.
 CPUS_PER_WORKER = 1 + READER_CPUS * READERS
 
+# How often rank 0 asks whether it shall stop.
+_ASK_SECONDS = 1.0
+
 
 class RunError(Exception):
-    """A worker failed; the message says which and why."""
+    """A worker failed; the message says which and why. `final`: it would again, whoever did the work."""
+
+    def __init__(self, message: str, *, final: bool) -> None:
+        super().__init__(message)
+        self.final = final
 
 
 Task = Callable[[TrainConfig, Sets, Worker, Progress], None]
@@ -40,52 +51,83 @@ class _Job:
     config: TrainConfig
     sets: Sets
     task: Task
-    events: Queue
+    channel: Any
 
 
-def launch(config: TrainConfig, sets: Sets, progress: Progress, task: Task = train) -> None:
-    """Run `task` for `config` on all workers of the connected Ray cluster; progress(values) hears of it.
+def launch(
+    config: TrainConfig,
+    sets: Sets,
+    progress: Progress,
+    task: Task = train,
+    *,
+    workers: int | None = None,
+    stop: Event | None = None,
+) -> None:
+    """Run `task` for `config` on `workers` of the connected Ray cluster; progress(values) hears of it.
 
-    Raises ValueError if the cluster cannot hold the workers, RunError if one of them fails.
+    Raises ValueError if the cluster cannot hold the workers, RunError if one of them fails, StoppedError
+    once the run has saved because `stop` was set.
     """
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    workers = choose_workers(config, gpus)
-    _check_room(workers, resources)
-    with _events(progress) as events, tempfile.TemporaryDirectory(prefix="diptych-") as scratch:
+    workers = workers or fitting_workers(config)
+    gpus = int(ray.cluster_resources().get("GPU", 0)) >= workers
+    with _channel(progress, stop) as channel, tempfile.TemporaryDirectory(prefix="diptych-") as scratch:
         trainer = TorchTrainer(
             _work,
-            train_loop_config={"job": _Job(config, sets, task, events)},
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus >= workers),
-            torch_config=TorchConfig(backend="nccl" if gpus >= workers else "gloo"),
-            # diptych keeps its own checkpoints; Ray has nothing to keep.
-            run_config=RunConfig(name=config.name, storage_path=scratch),
+            train_loop_config={"job": _Job(config, sets, task, channel)},
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=int(config.timeout)),
+            # diptych keeps its own checkpoints, and goes on by itself; Ray has nothing to keep or to retry.
+            run_config=RunConfig(
+                name=config.name,
+                storage_path=scratch,
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            ),
         )
+        thread = ThreadPoolExecutor(1)
         try:
-            trainer.fit()
+            # Not in the main thread: there Ray would take Ctrl-C for itself.
+            thread.submit(trainer.fit).result()
         except WorkerGroupError as error:
-            rank, cause = min(error.worker_failures.items())
-            log = storage.join(run_uri(config), "error.log")
-            storage.write(log, str(error).encode())
-            raise RunError(f"worker {rank} failed: {_root(cause)} (traceback: {log})") from error
+            raise _failure(config, error) from error
+        except ControllerError as error:
+            raise RunError(f"the workers could not be started: {_root(error)}", final=False) from error
+        finally:
+            thread.shutdown(wait=False)
 
 
-def choose_workers(config: TrainConfig, gpus: int) -> int:
-    """The config's workers, or as many as there are GPUs for and lanes allow."""
-    workers = config.workers or max(
-        count for count in range(1, config.lanes + 1) if config.lanes % count == 0 and count <= max(1, gpus)
-    )
-    check_lanes(config.batch_size, config.lanes, workers)
-    return workers
+def _failure(config: TrainConfig, error: WorkerGroupError) -> Exception:
+    """What a user is told: the fault of the run itself, if there is one, before those of its workers."""
+    causes = {rank: _root_error(failure) for rank, failure in sorted(error.worker_failures.items())}
+    for cause in causes.values():
+        if isinstance(cause, StoppedError):
+            return cause
+    blamed = [rank for rank, cause in causes.items() if isinstance(cause, ValueError)]
+    rank = blamed[0] if blamed else next(iter(causes))
+    log = storage.join(run_uri(config), "error.log")
+    storage.write(log, str(error).encode())
+    cause = causes[rank]
+    message = f"worker {rank} failed: {type(cause).__name__}: {cause} (traceback: {log})"
+    return RunError(message, final=bool(blamed))
 
 
-def _check_room(workers: int, resources: Mapping[str, float]) -> None:
-    cpus = resources.get("CPU", 0)
-    if workers * CPUS_PER_WORKER > cpus:
+def fitting_workers(config: TrainConfig) -> int:
+    """The largest number of workers that the config allows and the connected cluster has room for.
+
+    Where the config leaves it open that is a worker for each GPU, or one. Raises ValueError, with a number
+    that fits, where the cluster is too small.
+    """
+    resources = ray.cluster_resources()
+    cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0))
+    allowed = worker_counts(config)
+    if config.workers is None:
+        allowed = [count for count in allowed if count <= max(1, gpus)]
+    fitting = [count for count in allowed if count * CPUS_PER_WORKER <= cpus]
+    if not fitting:
         raise ValueError(
-            f"workers={workers} need {workers * CPUS_PER_WORKER:g} CPUs of the cluster, which has {cpus:g}; "
-            f"try --workers {max(1, int(cpus / CPUS_PER_WORKER))}"
+            f"workers={allowed[0]} need {allowed[0] * CPUS_PER_WORKER:g} CPUs of the cluster, which has "
+            f"{cpus:g}; try --workers {max(1, int(cpus / CPUS_PER_WORKER))}"
         )
+    return fitting[-1]
 
 
 def _work(loop_config: dict[str, Any]) -> None:
@@ -95,36 +137,89 @@ def _work(loop_config: dict[str, Any]) -> None:
     alone = context.get_world_size() == 1
     threads = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
     torch.set_num_threads(threads)
+    stopping = Event()
+    if context.get_world_rank() == 0:
+        Thread(target=_ask, args=(job.channel, stopping), daemon=True).start()
     worker = Worker(
         gather=LocalGather() if alone else ProcessGroupGather(),
         device=get_device(),
         threads=threads,
         tables=stream_windows,
+        stopping=stopping.is_set,
     )
-    job.task(job.config, job.sets, worker, job.events.put)
+    job.task(job.config, job.sets, worker, lambda event: ray.get(job.channel.put.remote(event)))
+
+
+def _ask(channel: Any, stopping: Event) -> None:
+    """Set `stopping` once the driver wishes it."""
+    while not ray.get(channel.stopping.remote()):
+        time.sleep(_ASK_SECONDS)
+    stopping.set()
+
+
+class _Channel:
+    """Takes the run's events to the driver, and the driver's wish to stop to rank 0."""
+
+    def __init__(self) -> None:
+        self._events: asyncio.Queue[Any] = asyncio.Queue()
+        self._stopping = False
+
+    async def put(self, event: Any) -> None:
+        await self._events.put(event)
+
+    async def get(self) -> Any:
+        return await self._events.get()
+
+    async def stop(self) -> None:
+        self._stopping = True
+
+    async def stopping(self) -> bool:
+        return self._stopping
 
 
 @contextmanager
-def _events(progress: Progress) -> Iterator[Queue]:
-    """A queue whose events reach `progress` in this process until the block ends."""
-    queue = Queue(actor_options={"num_cpus": 0})
+def _channel(progress: Progress, stop: Event | None) -> Iterator[Any]:
+    """A _Channel on this node, whose events reach `progress` in this process until the block ends."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(_Channel).options(num_cpus=0, scheduling_strategy=here)
+    channel: Any = actor.remote()
+    ended = Event()
 
     def pump() -> None:
-        while (event := queue.get()) is not None:
+        while event := cast("dict[str, Any] | None", ray.get(channel.get.remote())):
             progress(event)
 
-    thread = Thread(target=pump, daemon=True)
-    thread.start()
+    def watch(asked: Event) -> None:
+        while not ended.is_set():
+            if asked.wait(_ASK_SECONDS / 4):
+                ray.get(channel.stop.remote())
+                return
+
+    threads = [Thread(target=pump, daemon=True)]
+    if stop:
+        threads.append(Thread(target=watch, args=(stop,), daemon=True))
+    for thread in threads:
+        thread.start()
     try:
-        yield queue
+        yield channel
     finally:
-        queue.put(None)
-        thread.join()
-        queue.shutdown()
+        ended.set()
+        try:
+            ray.get(channel.put.remote(None))
+            for thread in threads:
+                thread.join()
+            ray.kill(channel)
+        except RayError:
+            pass  # The cluster is gone, and with it the channel.
+
+
+def _root_error(error: BaseException) -> BaseException:
+    """The innermost cause."""
+    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = cause
+    return error
 
 
 def _root(error: BaseException) -> str:
-    """The innermost cause's class and message."""
-    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
-        error = cause
-    return f"{type(error).__name__}: {error}"
+    cause = _root_error(error)
+    return f"{type(cause).__name__}: {cause}"

@@ -6,7 +6,10 @@ import pytest
 
 from cluster.cli import main
 from cluster.digits import scattered_digits
+from pipelines.config import DataConfig
 from pipelines.shards import write_shards
+from training.config import TrainConfig
+from training.record import to_toml
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +127,45 @@ def test_help_explains_every_field(
         assert flag in text
     undocumented = [line for line in text.splitlines() if line.rstrip(" │").endswith(("INT", "FLOAT", "STR"))]
     assert undocumented == []
+
+
+def test_every_table_of_a_file_counts_also_those_named_like_a_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'epochs = 1\n[data]\ntrain = "/nowhere"\n[data.view]\nsize = 64\n[encoder]\nname = "resnet18"\n'
+    )
+    assert (
+        refused(["train", str(path)], capsys)
+        == "diptych: /nowhere does not exist; give a file or a folder that does"
+    )
+    assert "data.view.size=7" in refused(["train", str(path), "--data.view.size", "7"], capsys)
+
+
+def test_a_run_to_resume_must_be_one_and_has_its_own_config(
+    tmp_path: Path, images: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "is no run: there is no config.toml" in refused(["train", "--resume", str(tmp_path)], capsys)
+    assert "not both" in refused(["train", "demo", "--resume", str(tmp_path)], capsys)
+    config = TrainConfig(data=DataConfig(train=images), name="elsewhere", output="/not/here", steps=2)
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "config.toml").write_text(to_toml(config))
+    message = refused(["train", "--resume", str(tmp_path / "moved"), "--steps", "3"], capsys)
+    assert message == f"diptych: {tmp_path}/moved is a run with other values of steps; try another --name"
+
+
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [
+        ("x", "workers=x: needs a number from 1 or FEWEST:MOST, as 1:4, got x"),
+        ("4:1", "needs FEWEST:MOST"),
+        ("0", "needs a number from 1"),
+        ("3:3", "lanes=8 divide by no number of workers=3:3; take in one of 1, 2, 4, 8"),
+        ("3", "lanes=8 must divide by workers=3; try --workers out of 1, 2, 4, 8"),
+    ],
+)
+def test_numbers_of_workers_that_cannot_be_are_refused(
+    workers: str, message: str, images: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(["train", "--data.train", images, "--workers", workers], capsys)

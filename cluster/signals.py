@@ -1,0 +1,39 @@
+"""SIGTERM and Ctrl-C: the first asks a run to save and to end, the second ends it at once."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, current_thread, main_thread
+from types import FrameType
+
+
+class Stop:
+    """Whether a run shall end, and the signal that asked for it."""
+
+    def __init__(self) -> None:
+        self.event = Event()
+        self.number = 0
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        """A handler of signals; raises KeyboardInterrupt the second time."""
+        if self.event.is_set():
+            raise KeyboardInterrupt
+        self.number = number
+        self.event.set()
+        print("\ndiptych: saving after this step; once more ends at once", file=sys.stderr)
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """What the signals ask for until the block ends; nothing does outside the main thread."""
+    stop = Stop()
+    if current_thread() is not main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
