@@ -159,9 +159,13 @@ class _ProgressBar:
         if "loss" not in values:
             self._bar.write(f"step {values['step']}: {', '.join(_noted(values))}")
             return
-        rate = f"{values['images_per_second']:,.0f} images/s"
+        stages = {key: seconds for key, seconds in values.items() if key.endswith("_seconds")}
+        waited = values["data_wait_seconds"] / sum(stages.values())
         self._bar.set_postfix_str(
-            f"epoch {values['epoch']}, loss {values['loss']:.3f}, {rate}", refresh=False
+            f"epoch {values['epoch']}, loss {values['loss']:.3f}, learning rate "
+            f"{values['learning_rate']:.3g}, {values['images_per_second']:,.0f} images/s, "
+            f"{waited:.0%} waiting for data",
+            refresh=False,
         )
         self._bar.update(values["step"] - self._bar.n)
 

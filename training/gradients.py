@@ -12,25 +12,34 @@ from torch import Tensor, nn
 from pipelines.views import Views
 from training.gather import Gather
 from training.objectives import Objective
+from training.stages import Stages
 
 # Fills the parameters' gradients and returns the loss.
 Backward = Callable[[Views], Float[Tensor, ""]]
 
 
-def whole_batch(model: nn.Module, *, dtype: torch.dtype) -> Backward:
+def whole_batch(model: nn.Module, *, dtype: torch.dtype, stages: Stages | None = None) -> Backward:
     """`model(views)` is the loss; its forward pass runs in `dtype` where that is safe."""
+    time = stages or Stages()
 
     def backward(views: Views) -> Float[Tensor, ""]:
-        with _autocast(views, dtype):
+        with time("forward"), _autocast(views, dtype):
             loss = model(views)
-        loss.backward()
+        with time("backward"):
+            loss.backward()
         return loss.detach()
 
     return backward
 
 
 def micro_batches(
-    objective: Objective, *, lanes: int, parts: int, gather: Gather, dtype: torch.dtype
+    objective: Objective,
+    *,
+    lanes: int,
+    parts: int,
+    gather: Gather,
+    dtype: torch.dtype,
+    stages: Stages | None = None,
 ) -> Backward:
     """Gradient caching: the memory of one of `parts` micro-batches, the gradients of the whole batch.
 
@@ -40,7 +49,13 @@ def micro_batches(
     whose statistics are a micro-batch's, over all workers. Gao et al. 2021, section 3.2.
     """
 
+    time = stages or Stages()
+
     def backward(views: Views) -> Float[Tensor, ""]:
+        with time("forward"):
+            return both(views)
+
+    def both(views: Views) -> Float[Tensor, ""]:
         pieces = split(views, lanes, parts)
         states, embedded = [], []
         with torch.no_grad(), _running_statistics_kept(objective), _autocast(views, dtype):
@@ -51,16 +66,18 @@ def micro_batches(
         joined = [torch.cat(rows) for rows in zip(*leaves, strict=True)]
         labels = torch.cat([piece.labels for piece in pieces])
         loss = objective.loss(joined, replace(views, labels=labels))
-        loss.backward()
+        with time("backward"):
+            loss.backward()
         for piece, state, rows in zip(pieces, states, leaves, strict=True):
             _set_random_state(piece, state)
             with _autocast(views, dtype):
                 again = objective.embed(piece)
             # BYOL's targets have no gradient.
             pairs = [(out, leaf.grad) for out, leaf in zip(again, rows, strict=True) if leaf.grad is not None]
-            torch.autograd.backward(
-                [out for out, _ in pairs], [gradient.to(out.dtype) for out, gradient in pairs]
-            )
+            with time("backward"):
+                torch.autograd.backward(
+                    [out for out, _ in pairs], [gradient.to(out.dtype) for out, gradient in pairs]
+                )
         _average_gradients(objective, gather)
         return loss.detach()
 

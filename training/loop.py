@@ -10,6 +10,7 @@ from pipelines.views import Views
 from training.faults import NonFiniteError
 from training.gradients import Backward
 from training.optimizers import set_learning_rate
+from training.stages import Stages
 
 # After so many steps that had to be skipped it is not the data that is to blame.
 SKIPPED_IN_A_ROW = 3
@@ -27,22 +28,25 @@ def fit(
     after_step: Callable[[int, Tensor, float], None],
     device: torch.device,
     clip_norm: float | None = None,
+    stages: Stages | None = None,
 ) -> None:
     """Train for steps [start_step, stop_step), however many batches `views` could give.
 
     `backward(views)` is the loss and leaves its gradients in `model`; `rate(step)` the learning rate.
     Gradients longer than clip_norm, all taken together, are shortened to it. A step whose gradients are not
     finite changes nothing. After each step calls after_step(steps done, loss, learning rate); the loss is
-    not finite where the step was skipped. Raises NonFiniteError after several such steps in a row, and
-    RuntimeError where `views` ends early.
+    not finite where the step was skipped. `stages` get a step's times. Raises NonFiniteError after several
+    skipped steps in a row, and RuntimeError where `views` ends early.
     """
+    stages = stages or Stages()
     model.train()
     # Batch norm's statistics have seen what is then skipped.
     statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
     before = [buffer.clone() for buffer in statistics]
     skipped = 0
     for step in range(start_step, stop_step):
-        batch = next(views, None)
+        with stages("data_wait"):
+            batch = next(views, None)
         if batch is None:
             raise RuntimeError(f"the data ended at step {step} of {stop_step}")
         set_learning_rate(optimizer, rate(step))
@@ -52,10 +56,13 @@ def fit(
         # Gradients are the same on all workers, so all of them skip the same steps.
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        if bool(norm.isfinite() & loss.isfinite()):
-            if clip_norm is not None:
-                nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
-            optimizer.step()
+        with stages("backward"):  # A GPU has finished it here.
+            finite = bool(norm.isfinite() & loss.isfinite())
+        if finite:
+            with stages("optimizer"):
+                if clip_norm is not None:
+                    nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
+                optimizer.step()
             skipped = 0
         else:
             skipped += 1

@@ -3,7 +3,7 @@
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -32,6 +32,7 @@ from training.objectives import Objective, build_objective
 from training.optimizers import build_optimizer, learning_rate, peak_learning_rate
 from training.process import Worker
 from training.saver import Saver
+from training.stages import Stages, TimedGather
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -76,6 +77,7 @@ class _Run:
     def __init__(self, config: TrainConfig, sets: Sets, worker: Worker, progress: Progress) -> None:
         self.config, self.sets, self.worker = config, sets, worker
         self.index = sets.train
+        self.stages = Stages()
         self.plan = make_plan(config, sets.train)
         self.steps = total_steps(config, self.plan)
         self.objective = self._build_objective()
@@ -126,6 +128,7 @@ class _Run:
             after_step=self._after_step,
             device=self.worker.device,
             clip_norm=self.config.optimizer.clip_norm,
+            stages=self.stages,
         )
 
     def _roll_back(self, fault: NonFiniteError) -> None:
@@ -152,15 +155,17 @@ class _Run:
         if config.micro_batch_size is not None and config.micro_batch_size < config.batch_size:
             lanes = config.lanes // gather.world_size
             parts = config.batch_size // config.micro_batch_size
-            return micro_batches(self.objective, lanes=lanes, parts=parts, gather=gather, dtype=dtype)
+            return micro_batches(
+                self.objective, lanes=lanes, parts=parts, gather=gather, dtype=dtype, stages=self.stages
+            )
         model = self.objective
         if gather.world_size > 1:
             model = DistributedDataParallel(model, **_NO_BUFFER_SYNC)
-        return whole_batch(model, dtype=dtype)
+        return whole_batch(model, dtype=dtype, stages=self.stages)
 
     def _build_objective(self) -> Objective:
         torch.manual_seed(self.config.seed)
-        gather = self.worker.gather
+        gather = TimedGather(self.worker.gather, self.stages)
         objective = build_objective(self.config, self.index, gather)
         objective.to(self.worker.device)
         # Convolutions are faster so, on CPUs by 1.4 times.
@@ -235,8 +240,9 @@ class _Run:
         self.objective.after_step(done - 1, self.steps)
         if self.average:
             self.average.update_parameters(self.objective)
+        spent = self.stages.take()
         if self.log:
-            self.log.step(done, loss, rate)
+            self.log.step(done, loss, rate, spent)
         every = self.config.evaluation.every_epochs * self.plan.steps_per_epoch
         score = None
         if done == self.steps or (every and done % every == 0):
@@ -291,7 +297,7 @@ class _Log:
         self.last_step, self._skipped = start_step, self._metrics.count("skipped")
         self._last_step = self._last_look = self._last_write = time.monotonic()
 
-    def step(self, done: int, loss: Tensor, rate: float) -> None:
+    def step(self, done: int, loss: Tensor, rate: float, spent: Mapping[str, float]) -> None:
         now = time.monotonic()
         self.last_step = done
         values = {
@@ -299,6 +305,7 @@ class _Log:
             "epoch": self._epoch(done),
             "learning_rate": rate,
             "images_per_second": self._batch_size / (now - self._last_step),
+            **spent,
         }
         self._pending.append((values, loss))
         self._last_step = now

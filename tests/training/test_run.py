@@ -145,8 +145,9 @@ def test_metrics_hold_every_step_once(whole: tuple[TrainConfig, Samples]) -> Non
     config, _ = whole
     lines = _step_lines(config)
     assert [line["step"] for line in lines] == list(range(1, _STEPS + 1))
+    stages = {f"{stage}_seconds" for stage in ("data_wait", "forward", "gather", "backward", "optimizer")}
     assert all(
-        set(line) == {"step", "epoch", "loss", "learning_rate", "images_per_second"}
+        set(line) == {"step", "epoch", "loss", "learning_rate", "images_per_second"} | stages
         and line["images_per_second"] > 0
         for line in lines
     )
