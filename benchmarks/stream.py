@@ -29,7 +29,7 @@ from pipelines.plan import Plan, lanes_of
 from pipelines.reader import read_windows
 from pipelines.shards import write_shards
 from pipelines.sources import Index, build_index
-from pipelines.stream import READER_CPUS, READERS, stream_windows
+from pipelines.stream import stream_windows
 
 _BUCKET = "diptych-benchmark"
 _WORKERS = 2
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    cpus = _WORKERS * (1 + READERS * READER_CPUS)
+    cpus = _WORKERS * 2
     with tempfile.TemporaryDirectory() as folder, s3_server(Path(folder), bucket=_BUCKET), cluster(cpus):
         small, large = f"s3://{_BUCKET}/small", f"s3://{_BUCKET}/large"
         _pack(arguments.photographs, small, 4)

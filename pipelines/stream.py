@@ -15,9 +15,10 @@ from pipelines.plan import Window
 from pipelines.reader import SCHEMA, Reading, ahead, read_pieces
 from pipelines.sources import Index
 
-# What the readers of one worker take of the cluster: two tasks at a time, half a core each.
-READER_CPUS = 0.5
+# The readers of one worker: so many tasks at a time. It sets a core aside for them, since they must never
+# wait for cores that workers have taken; what each asks for only keeps it off nodes that have none.
 READERS = 2
+READER_CPUS = 0.01
 
 # Ray Data keeps a block per job from the start (0.7 ms each), so a long run is streamed in parts.
 _JOBS_PER_DATASET = 256

@@ -29,7 +29,7 @@ from training.process import Worker
 from training.run import Progress, run_uri, train
 
 # Cores that the scheduler sets aside for a worker and for the tasks that read its images.
-CPUS_PER_WORKER = 1 + READER_CPUS * READERS
+CPUS_PER_WORKER = 2.0
 
 # How often rank 0 asks whether it shall stop.
 _ASK_SECONDS = 1.0
@@ -74,7 +74,12 @@ def launch(
         trainer = TorchTrainer(
             _work,
             train_loop_config={"job": _Job(config, sets, task, channel)},
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=gpus,
+                resources_per_worker={"CPU": CPUS_PER_WORKER - READERS * READER_CPUS}
+                | ({"GPU": 1} if gpus else {}),
+            ),
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=int(config.timeout)),
             # diptych keeps its own checkpoints, and goes on by itself; Ray has nothing to keep or to retry.
             run_config=RunConfig(
