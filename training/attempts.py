@@ -9,7 +9,8 @@ from training.checkpoint import Checkpoints
 from training.config import TrainConfig
 from training.evaluator import Sets
 from training.faults import StoppedError
-from training.run import Progress, run_uri
+from training.run import run_uri
+from training.runlog import Progress
 from training.worker import RunError, fitting_workers, launch
 
 # How often the cluster is looked at for room for more workers, and how long it must have had that.

@@ -1,9 +1,8 @@
 """One worker's whole run: data, model, steps, evaluations and what is kept of them. Knows no Ray."""
 
 import inspect
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -27,23 +26,18 @@ from training.evaluator import Evaluator, Sets
 from training.faults import NonFiniteError, StoppedError
 from training.gradients import Backward, micro_batches, whole_batch
 from training.loop import fit
-from training.metrics import MetricsLog
 from training.objectives import Objective, build_objective
 from training.optimizers import build_optimizer, learning_rate, peak_learning_rate
 from training.process import Worker
+from training.runlog import Progress, RunLog
 from training.saver import Saver
 from training.stages import Stages, TimedGather
-
-Progress = Callable[[dict[str, Any]], None]
 
 # Synchronised batch norm keeps its buffers equal by itself. The option's name changed with torch 2.15.
 _OPTIONS = inspect.signature(DistributedDataParallel).parameters
 _NO_BUFFER_SYNC: dict[str, Any] = {
     "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers": False
 }
-
-# Seconds between looks at the loss, which would make a GPU wait, and between writes of the metrics.
-_LOOK_SECONDS, _WRITE_SECONDS = 1.0, 30.0
 
 # Steps after which the workers tell each other which images they left out.
 _SETTLE_STEPS = 50
@@ -90,7 +84,9 @@ class _Run:
         self.quarantine = Quarantine(run_uri(config))
         self.left_out: list[Quarantined] = []
         self.evaluator = Evaluator(config, sets, worker, self.left_out)
-        self.log = _Log(config, self.plan, self.steps, self.start_step, progress) if self._leads else None
+        self.log = (
+            RunLog(run_uri(config), self.plan, self.steps, self.start_step, progress) if self._leads else None
+        )
 
     @property
     def _leads(self) -> bool:
@@ -253,7 +249,7 @@ class _Run:
         if self.log:
             self._save(done, self.log, due=saves, score=score)
 
-    def _save(self, done: int, log: "_Log", *, due: bool, score: float | None) -> None:
+    def _save(self, done: int, log: RunLog, *, due: bool, score: float | None) -> None:
         """Save where it is due, where the run was never better, or where it shall end."""
         stopping = self.worker.stopping() and done < self.steps
         minutes = self.config.checkpoint.every_minutes
@@ -283,67 +279,3 @@ class _Run:
         if self.log and values:
             self.log.note(done, **values)
         return values.get("knn_top1") if self.sets.held_out else None
-
-
-class _Log:
-    """What rank 0 writes down of the run and shows of it."""
-
-    def __init__(
-        self, config: TrainConfig, plan: Plan, steps: int, start_step: int, progress: Progress
-    ) -> None:
-        self._batch_size, self._plan, self._steps, self._progress = config.batch_size, plan, steps, progress
-        self._metrics = MetricsLog(run_uri(config), start_step)
-        self._pending: list[tuple[dict[str, Any], Tensor]] = []
-        self.last_step, self._skipped = start_step, self._metrics.count("skipped")
-        self._last_step = self._last_look = self._last_write = time.monotonic()
-
-    def step(self, done: int, loss: Tensor, rate: float, spent: Mapping[str, float]) -> None:
-        now = time.monotonic()
-        self.last_step = done
-        values = {
-            "step": done,
-            "epoch": self._epoch(done),
-            "learning_rate": rate,
-            "images_per_second": self._batch_size / (now - self._last_step),
-            **spent,
-        }
-        self._pending.append((values, loss))
-        self._last_step = now
-        if done == self._steps or now - self._last_look > _LOOK_SECONDS:
-            self._look()
-        if now - self._last_write > _WRITE_SECONDS:
-            self.write()
-
-    def note(self, done: int, **values: Any) -> None:
-        """Write down and show what was found after `done` steps, other than the steps themselves."""
-        self._look()
-        line = {"step": done, "epoch": self._epoch(done), **values}
-        self._metrics.append(**line)
-        self._progress({**line, "steps": self._steps})
-        self.write()
-        self._last_step = time.monotonic()
-
-    def write(self) -> None:
-        self._look()
-        self._metrics.flush()
-        self._last_write = time.monotonic()
-
-    def _look(self) -> None:
-        """Read the losses of the steps since the last look."""
-        line = None
-        for values, loss in self._pending:
-            value = loss.item()
-            if not math.isfinite(value):
-                self._skipped += 1
-                self._metrics.append(step=values["step"], epoch=values["epoch"], skipped=self._skipped)
-                continue
-            line = {"step": values["step"], "epoch": values["epoch"], "loss": value, **values}
-            self._metrics.append(**line)
-        self._pending.clear()
-        if line:
-            self._progress({**line, "steps": self._steps})
-        self._last_look = time.monotonic()
-
-    def _epoch(self, done: int) -> int:
-        """Number of the epoch, from 1, that the last of `done` steps belongs to; 0 before the first."""
-        return -(-done // self._plan.steps_per_epoch)

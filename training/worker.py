@@ -26,7 +26,8 @@ from training.evaluator import Sets
 from training.faults import StoppedError
 from training.gather import LocalGather, ProcessGroupGather
 from training.process import Worker
-from training.run import Progress, run_uri, train
+from training.run import run_uri, train
+from training.runlog import Progress
 
 # Cores that the scheduler sets aside for a worker and for the tasks that read its images.
 CPUS_PER_WORKER = 2.0

@@ -31,7 +31,8 @@ from training.metrics import read_metrics
 from training.objectives import Objective
 from training.process import Worker
 from training.protocols import load_encoder
-from training.run import Progress, make_plan, run_uri, total_steps, train
+from training.run import make_plan, run_uri, total_steps, train
+from training.runlog import Progress
 
 # 149 images in four lanes make 37 rows a lane, so 6 steps of 24 images an epoch.
 _TRAIN_IMAGES, _STEPS, _STEPS_PER_EPOCH = 149, 8, 6
