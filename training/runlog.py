@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipelines.plan import Plan
 from training.metrics import MetricsLog
+from training.tensorboard import TensorBoard
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -21,7 +22,7 @@ class RunLog:
 
     def __init__(self, run: str, plan: Plan, steps: int, start_step: int, progress: Progress) -> None:
         self._plan, self._steps, self._progress = plan, steps, progress
-        self._metrics = MetricsLog(run, start_step)
+        self._metrics, self._board = MetricsLog(run, start_step), TensorBoard(run, start_step)
         self._pending: list[tuple[dict[str, Any], Tensor]] = []
         self.last_step, self._skipped = start_step, self._metrics.count("skipped")
         self._stepped_at = self._last_look = self._last_write = time.monotonic()
@@ -47,7 +48,7 @@ class RunLog:
         """Write down and show what was found after `done` steps, other than the steps themselves."""
         self._look()
         line = {"step": done, "epoch": self._epoch(done), **values}
-        self._metrics.append(**line)
+        self._append(line)
         self._progress({**line, "steps": self._steps})
         self.write()
         self._stepped_at = time.monotonic()
@@ -55,6 +56,7 @@ class RunLog:
     def write(self) -> None:
         self._look()
         self._metrics.flush()
+        self._board.flush()
         self._last_write = time.monotonic()
 
     def _look(self) -> None:
@@ -64,14 +66,18 @@ class RunLog:
             value = loss.item()
             if not math.isfinite(value):
                 self._skipped += 1
-                self._metrics.append(step=values["step"], epoch=values["epoch"], skipped=self._skipped)
+                self._append({"step": values["step"], "epoch": values["epoch"], "skipped": self._skipped})
                 continue
             line = {"step": values["step"], "epoch": values["epoch"], "loss": value, **values}
-            self._metrics.append(**line)
+            self._append(line)
         self._pending.clear()
         if line:
             self._progress({**line, "steps": self._steps})
         self._last_look = time.monotonic()
+
+    def _append(self, line: dict[str, Any]) -> None:
+        self._metrics.append(**line)
+        self._board.append(line)
 
     def _epoch(self, done: int) -> int:
         """Number of the epoch, from 1, that the last of `done` steps belongs to; 0 before the first."""

@@ -1,0 +1,50 @@
+"""The numbers of metrics.jsonl as a file that TensorBoard reads, in RUN/tensorboard."""
+
+import io
+import struct
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.record_writer import masked_crc32c
+
+from pipelines import storage
+
+_NOT_SHOWN = ("step", "epoch")
+
+
+class TensorBoard:
+    """One file of events for each time that a run starts or goes on; object storage cannot append."""
+
+    def __init__(self, run: str, start_step: int) -> None:
+        """TensorBoard drops what an earlier part of the run left beyond `start_step`."""
+        self._uri = storage.join(run, "tensorboard", f"events.out.tfevents.{start_step:09}")
+        self._content = io.BytesIO()
+        self._write(Event(file_version="brain.Event:2"))
+        # A session that starts at a step drops what there is from that step on.
+        self._write(Event(step=start_step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def append(self, values: Mapping[str, Any]) -> None:
+        """The numbers of a line of metrics.jsonl, at its step."""
+        shown = [
+            Summary.Value(tag=key, simple_value=value)
+            for key, value in values.items()
+            if key not in _NOT_SHOWN and isinstance(value, int | float)
+        ]
+        self._write(Event(step=values["step"], summary=Summary(value=shown)))
+
+    def flush(self) -> None:
+        """Write the file whole, if there is anything new."""
+        if self._unsaved:
+            storage.write(self._uri, self._content.getvalue())
+            self._unsaved = False
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._unsaved = True
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        for part in (length, data):
+            self._content.write(part + struct.pack("<I", masked_crc32c(part)))
