@@ -350,6 +350,6 @@ def test_relative_paths_mean_the_folder_of_the_command(
     )
     run = tmp_path / "runs" / "run"
     assert sorted(path.name for path in run.iterdir()) == [
-        "checkpoints", "config.toml", "index", "metrics.jsonl", "report.html", "views.png",
+        "checkpoints", "config.toml", "index", "metrics.jsonl", "report.html", "tensorboard", "views.png",
     ]  # fmt: skip
     assert tomllib.loads((run / "config.toml").read_text())["data"]["train"] == str(tmp_path / "digits")
