@@ -1,17 +1,15 @@
 """The `diptych` command, composed of the packages' commands."""
 
 import sys
-import tomllib
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import cyclopts.config
 from cyclopts import App, CycloptsError, Parameter, validators
-from cyclopts.argument import ArgumentCollection
 from pydantic import ValidationError
 
-from cluster.columns import Columns
+from cluster.config_file import read_config_file
+from cluster.data_cli import Count, data
 from cluster.messages import wrong_fields
 from training.config import (
     FeatureName,
@@ -19,59 +17,17 @@ from training.config import (
     ProbeConfig,
     ProtocolName,
     TrainConfig,
-    shipped_config,
 )
-
-
-def _read_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Fill the flags that were not given from the TOML file that CONFIG names."""
-    given = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
-    if "CONFIG" in given and "--resume" in given:
-        raise ValueError("give a CONFIG or --resume RUN, not both: a run has its own config")
-    if "CONFIG" in given:
-        name = given["CONFIG"]
-        path = Path(name) if Path(name).is_file() else shipped_config(name)
-        values = _parsed(path.read_text(), str(path))
-        values.setdefault("name", path.stem)
-    elif "--resume" in given:
-        path, values = _config_of_run(given["--resume"])
-    else:
-        return
-    for command in reversed(commands):  # A flat table would lose `data`, which is a command's name too.
-        values = {command: values}
-    cyclopts.config.Dict(values, source=str(path))(app, commands, arguments)
-
-
-def _parsed(content: str, path: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not TOML: {error}") from error
-
-
-def _config_of_run(run: str) -> tuple[str, dict[str, Any]]:
-    """Where the run's config is, and what it says; the run may have been moved."""
-    from pipelines import storage  # Takes half a second to import.
-
-    run = storage.absolute(run.rstrip("/"))
-    path = storage.join(run, "config.toml")
-    content = storage.read(path)
-    if content is None:
-        raise ValueError(f"{run} is no run: there is no config.toml; give OUTPUT/NAME of one")
-    output, _, name = run.rpartition("/")
-    return path, _parsed(content.decode(), path) | {"output": output, "name": name}
-
-
-Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 
 app = App(
     name="diptych",
     help="Pre-train image encoders without labels, on any Ray cluster.",
     version=version("diptych"),
-    config=_read_config,
+    config=read_config_file,
     default_parameter=Parameter(negative_iterable=()),
     result_action="return_value",
 )
+app.command(data)
 
 
 @app.command
@@ -211,140 +167,6 @@ def export(
     from cluster.export import run_export
 
     run_export(run, dest, format, checkpoint)
-
-
-data = App(
-    name="data", help="Pack, inspect, preview and embed data sets; a data set is what --data.train takes."
-)
-app.command(data)
-
-# The settings of how images are read, as flags without a prefix.
-ColumnFlags = Annotated[Columns, Parameter(name="*")]
-
-
-@data.command
-def pack(
-    source: str,
-    dest: str,
-    /,
-    *,
-    rows_per_shard: Count | None = None,
-    rows_per_group: Count | None = None,
-    shuffle: int | None = None,
-    columns: ColumnFlags = Columns(),  # noqa: B008
-) -> None:
-    """Write images as Parquet shards; their bytes are kept. The same command goes on after an interruption.
-
-    Parameters
-    ----------
-    source
-        A data set, or one of torchvision's, as 'torchvision:CIFAR10?root=DIR&train=true': the arguments are
-        the class's; with download=true it is fetched. On a cluster, DIR must be there on every node.
-    dest
-        Folder of the shards: a path, file://, s3://, gs:// or az://.
-    rows_per_shard
-        Images of a shard; unset: about 128 MB of them.
-    rows_per_group
-        Images of a row group, which is read at once; unset: about 8 MB of them, at most 1,024.
-    shuffle
-        Seed by which images are put in another order, for those sorted by class; unset: the source's order.
-    """
-    from cluster.data import run_pack
-
-    sizes = {"rows_per_shard": rows_per_shard, "rows_per_group": rows_per_group}
-    run_pack(source, dest, columns, **sizes, shuffle=shuffle)
-
-
-@data.command
-def inspect(
-    uri: str,
-    /,
-    *,
-    decode: bool = False,
-    json: bool = False,
-    columns: ColumnFlags = Columns(),  # noqa: B008
-) -> None:
-    """Count the images of a data set by class, size, format and fault.
-
-    Parameters
-    ----------
-    uri
-        A data set.
-    decode
-        Decode every image too, to find those that are broken behind their header.
-    json
-        Print JSON.
-    """
-    from cluster.data import run_inspect
-
-    run_inspect(uri, columns, decode=decode, as_json=json)
-
-
-@data.command
-def preview(
-    uri: str,
-    /,
-    *,
-    output: Annotated[str, Parameter(alias="-o")] = "preview.png",
-    recipe: str | None = None,
-    size: Annotated[int, Parameter(validator=validators.Number(gte=8))] | None = None,
-    seed: int = 0,
-    images: Count = 12,
-    columns: ColumnFlags = Columns(),  # noqa: B008
-) -> None:
-    """Draw a contact sheet: images, and the first and the second view of each.
-
-    Parameters
-    ----------
-    uri
-        A data set.
-    output
-        The PNG to write: a path, file://, s3://, gs:// or az://.
-    recipe
-        Named recipe of the views: simclr, simclr-cifar, byol, supervised or evaluation; unset: simclr.
-    size
-        Height and width of the views; unset: the recipe's.
-    seed
-        Seed of the views.
-    images
-        How many images, taken evenly from the data set.
-    """
-    from cluster.data import run_preview
-
-    run_preview(uri, output, columns, recipe=recipe, size=size, seed=seed, images=images)
-
-
-@data.command
-def embed(
-    run: str,
-    uri: str,
-    dest: str,
-    /,
-    *,
-    checkpoint: int | None = None,
-    rows_per_shard: Count | None = None,
-    columns: ColumnFlags = Columns(),  # noqa: B008
-) -> None:
-    """Write the features of images by a run's encoder as Parquet: key, path, label and feature.
-
-    They are seen as the run's evaluation sees them. The same command goes on after an interruption.
-
-    Parameters
-    ----------
-    run
-        OUTPUT/NAME of the run: a path, file://, s3://, gs:// or az://.
-    uri
-        A data set.
-    dest
-        Folder of the shards: likewise.
-    checkpoint
-        Step of the checkpoint; unset: the newest.
-    rows_per_shard
-        Images of a shard; unset: 8,192.
-    """
-    from cluster.data import run_embed
-
-    run_embed(run, uri, dest, columns, step=checkpoint, rows_per_shard=rows_per_shard)
 
 
 @app.command

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from cluster.columns import Columns
 from cluster.local import cluster
+from cluster.progress import counted
 from pipelines import destination, storage, torchvision_source
 from pipelines.config import DataConfig
 from pipelines.packing import (
@@ -189,13 +190,7 @@ def _index(uri: str, dest: str | None, data: DataConfig) -> Index:
     """The index of `uri`; ValueError where `dest` lies within, and would be read as images next time."""
     if dest is not None and f"{dest}/".startswith(f"{uri.rstrip('/')}/"):
         raise ValueError(f"{dest} lies within {uri}, whose images it would change; choose another DEST")
-    bar = tqdm(desc=f"index {uri}", unit="file", leave=False, delay=1)
-
-    def progress(done: int, files: int) -> None:
-        bar.total = files
-        bar.update(done - bar.n)
-
-    with bar:
+    with counted(f"index {uri}", "file") as progress:
         return build_index(uri, data, progress)
 
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from cluster.local import cluster
-from cluster.train import labelled, read_index, run_training
+from cluster.progress import counted
+from cluster.train import labelled, read_index, run_training, training_index
 from pipelines import storage
-from pipelines.labels import read_labels
+from pipelines.labels import labelled_share, read_labels
 from pipelines.sources import Index
 from training.checkpoint import Checkpoints
-from training.config import FeatureName, FinetuneConfig, ProbeConfig, ProtocolName, TrainConfig, worker_counts
+from training.config import FeatureName, FinetuneConfig, ProbeConfig, ProtocolName, TrainConfig, most_workers
 from training.evaluator import Sets
 from training.finetune import finetune_config
 from training.protocols import Protocol
@@ -73,19 +74,22 @@ def _frozen(
 def _finetune(config: TrainConfig, sets: Sets, checkpoint: str, request: Request) -> dict[str, Any]:
     if request.features != "encoder":
         raise ValueError(f"features={request.features} has no effect with protocol=finetune; leave it out")
-    images = int(sets.train.rows.sum())
-    classes = len(sets.train.classes) or 1 + int(read_labels(sets.train, config.data, lambda *_: None).max())
+    train, share = sets.train, request.labels
+    with counted(f"labels of {train.uri}", "fragment") as progress:
+        labels = read_labels(train, config.data, progress)
+    if share < 1:
+        train = train.only(labelled_share(labels, share, seed=config.seed))
     tuned = finetune_config(
-        config, checkpoint, request.finetune, share=request.labels, images=images, classes=classes
-    )
-    lines = run_training(tuned)
+        config, checkpoint, request.finetune, share=share, images=int(train.rows.sum()),
+        classes=len(train.classes) or 1 + int(labels.max()),
+    )  # fmt: skip
+    lines = run_training(tuned, train, sets.test)
     top1 = [line["top1"] for line in lines if "top1" in line][-1]
     return {"features": request.features, "top1": top1, "run": run_uri(tuned)}
 
 
 def _config(run: str, request: Request) -> TrainConfig:
     config = read_config(run)
-    output, _, name = run.rpartition("/")  # A run may have been moved.
     test = storage.absolute(request.test) if request.test else config.data.test
     data = replace(config.data, test=test)
     if not data.test:
@@ -95,15 +99,14 @@ def _config(run: str, request: Request) -> TrainConfig:
         neighbours=request.neighbours or config.evaluation.neighbours,
         temperature=request.temperature or config.evaluation.temperature,
     )
-    workers = request.workers or config.workers
-    return replace(config, data=data, evaluation=evaluation, output=output, name=name, workers=workers)
+    return replace(config, data=data, evaluation=evaluation, workers=request.workers or config.workers)
 
 
 def _sets(run: str, config: TrainConfig) -> Sets:
     kept = storage.read(storage.join(run, "index", "train.parquet"))
-    train = Index.from_bytes(kept) if kept else read_index(config.data.train, config)
+    train = Index.from_bytes(kept) if kept else training_index(config)
     assert config.data.test
-    test = read_index(config.data.test, config, train.classes)
+    test = read_index(config.data.test, config.data, train.classes)
     for index in (train, test):
         if not index.has_labels:
             raise ValueError(f"evaluation needs labels, and {index.uri} has none")
@@ -115,8 +118,7 @@ def _launch(config: TrainConfig, sets: Sets, protocol: Protocol) -> dict[str, An
     from training.worker import CPUS_PER_WORKER, RunError, launch
 
     found: dict[str, Any] = {}
-    most = worker_counts(config)[-1] if config.workers else 1
-    with cluster(cpus=most * CPUS_PER_WORKER):
+    with cluster(cpus=most_workers(config) * CPUS_PER_WORKER):
         try:
             launch(config, sets, found.update, task=protocol)
         except RunError as error:

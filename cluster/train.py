@@ -1,22 +1,19 @@
 """A training run from its config to its report, as the commands run it."""
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
-from tqdm import tqdm
-
 from cluster.local import cluster
+from cluster.progress import RunBar, counted
 from cluster.signals import stop_signals
 from pipelines import storage
+from pipelines.config import DataConfig
 from pipelines.labels import labelled_part
 from pipelines.plan import check_lanes
 from pipelines.sources import Index, build_index
 from training.checkpoint import Checkpoints, find_checkpoint
-from training.config import TrainConfig, worker_counts
-from training.diagnostics import COLLAPSED_RANK
+from training.config import TrainConfig, most_workers, worker_counts
 from training.encoders import build_encoder
 from training.evaluator import Sets
 from training.faults import StoppedError
@@ -27,20 +24,24 @@ from training.report import write_report
 from training.run import make_plan, run_uri, total_steps
 
 
-def run_training(config: TrainConfig) -> list[dict[str, Any]]:
+def run_training(
+    config: TrainConfig, train: Index | None = None, test: Index | None = None
+) -> list[dict[str, Any]]:
     """Train, showing progress on the terminal; the lines of the run's metrics.jsonl.
 
-    Raises ValueError where the config, the data or the cluster will not do, before anything is written.
+    `train` and `test` are the images of the config's data, where they are listed already. Raises ValueError
+    where the config, the data or the cluster will not do, before anything is written.
     """
     config = with_absolute_paths(config)
     check_lanes(config.batch_size, config.lanes)
     worker_counts(config)
     run = run_uri(config)
     resumed = find_run(run, config)
-    index = _index(run, "train", config.data.train, config, resumed)
+    index = (_kept_index(run, "train") if resumed else None) or train or training_index(config)
     test_index = None
     if config.data.test:
-        test_index = _index(run, "test", config.data.test, config, resumed, index.classes)
+        kept = _kept_index(run, "test") if resumed else None
+        test_index = kept or test or read_index(config.data.test, config.data, index.classes)
     unlabelled = [listed.uri for listed in (index, test_index) if listed and not listed.has_labels]
     if unlabelled and (test_index or config.evaluation.held_out):
         raise ValueError(
@@ -49,7 +50,8 @@ def run_training(config: TrainConfig) -> list[dict[str, Any]]:
         )
     if config.objective == "supervised":
         count_classes(config, index)
-    if config.init:
+    done = Checkpoints(run, config.checkpoint.keep).latest_step() or 0
+    if config.init and not done:
         load_initial(build_encoder(config.encoder), config.init)
     sets = Sets.of(config, index, test_index)
     steps = total_steps(config, make_plan(config, sets.train))
@@ -57,7 +59,6 @@ def run_training(config: TrainConfig) -> list[dict[str, Any]]:
     for name, listed in (("train", index), ("test", test_index)):
         if listed and not resumed:
             storage.write(storage.join(run, "index", f"{name}.parquet"), listed.to_bytes())
-    done = Checkpoints(run, config.checkpoint.keep).latest_step() or 0
     if done >= steps:
         print(f"{run} is finished: {done} steps. Its report is {write_report(config)}")
         return read_metrics(run)
@@ -81,8 +82,11 @@ def _launch(config: TrainConfig, sets: Sets, steps: int, done: int) -> None:
     from training.worker import CPUS_PER_WORKER, RunError
 
     print(f"{sets.train.rows.sum():,} images; starting {config.workers or 'the'} workers ...")
-    most = worker_counts(config)[-1] if config.workers else 1
-    with cluster(cpus=most * CPUS_PER_WORKER), _ProgressBar(steps, done) as bar, stop_signals() as stop:
+    with (
+        cluster(cpus=most_workers(config) * CPUS_PER_WORKER),
+        RunBar(steps, done) as bar,
+        stop_signals() as stop,
+    ):
         try:
             run_to_its_end(config, sets, bar.show, stop.event)
         except RunError as error:
@@ -96,101 +100,28 @@ def _launch(config: TrainConfig, sets: Sets, steps: int, done: int) -> None:
             sys.exit(128 + stop.number)
 
 
-def _index(
-    run: str, name: str, uri: str, config: TrainConfig, resumed: bool, classes: tuple[str, ...] = ()
-) -> Index:
-    """The index that the run has kept, so that a resume lists nothing again, or a new one."""
-    kept = storage.read(storage.join(run, "index", f"{name}.parquet")) if resumed else None
-    if kept:
-        return Index.from_bytes(kept)
-    index = read_index(uri, config, classes)
+def training_index(config: TrainConfig) -> Index:
+    """The index of the images that the config trains on."""
+    index = read_index(config.data.train, config.data)
     share = config.supervised.labels
-    return index if share is None or name != "train" else labelled(index, config, share)
+    return index if share is None else labelled(index, config, share)
 
 
 def labelled(index: Index, config: TrainConfig, share: float) -> Index:
-    """The index of `share` of each class's images, with a progress bar where that takes more than a second.
-
-    Raises ValueError where there are no labels.
-    """
+    """The index of `share` of each class's images. Raises ValueError where there are no labels."""
     if not index.has_labels:
         raise ValueError(f"{index.uri} has no labels: name their column with --data.label-column")
-    bar = tqdm(desc=f"labels of {index.uri}", unit="fragment", leave=False, delay=1)
-
-    def progress(done: int, fragments: int) -> None:
-        bar.total = fragments
-        bar.update(done - bar.n)
-
-    with bar:
+    with counted(f"labels of {index.uri}", "fragment") as progress:
         return labelled_part(index, config.data, share, seed=config.seed, progress=progress)
 
 
-def read_index(uri: str, config: TrainConfig, classes: tuple[str, ...] = ()) -> Index:
-    """The index of `uri`, with a progress bar where it takes more than a second."""
-    bar = tqdm(desc=f"index {uri}", unit="file", leave=False, delay=1)
-
-    def progress(done: int, files: int) -> None:
-        bar.total = files
-        bar.update(done - bar.n)
-
-    with bar:
-        return build_index(uri, config.data, progress, classes=classes)
+def read_index(uri: str, data: DataConfig, classes: tuple[str, ...] = ()) -> Index:
+    """The index of `uri`, with a progress bar."""
+    with counted(f"index {uri}", "file") as progress:
+        return build_index(uri, data, progress, classes=classes)
 
 
-class _ProgressBar:
-    """The steps of a run on the terminal, and a line for each evaluation."""
-
-    def __init__(self, steps: int, done: int) -> None:
-        self._steps, self._done = steps, done
-        self._bar: tqdm | None = None
-
-    def __enter__(self) -> "_ProgressBar":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar:
-            self._bar.close()
-
-    def show(self, values: dict[str, Any]) -> None:
-        if self._bar is None:  # Only now do steps take time, and not the cluster's start.
-            self._bar = tqdm(total=self._steps, initial=self._done, desc="train", unit="step", smoothing=0.1)
-        if "loss" not in values:
-            self._bar.write(f"step {values['step']}: {', '.join(_noted(values))}")
-            return
-        stages = {key: seconds for key, seconds in values.items() if key.endswith("_seconds")}
-        waited = values["data_wait_seconds"] / sum(stages.values())
-        self._bar.set_postfix_str(
-            f"epoch {values['epoch']}, loss {values['loss']:.3f}, learning rate "
-            f"{values['learning_rate']:.3g}, {values['images_per_second']:,.0f} images/s, "
-            f"{waited:.0%} waiting for data",
-            refresh=False,
-        )
-        self._bar.update(values["step"] - self._bar.n)
-
-
-def _noted(values: dict[str, Any]) -> Iterator[str]:
-    """What an evaluation, or a look at the images left out, found."""
-    if "knn_top1" in values:
-        pixels = values.get("knn_top1_pixels")
-        yield f"kNN accuracy {values['knn_top1']:.1%}" + (f" (raw pixels {pixels:.1%})" if pixels else "")
-    if "top1" in values:
-        yield f"classifier's accuracy {values['top1']:.1%}"
-    if "knn_top1_test" in values:
-        yield f"on the test images {values['knn_top1_test']:.1%}"
-    if "restarting" in values:
-        yield f"going on from there, for {values['restarting']}"
-    if "warning" in values:
-        yield f"warning: {values['warning']}"
-    if "rolled_back_to" in values:
-        yield (
-            f"warning: the loss was not finite several times in a row; back to the weights of step "
-            f"{values['rolled_back_to']}"
-        )
-    if "quarantined" in values:
-        yield f"{values['quarantined']:,} images left out so far"
-    if "effective_rank" in values:
-        yield f"effective rank {values['effective_rank']:.1f}"
-        if values["effective_rank"] < COLLAPSED_RANK:
-            yield "warning: the features have collapsed to a point; try a lower learning rate"
+def _kept_index(run: str, name: str) -> Index | None:
+    """The index that the run has kept, so that a resume lists nothing again."""
+    kept = storage.read(storage.join(run, "index", f"{name}.parquet"))
+    return Index.from_bytes(kept) if kept else None

@@ -9,9 +9,9 @@ from typing import Any
 from tqdm import tqdm
 
 from cluster.local import cluster
-from cluster.train import read_index, with_absolute_paths
+from cluster.train import training_index, with_absolute_paths
 from pipelines import storage
-from training.config import worker_counts
+from training.config import most_workers
 from training.record import to_toml
 from tuning.space import SearchConfig, with_values
 
@@ -34,15 +34,14 @@ def run_tuning(search: SearchConfig) -> list[dict[str, Any]]:
     from tuning.search import CPUS_PER_TRIAL, METRIC, run_search
 
     search = replace(search, train=with_absolute_paths(search.train), output=storage.absolute(search.output))
-    index = read_index(search.train.data.train, search.train)
+    index = training_index(search.train)
     if not index.has_labels:
         raise ValueError(
             f"trials are ranked by labels: no column {search.train.data.label_column!r} in the images; "
             "name it with train.data.label_column"
         )
     folder = storage.join(search.output, search.name)
-    most = worker_counts(search.train)[-1] if search.train.workers else 1
-    cpus = search.concurrent * (most * CPUS_PER_WORKER + CPUS_PER_TRIAL)
+    cpus = search.concurrent * (most_workers(search.train) * CPUS_PER_WORKER + CPUS_PER_TRIAL)
     with cluster(cpus), tqdm(total=search.trials, desc="trials", unit="trial") as bar:
 
         def show(values: dict[str, Any], result: dict[str, Any]) -> None:

@@ -4,8 +4,6 @@ In PyTorch, on the device that the view is on. Every sum is written out element 
 has the same bits whatever batch it is in.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -98,7 +96,7 @@ def _gaussians(draws: Draws, size: int) -> tuple[Int[np.ndarray, " n"], Float[np
     return reach, (taps / taps.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def _filtered(planes: _Planes, taps: Any, *, dim: int) -> _Planes:
+def _filtered(planes: _Planes, taps: Float[Tensor, "n taps"], *, dim: int) -> _Planes:
     """Correlation along one axis; the border is reflected. `taps` (n or 1, odd)."""
     reach, size = taps.shape[1] // 2, planes.shape[dim]
     padded = pad(planes, (0, 0, reach, reach) if dim == 2 else (reach, reach, 0, 0), "reflect")

@@ -13,7 +13,7 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 HOMES = {
     "ray": {"pipelines/stream.py", "training/worker.py", "tuning/search.py", "cluster/local.py"},
     "nvidia": {"pipelines/graph.py"},
-    "cyclopts": {"cluster/cli.py"},
+    "cyclopts": {"cluster/cli.py", "cluster/data_cli.py", "cluster/config_file.py"},
 }
 
 

@@ -1,9 +1,7 @@
 """A run that goes on by itself: when a worker is lost, and on more workers when the cluster has grown."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from threading import Event, Thread
+from threading import Event
 
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig
@@ -30,10 +28,8 @@ def run_to_its_end(config: TrainConfig, sets: Sets, progress: Progress, stop: Ev
     failures, reached = 0, checkpoints.latest_step()
     workers = fitting_workers(config)
     while True:
-        attempt = Event()
         try:
-            with _setting(attempt, stop.is_set, config, workers):
-                launch(config, sets, progress, workers=workers, stop=attempt)
+            launch(config, sets, progress, workers=workers, stopping=_Ending(stop, config, workers))
             return
         except StoppedError as stopped:
             if stop.is_set():
@@ -62,38 +58,23 @@ def _wait_for_room(config: TrainConfig) -> int:
             time.sleep(_LOOK_SECONDS)
 
 
-@contextmanager
-def _setting(
-    attempt: Event, stopped: Callable[[], bool], config: TrainConfig, workers: int
-) -> Iterator[None]:
-    """Until the block ends set `attempt` when the user wants to stop or the cluster holds more workers."""
-    ended = Event()
+class _Ending:
+    """Whether an attempt shall save and end: the user wants it, or the cluster holds more workers now."""
 
-    def watch() -> None:
-        steady, looked = 0, time.monotonic()
-        while not ended.wait(0.2):
-            if stopped():
-                attempt.set()
-                return
-            if time.monotonic() - looked < _LOOK_SECONDS:
-                continue
-            looked = time.monotonic()
-            steady = steady + 1 if _room(config) > workers else 0
-            if steady == _STEADY_LOOKS:
-                attempt.set()
-                return
+    def __init__(self, stop: Event, config: TrainConfig, workers: int) -> None:
+        self._stop, self._config, self._workers = stop, config, workers
+        self._steady, self._looked = 0, time.monotonic()
 
-    thread = Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    def __call__(self) -> bool:
+        if self._stop.is_set():
+            return True
+        if time.monotonic() - self._looked > _LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._steady = self._steady + 1 if self._grown() else 0
+        return self._steady >= _STEADY_LOOKS
 
-
-def _room(config: TrainConfig) -> int:
-    try:
-        return fitting_workers(config)
-    except ValueError:
-        return 0
+    def _grown(self) -> bool:
+        try:
+            return fitting_workers(self._config) > self._workers
+        except ValueError:
+            return False

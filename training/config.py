@@ -215,6 +215,11 @@ def worker_counts(config: TrainConfig) -> list[int]:
     return counts
 
 
+def most_workers(config: TrainConfig) -> int:
+    """The largest number of workers that the config names; 1 where it names none."""
+    return worker_counts(config)[-1] if config.workers else 1
+
+
 def check_micro_batches(batch_size: int, micro_batch_size: int, lanes: int) -> None:
     """Raise ValueError unless lanes divide micro_batch_size and that divides batch_size."""
     if micro_batch_size % lanes or batch_size % micro_batch_size:

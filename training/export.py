@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -58,8 +58,7 @@ def read_trained(run: str, step: int | None) -> Trained:
     Raises ValueError where there is no such run or checkpoint.
     """
     run = storage.absolute(run.rstrip("/"))
-    output, _, name = run.rpartition("/")
-    config = replace(read_config(run), output=output, name=name)  # It may have been moved.
+    config = read_config(run)
     if step is None:
         step = Checkpoints(run, config.checkpoint.keep).latest_step()
     if step is None:

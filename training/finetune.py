@@ -23,12 +23,11 @@ _KEPT = ("size", "crop_scale", "crop_ratio", "flip", "mean", "std")
 def finetune_config(
     config: TrainConfig, checkpoint: str, settings: FinetuneConfig, *, share: float, images: int, classes: int
 ) -> TrainConfig:
-    """The run that fine-tunes the encoder of `config`'s `checkpoint` on `share` of the labels of `images`.
+    """The run that fine-tunes the encoder of `config`'s `checkpoint` on `images`, `share` of those labelled.
 
     Its name tells the settings apart, so that each is a run of its own, which can be resumed.
     Chen et al. 2020, appendix B.5, but for the batch size.
     """
-    labelled = max(1, round(share * images))
     tuned = replace(
         config,
         data=_data(config.data),
@@ -40,7 +39,7 @@ def finetune_config(
         simclr=SimCLRConfig(),
         byol=BYOLConfig(),
         supervised=SupervisedConfig(classes=classes, labels=share if share < 1 else None),
-        batch_size=settings.batch_size or _batch_size(labelled, config.lanes),
+        batch_size=settings.batch_size or _batch_size(images, config.lanes),
         micro_batch_size=None,
         epochs=settings.epochs or (60 if share <= _FEW else 30),
         steps=None,

@@ -44,11 +44,21 @@ def _unwritable(run: str, error: OSError) -> ValueError:
 
 
 def read_config(run: str) -> TrainConfig:
-    """The config of the run in RUN; raises ValueError, naming it, where there is none."""
+    """The config of the run in RUN; raises ValueError as read_values does."""
+    return TrainConfig(**read_values(run))
+
+
+def read_values(run: str) -> dict[str, Any]:
+    """What the config of the run in RUN says; output and name are where it is now, should it have been moved.
+
+    Raises ValueError, naming the run, where there is none.
+    """
+    run = storage.absolute(run.rstrip("/"))
     content = storage.read(storage.join(run, _FILE))
     if content is None:
         raise ValueError(f"{run} is no run: there is no {_FILE}; give OUTPUT/NAME of one")
-    return TrainConfig(**tomllib.loads(content.decode()))
+    output, _, name = run.rpartition("/")
+    return tomllib.loads(content.decode()) | {"output": output, "name": name}
 
 
 def to_toml(config: TrainConfig) -> str:

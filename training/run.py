@@ -3,6 +3,7 @@
 import inspect
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -74,10 +75,10 @@ class _Run:
         self.stages = Stages()
         self.plan = make_plan(config, sets.train)
         self.steps = total_steps(config, self.plan)
+        self.checkpoints = Checkpoints(run_uri(config), config.checkpoint.keep)
         self.objective = self._build_objective()
         self.optimizer = build_optimizer(self.objective, config.optimizer)
         self.average = self._build_average()
-        self.checkpoints = Checkpoints(run_uri(config), config.checkpoint.keep)
         self.saver = Saver(self.checkpoints, self._warn)
         self.best, self.saved_at = self.checkpoints.best()[1], time.monotonic()
         self.start_step = self._resume()
@@ -162,7 +163,9 @@ class _Run:
     def _build_objective(self) -> Objective:
         torch.manual_seed(self.config.seed)
         gather = TimedGather(self.worker.gather, self.stages)
-        objective = build_objective(self.config, self.index, gather)
+        # A checkpoint has what `init` would give, which may be gone by now.
+        config = replace(self.config, init=None) if self.checkpoints.latest_step() else self.config
+        objective = build_objective(config, self.index, gather)
         objective.to(self.worker.device)
         # Convolutions are faster so, on CPUs by 1.4 times.
         objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -238,7 +241,7 @@ class _Run:
             self.average.update_parameters(self.objective)
         spent = self.stages.take()
         if self.log:
-            self.log.step(done, loss, rate, spent)
+            self.log.step(done, loss.item(), rate, spent)
         every = self.config.evaluation.every_epochs * self.plan.steps_per_epoch
         score = None
         if done == self.steps or (every and done % every == 0):

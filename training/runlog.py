@@ -5,16 +5,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
-
 from pipelines.plan import Plan
 from training.metrics import MetricsLog
 from training.tensorboard import TensorBoard
 
 Progress = Callable[[dict[str, Any]], None]
 
-# Seconds between looks at the loss, which would make a GPU wait, and between writes of the metrics.
-_LOOK_SECONDS, _WRITE_SECONDS = 1.0, 30.0
+# Seconds between steps that are shown, and between writes of the metrics.
+_SHOW_SECONDS, _WRITE_SECONDS = 1.0, 30.0
 
 
 class RunLog:
@@ -23,30 +21,29 @@ class RunLog:
     def __init__(self, run: str, plan: Plan, steps: int, start_step: int, progress: Progress) -> None:
         self._plan, self._steps, self._progress = plan, steps, progress
         self._metrics, self._board = MetricsLog(run, start_step), TensorBoard(run, start_step)
-        self._pending: list[tuple[dict[str, Any], Tensor]] = []
         self.last_step, self._skipped = start_step, self._metrics.count("skipped")
-        self._stepped_at = self._last_look = self._last_write = time.monotonic()
+        self._stepped_at = self._shown_at = self._written_at = time.monotonic()
 
-    def step(self, done: int, loss: Tensor, rate: float, spent: Mapping[str, float]) -> None:
+    def step(self, done: int, loss: float, rate: float, spent: Mapping[str, float]) -> None:
+        """Note a step; a loss that is not finite is that of one that was skipped."""
         now = time.monotonic()
-        self.last_step = done
-        values = {
-            "step": done,
-            "epoch": self._epoch(done),
-            "learning_rate": rate,
-            "images_per_second": self._plan.batch_size / (now - self._stepped_at),
-            **spent,
-        }
-        self._pending.append((values, loss))
-        self._stepped_at = now
-        if done == self._steps or now - self._last_look > _LOOK_SECONDS:
-            self._look()
-        if now - self._last_write > _WRITE_SECONDS:
+        line: dict[str, Any] = {"step": done, "epoch": self._epoch(done)}
+        if math.isfinite(loss):
+            images_per_second = self._plan.batch_size / (now - self._stepped_at)
+            line |= {"loss": loss, "learning_rate": rate, "images_per_second": images_per_second, **spent}
+        else:
+            self._skipped += 1
+            line |= {"skipped": self._skipped}
+        self._append(line)
+        self.last_step, self._stepped_at = done, now
+        if done == self._steps or now - self._shown_at > _SHOW_SECONDS:
+            self._progress({**line, "steps": self._steps})
+            self._shown_at = now
+        if now - self._written_at > _WRITE_SECONDS:
             self.write()
 
     def note(self, done: int, **values: Any) -> None:
         """Write down and show what was found after `done` steps, other than the steps themselves."""
-        self._look()
         line = {"step": done, "epoch": self._epoch(done), **values}
         self._append(line)
         self._progress({**line, "steps": self._steps})
@@ -54,26 +51,9 @@ class RunLog:
         self._stepped_at = time.monotonic()
 
     def write(self) -> None:
-        self._look()
         self._metrics.flush()
         self._board.flush()
-        self._last_write = time.monotonic()
-
-    def _look(self) -> None:
-        """Read the losses of the steps since the last look."""
-        line = None
-        for values, loss in self._pending:
-            value = loss.item()
-            if not math.isfinite(value):
-                self._skipped += 1
-                self._append({"step": values["step"], "epoch": values["epoch"], "skipped": self._skipped})
-                continue
-            line = {"step": values["step"], "epoch": values["epoch"], "loss": value, **values}
-            self._append(line)
-        self._pending.clear()
-        if line:
-            self._progress({**line, "steps": self._steps})
-        self._last_look = time.monotonic()
+        self._written_at = time.monotonic()
 
     def _append(self, line: dict[str, Any]) -> None:
         self._metrics.append(**line)

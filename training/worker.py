@@ -62,16 +62,16 @@ def launch(
     task: Task = train,
     *,
     workers: int | None = None,
-    stop: Event | None = None,
+    stopping: Callable[[], bool] | None = None,
 ) -> None:
     """Run `task` for `config` on `workers` of the connected Ray cluster; progress(values) hears of it.
 
     Raises ValueError if the cluster cannot hold the workers, RunError if one of them fails, StoppedError
-    once the run has saved because `stop` was set.
+    once the run has saved because `stopping()`, which is asked now and then, was true.
     """
     workers = workers or fitting_workers(config)
     gpus = int(ray.cluster_resources().get("GPU", 0)) >= workers
-    with _channel(progress, stop) as channel, tempfile.TemporaryDirectory(prefix="diptych-") as scratch:
+    with _channel(progress, stopping) as channel, tempfile.TemporaryDirectory(prefix="diptych-") as scratch:
         trainer = TorchTrainer(
             _work,
             train_loop_config={"job": _Job(config, sets, task, channel)},
@@ -184,7 +184,7 @@ class _Channel:
 
 
 @contextmanager
-def _channel(progress: Progress, stop: Event | None) -> Iterator[Any]:
+def _channel(progress: Progress, stopping: Callable[[], bool] | None) -> Iterator[Any]:
     """A _Channel on this node, whose events reach `progress` in this process until the block ends."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(_Channel).options(num_cpus=0, scheduling_strategy=here)
@@ -195,15 +195,15 @@ def _channel(progress: Progress, stop: Event | None) -> Iterator[Any]:
         while event := cast("dict[str, Any] | None", ray.get(channel.get.remote())):
             progress(event)
 
-    def watch(asked: Event) -> None:
-        while not ended.is_set():
-            if asked.wait(_ASK_SECONDS / 4):
+    def watch(asked: Callable[[], bool]) -> None:
+        while not ended.wait(_ASK_SECONDS / 4):
+            if asked():
                 ray.get(channel.stop.remote())
                 return
 
     threads = [Thread(target=pump, daemon=True)]
-    if stop:
-        threads.append(Thread(target=watch, args=(stop,), daemon=True))
+    if stopping:
+        threads.append(Thread(target=watch, args=(stopping,), daemon=True))
     for thread in threads:
         thread.start()
     try:

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from threading import Event
 from typing import Any
 
 from ray import tune
@@ -11,13 +12,13 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from pipelines import storage
 from pipelines.sources import Index
+from training.attempts import run_to_its_end
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, config_hash
 from training.evaluator import Sets
 from training.metrics import read_metrics
 from training.record import claim_run
 from training.run import make_plan, run_uri, total_steps
-from training.worker import launch
 from tuning.space import Distribution, SearchConfig, with_values
 
 METRIC = "knn_top1"
@@ -57,7 +58,7 @@ def run_search(search: SearchConfig, index: Index, show: Show) -> list[dict[str,
             for line in read_metrics(run):
                 report(line)
         else:
-            launch(config, Sets(train_index, held_out), report)
+            run_to_its_end(config, Sets(train_index, held_out), report, Event())
 
     with tempfile.TemporaryDirectory(prefix="diptych-") as scratch:
         results = tune.Tuner(

@@ -428,6 +428,20 @@ def test_a_run_starts_from_another_ones_encoder(
     assert first != pytest.approx(last, rel=1e-3)
 
 
+def test_a_run_that_has_a_checkpoint_no_longer_needs_the_one_that_it_started_from(
+    data: DataConfig, whole: tuple[TrainConfig, Samples], tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "other.pt"
+    shutil.copy(Path(run_uri(whole[0]), "checkpoints", f"step-{_STEPS:09}.pt"), checkpoint)
+    config = _config(data, tmp_path, init=str(checkpoint), checkpoint={"every_steps": 1, "keep": 9}, steps=3)
+    _train(config)
+    losses = _losses(config)
+    checkpoint.unlink()
+    (tmp_path / "run/checkpoints/step-000000003.pt").unlink()
+    _train(config)
+    assert _losses(config) == losses
+
+
 def test_another_encoders_weights_are_refused(
     data: DataConfig, whole: tuple[TrainConfig, Samples], tmp_path: Path
 ) -> None:

@@ -22,23 +22,25 @@ def saver(tmp_path: Path, warnings: list[str]) -> Saver:
     return Saver(Checkpoints(str(tmp_path), keep=2), warnings.append)
 
 
-def test_what_is_written_is_what_there_was_when_it_was_handed_over(
-    saver: Saver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class _Late(Checkpoints):
+    """Writes once the training has moved on."""
+
     moved_on = threading.Event()
-    write = Checkpoints.write
 
-    def late(*arguments: Any, **others: Any) -> None:
-        assert moved_on.wait(30)
-        write(*arguments, **others)
+    def write(self, *arguments: Any, **others: Any) -> None:
+        assert self.moved_on.wait(30)
+        super().write(*arguments, **others)
 
-    monkeypatch.setattr(Checkpoints, "write", late)
+
+def test_what_is_written_is_what_there_was_when_it_was_handed_over(tmp_path: Path) -> None:
+    checkpoints = _Late(str(tmp_path), keep=2)
+    saver = Saver(checkpoints, pytest.fail)
     weights = torch.ones(3)
     saver.save(1, {"model": {"weight": weights}, "list": [weights], "step": 1})
     weights.fill_(2)
-    moved_on.set()
+    checkpoints.moved_on.set()
     assert saver.wait()
-    saved = Checkpoints(str(tmp_path), keep=2).load(1)
+    saved = checkpoints.load(1)
     assert torch.equal(saved["model"]["weight"], torch.ones(3))
     assert torch.equal(saved["list"][0], torch.ones(3))
 

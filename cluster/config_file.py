@@ -1,0 +1,33 @@
+"""A TOML file, or a run's own config, as flags that were not given."""
+
+import tomllib
+from pathlib import Path
+
+import cyclopts.config
+from cyclopts import App
+from cyclopts.argument import ArgumentCollection
+
+from training.config import shipped_config
+
+
+def read_config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Fill the flags that were not given from the TOML file that CONFIG names, or the run to --resume."""
+    given = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
+    if "CONFIG" in given and "--resume" in given:
+        raise ValueError("give a CONFIG or --resume RUN, not both: a run has its own config")
+    if "CONFIG" in given:
+        name = given["CONFIG"]
+        path = Path(name) if Path(name).is_file() else shipped_config(name)
+        try:
+            values = {"name": path.stem} | tomllib.loads(path.read_text())
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path} is not TOML: {error}") from error
+    elif "--resume" in given:
+        from training.record import read_values  # Takes half a second to import.
+
+        path, values = given["--resume"], read_values(given["--resume"])
+    else:
+        return
+    for command in reversed(commands):  # A flat table would lose `data`, which is a command's name too.
+        values = {command: values}
+    cyclopts.config.Dict(values, source=str(path))(app, commands, arguments)

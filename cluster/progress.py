@@ -1,0 +1,83 @@
+"""Progress on the terminal: of things that are counted, and of a run."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from training.diagnostics import COLLAPSED_RANK
+
+
+@contextmanager
+def counted(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """What is called with (done, of how many); there is a bar from the first second on."""
+    with tqdm(desc=what, unit=unit, leave=False, delay=1) as bar:
+
+        def progress(done: int, of: int) -> None:
+            bar.total = of
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+class RunBar:
+    """The steps of a run on the terminal, and a line for each evaluation."""
+
+    def __init__(self, steps: int, done: int) -> None:
+        self._steps, self._done = steps, done
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> "RunBar":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.close()
+
+    def show(self, values: dict[str, Any]) -> None:
+        if self._bar is None:  # Only now do steps take time, and not the cluster's start.
+            self._bar = tqdm(total=self._steps, initial=self._done, desc="train", unit="step", smoothing=0.1)
+        if "loss" not in values:
+            self._bar.write(f"step {values['step']}: {', '.join(_noted(values))}")
+            return
+        stages = {key: seconds for key, seconds in values.items() if key.endswith("_seconds")}
+        waited = values["data_wait_seconds"] / sum(stages.values())
+        self._bar.set_postfix_str(
+            f"epoch {values['epoch']}, loss {values['loss']:.3f}, learning rate "
+            f"{values['learning_rate']:.3g}, {values['images_per_second']:,.0f} images/s, "
+            f"{waited:.0%} waiting for data",
+            refresh=False,
+        )
+        self._bar.update(values["step"] - self._bar.n)
+
+
+def _noted(values: dict[str, Any]) -> Iterator[str]:
+    """What an evaluation, or a look at the images left out, found."""
+    if "knn_top1" in values:
+        pixels = values.get("knn_top1_pixels")
+        yield f"kNN accuracy {values['knn_top1']:.1%}" + (f" (raw pixels {pixels:.1%})" if pixels else "")
+    if "top1" in values:
+        yield f"classifier's accuracy {values['top1']:.1%}"
+    if "knn_top1_test" in values:
+        yield f"on the test images {values['knn_top1_test']:.1%}"
+    if "restarting" in values:
+        yield f"going on from there, for {values['restarting']}"
+    if "warning" in values:
+        yield f"warning: {values['warning']}"
+    if "rolled_back_to" in values:
+        yield (
+            f"warning: the loss was not finite several times in a row; back to the weights of step "
+            f"{values['rolled_back_to']}"
+        )
+    if "skipped" in values:
+        yield f"{values['skipped']:,} steps skipped so far, whose loss or gradient was not finite"
+    if "quarantined" in values:
+        yield f"{values['quarantined']:,} images left out so far"
+    if "effective_rank" in values:
+        yield f"effective rank {values['effective_rank']:.1f}"
+        if values["effective_rank"] < COLLAPSED_RANK:
+            yield "warning: the features have collapsed to a point; try a lower learning rate"
