@@ -7,6 +7,10 @@ from contextlib import contextmanager
 
 import ray
 
+# Ray ends processes that were idle for a second where there are more than cores. The readers are, between
+# two windows, and starting one takes as long as it reads some thousand images.
+PRIVATE_SYSTEM_CONFIG = {"num_workers_soft_limit": 64}
+
 
 @contextmanager
 def cluster(cpus: float) -> Iterator[None]:
@@ -26,7 +30,7 @@ def cluster(cpus: float) -> Iterator[None]:
     else:
         # The dashboard would take a share of a small machine's cores.
         cores = max(os.cpu_count() or 1, int(cpus + 0.999))
-        ray.init(num_cpus=cores, include_dashboard=False, **settings)
+        ray.init(num_cpus=cores, include_dashboard=False, _system_config=PRIVATE_SYSTEM_CONFIG, **settings)
     try:
         yield
     finally:

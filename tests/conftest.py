@@ -50,7 +50,15 @@ def ray_cluster(bucket: str) -> Iterator[None]:
     """A connected Ray cluster whose workers know the S3 server; room for four training workers."""
     import ray
 
-    ray.init(num_cpus=9, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    from cluster.local import PRIVATE_SYSTEM_CONFIG
+
+    ray.init(
+        num_cpus=9,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _system_config=PRIVATE_SYSTEM_CONFIG,
+    )
     yield
     ray.shutdown()
 

@@ -1,5 +1,6 @@
 """Windows through Ray Data: the same rows as read in this process, in the same order."""
 
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ from pipelines.plan import Plan, Window
 from pipelines.reader import read_windows
 from pipelines.shards import write_shards
 from pipelines.sources import Index, build_index
-from pipelines.stream import stream_windows
+from pipelines.stream import map_jobs, stream_windows
 
 pytestmark = pytest.mark.ray
 
@@ -43,3 +44,24 @@ def test_object_that_has_gone_is_named(ray_cluster: None, shards: Streamed) -> N
     Path(index.paths[1]).unlink()
     with pytest.raises(ValueError, match=r"cannot read .*00001\.parquet, row group \d"):
         list(stream_windows(index, data, windows))
+
+
+def test_tables_that_wait_to_be_taken_are_few_and_cost_no_processor_time(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    jobs = [str(tmp_path / f"job-{number}") for number in range(40)]
+    made = map_jobs(jobs, _touch, tasks=2)
+    next(made)
+    time.sleep(3.0)  # All that is made ahead has been made.
+    ahead = sum(Path(job).exists() for job in jobs)
+    before = time.process_time()
+    time.sleep(2.0)
+    assert time.process_time() - before < 1.0
+    assert ahead == sum(Path(job).exists() for job in jobs) < 10
+    assert sum(1 for _ in made) == len(jobs) - 1
+    assert all(Path(job).exists() for job in jobs)
+
+
+def _touch(job: str) -> pa.Table:
+    Path(job).touch()
+    return pa.table({"job": [job]})
