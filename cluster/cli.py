@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from cluster.config_file import read_config_file
 from cluster.data_cli import Count, data
 from cluster.messages import wrong_fields
+from cluster.startup import Startup
 from training.config import (
     FeatureName,
     FinetuneConfig,
@@ -47,10 +48,11 @@ def train(
     resume
         OUTPUT/NAME of a run that goes on from its newest checkpoint, its config being its own.
     """
+    startup = Startup.of_the_command()
     # torch takes seconds to import; help and an error in the config should not.
     from cluster.train import run_training
 
-    run_training(run)
+    run_training(run, startup=startup)
 
 
 @app.command

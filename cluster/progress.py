@@ -7,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from cluster.startup import Startup
 from training.diagnostics import COLLAPSED_RANK
 
 
@@ -23,10 +24,11 @@ def counted(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 
 
 class RunBar:
-    """The steps of a run on the terminal, and a line for each evaluation."""
+    """The steps of a run on the terminal, a line for each evaluation, and one on how it started."""
 
-    def __init__(self, steps: int, done: int) -> None:
+    def __init__(self, steps: int, done: int, startup: Startup) -> None:
         self._steps, self._done = steps, done
+        self._startup: Startup | None = startup
         self._bar: tqdm | None = None
 
     def __enter__(self) -> "RunBar":
@@ -39,11 +41,19 @@ class RunBar:
             self._bar.close()
 
     def show(self, values: dict[str, Any]) -> None:
+        if "phase" in values:
+            if self._startup:
+                self._startup.reached(values["phase"])
+            return
         if self._bar is None:  # Only now do steps take time, and not the cluster's start.
             self._bar = tqdm(total=self._steps, initial=self._done, desc="train", unit="step", smoothing=0.1)
         if "loss" not in values:
             self._bar.write(f"step {values['step']}: {', '.join(_noted(values))}")
             return
+        if self._startup:
+            self._startup.reached("first step")
+            self._bar.write(str(self._startup))
+            self._startup = None
         stages = {key: seconds for key, seconds in values.items() if key.endswith("_seconds")}
         waited = values["data_wait_seconds"] / sum(stages.values())
         self._bar.set_postfix_str(
@@ -66,6 +76,8 @@ def _noted(values: dict[str, Any]) -> Iterator[str]:
         yield f"on the test images {values['knn_top1_test']:.1%}"
     if "restarting" in values:
         yield f"going on from there, for {values['restarting']}"
+    if "moving" in values:
+        yield "saved, and going on from there on other nodes"
     if "warning" in values:
         yield f"warning: {values['warning']}"
     if "rolled_back_to" in values:

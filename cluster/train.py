@@ -7,6 +7,7 @@ from typing import Any
 from cluster.local import cluster
 from cluster.progress import RunBar, counted
 from cluster.signals import stop_signals
+from cluster.startup import Startup
 from pipelines import storage
 from pipelines.config import DataConfig
 from pipelines.labels import labelled_part
@@ -25,13 +26,18 @@ from training.run import make_plan, run_uri, total_steps
 
 
 def run_training(
-    config: TrainConfig, train: Index | None = None, test: Index | None = None
+    config: TrainConfig,
+    train: Index | None = None,
+    test: Index | None = None,
+    startup: Startup | None = None,
 ) -> list[dict[str, Any]]:
     """Train, showing progress on the terminal; the lines of the run's metrics.jsonl.
 
     `train` and `test` are the images of the config's data, where they are listed already. Raises ValueError
     where the config, the data or the cluster will not do, before anything is written.
     """
+    startup = startup or Startup()
+    startup.reached("imports")
     config = with_absolute_paths(config)
     check_lanes(config.batch_size, config.lanes)
     worker_counts(config)
@@ -62,7 +68,8 @@ def run_training(
     if done >= steps:
         print(f"{run} is finished: {done} steps. Its report is {write_report(config)}")
         return read_metrics(run)
-    _launch(config, sets, steps, done)
+    startup.reached("index")
+    _launch(config, sets, steps, done, startup)
     print(f"report: {write_report(config)}")
     return read_metrics(run)
 
@@ -76,7 +83,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     return replace(config, data=data, output=storage.absolute(config.output), init=init)
 
 
-def _launch(config: TrainConfig, sets: Sets, steps: int, done: int) -> None:
+def _launch(config: TrainConfig, sets: Sets, steps: int, done: int, startup: Startup) -> None:
     # Ray takes seconds to import; an error in the config should not.
     from training.attempts import run_to_its_end
     from training.worker import CPUS_PER_WORKER, RunError
@@ -84,9 +91,10 @@ def _launch(config: TrainConfig, sets: Sets, steps: int, done: int) -> None:
     print(f"{sets.train.rows.sum():,} images; starting {config.workers or 'the'} workers ...")
     with (
         cluster(cpus=most_workers(config) * CPUS_PER_WORKER),
-        RunBar(steps, done) as bar,
+        RunBar(steps, done, startup) as bar,
         stop_signals() as stop,
     ):
+        startup.reached("cluster")
         try:
             run_to_its_end(config, sets, bar.show, stop.event)
         except RunError as error:

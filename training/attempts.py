@@ -35,6 +35,7 @@ def run_to_its_end(config: TrainConfig, sets: Sets, progress: Progress, stop: Ev
             if stop.is_set():
                 raise
             reached = stopped.step
+            progress({"step": reached, "moving": True})
         except RunError as error:
             step = checkpoints.latest_step()
             failures = 1 if step != reached else failures + 1

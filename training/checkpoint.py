@@ -5,10 +5,10 @@ import json
 import math
 import re
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
@@ -97,7 +97,7 @@ def snapshot(
         "random": torch.get_rng_state(),
         "config": asdict(config),
         "config_hash": config_hash(config),
-        "versions": {"torch": str(torch.__version__), "torchvision": torchvision.__version__},
+        "versions": {"torch": str(torch.__version__), "torchvision": version("torchvision")},
     }
     return saved | {"average": average.state_dict()} if average else saved
 

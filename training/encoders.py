@@ -3,7 +3,6 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from training.efficientnet import EfficientNet
 from training.encoder_config import (
     CIFAR_DEPTHS,
     EFFICIENTNETS,
@@ -15,7 +14,6 @@ from training.encoder_config import (
     scaling,
 )
 from training.resnet import cifar_resnet, imagenet_resnet
-from training.torchvision_models import torchvision_trunk
 
 _PIXELS_SIDE = 32
 
@@ -41,8 +39,13 @@ def build_encoder(config: EncoderConfig) -> Encoder:
     """The encoder that `config` names, its weights drawn from torch's global generator."""
     if config.name in RESNETS:
         return Encoder(*_resnet(config))
+    # torchvision takes a second and a half to import, in every process.
     if config.name.startswith(TORCHVISION):
+        from training.torchvision_models import torchvision_trunk
+
         return Encoder(*torchvision_trunk(config.name.removeprefix(TORCHVISION)))
+    from training.efficientnet import EfficientNet
+
     multipliers = scaling(config)
     trunk = EfficientNet(
         width=multipliers.width,

@@ -62,7 +62,8 @@ def total_steps(config: TrainConfig, plan: Plan) -> int:
 def train(config: TrainConfig, sets: Sets, worker: Worker, progress: Progress) -> None:
     """Train from the newest checkpoint, or from the start, to the end; every worker of the run calls it.
 
-    Calls progress(values) about once a second on rank 0, with what metrics.jsonl gets.
+    Calls progress(values) about once a second on rank 0, with what metrics.jsonl gets; and, on the way to the
+    first step, with the phase that is over.
     """
     run = _Run(config, sets, worker, progress)
     run.train()
@@ -85,6 +86,7 @@ class _Run:
         self.quarantine = Quarantine(run_uri(config))
         self.left_out: list[Quarantined] = []
         self.evaluator = Evaluator(config, sets, worker, self.left_out)
+        self.progress = progress
         self.log = (
             RunLog(run_uri(config), self.plan, self.steps, self.start_step, progress) if self._leads else None
         )
@@ -94,10 +96,12 @@ class _Run:
         return self.worker.gather.rank == 0
 
     def train(self) -> None:
+        self._reached("model")
         views = self._training_views()
         if self.start_step == 0 and self.steps:
             self._evaluate(0, knn_top1_pixels=raw_pixels(self.config.data.view.size))
             self._settle(0)
+            self._reached("evaluation")
         backward = self._backward()
         try:
             self._fit(backward, views)
@@ -110,6 +114,10 @@ class _Run:
                     f"{again}, as in steps {fault.first} to {fault.last} before it went back to its last "
                     "checkpoint; try a lower --optimizer.learning-rate, or --optimizer.clip-norm 1"
                 ) from again
+
+    def _reached(self, phase: str) -> None:
+        if self._leads:
+            self.progress({"phase": phase})
 
     def _fit(self, backward: Backward, views: Iterator[Views]) -> None:
         peak = peak_learning_rate(self.config)
@@ -210,7 +218,9 @@ class _Run:
 
     def _noting(self, views: Iterator[Views]) -> Iterator[Views]:
         """The same views; which images were left out of them is kept until the workers settle it."""
-        for batch in views:
+        for number, batch in enumerate(views):
+            if number == 0:
+                self._reached("first batch")
             self.left_out.extend(batch.quarantined)
             yield batch
 

@@ -22,7 +22,8 @@ class RunLog:
         self._plan, self._steps, self._progress = plan, steps, progress
         self._metrics, self._board = MetricsLog(run, start_step), TensorBoard(run, start_step)
         self.last_step, self._skipped = start_step, self._metrics.count("skipped")
-        self._stepped_at = self._shown_at = self._written_at = time.monotonic()
+        self._stepped_at = self._written_at = time.monotonic()
+        self._shown_at = -math.inf
 
     def step(self, done: int, loss: float, rate: float, spent: Mapping[str, float]) -> None:
         """Note a step; a loss that is not finite is that of one that was skipped."""

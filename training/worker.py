@@ -1,26 +1,21 @@
 """Ray Train adapter: a task on the workers of a Ray cluster, once."""
 
-import asyncio
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Event, Thread
-from typing import Any, cast
+from typing import Any
 
 import ray
 import ray.train
 import torch
-from ray.exceptions import RayError
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines import storage
 from pipelines.stream import READER_CPUS, READERS, stream_windows
+from training.channel import WorkerEnd, open_channel, usable_resources
 from training.config import TrainConfig, worker_counts
 from training.evaluator import Sets
 from training.faults import StoppedError
@@ -32,8 +27,16 @@ from training.runlog import Progress
 # Cores that the scheduler sets aside for a worker and for the tasks that read its images.
 CPUS_PER_WORKER = 2.0
 
-# How often rank 0 asks whether it shall stop.
-_ASK_SECONDS = 1.0
+# Errors of the config or of the code: any other worker would have them too.
+_NOT_THE_WORKERS = (
+    ValueError,
+    TypeError,
+    NameError,
+    AttributeError,
+    LookupError,
+    ImportError,
+    AssertionError,
+)
 
 
 class RunError(Exception):
@@ -52,7 +55,7 @@ class _Job:
     config: TrainConfig
     sets: Sets
     task: Task
-    channel: Any
+    channel: WorkerEnd
 
 
 def launch(
@@ -62,16 +65,24 @@ def launch(
     task: Task = train,
     *,
     workers: int | None = None,
-    stopping: Callable[[], bool] | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run `task` for `config` on `workers` of the connected Ray cluster; progress(values) hears of it.
 
     Raises ValueError if the cluster cannot hold the workers, RunError if one of them fails, StoppedError
-    once the run has saved because `stopping()`, which is asked now and then, was true.
+    once the run has saved because `stopping()`, which is asked now and then, was true, or because a node that
+    has one of its workers is being drained.
     """
     workers = workers or fitting_workers(config)
-    gpus = int(ray.cluster_resources().get("GPU", 0)) >= workers
-    with _channel(progress, stopping) as channel, tempfile.TemporaryDirectory(prefix="diptych-") as scratch:
+    gpus = int(usable_resources().get("GPU", 0)) >= workers
+    # Nodes that are drained are the driver's to look for, in channel.py; and a worker that never answers is
+    # lost after as long as others wait for it.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(max(60.0, config.timeout))
+    with (
+        open_channel(progress, stopping) as channel,
+        tempfile.TemporaryDirectory(prefix="diptych-") as scratch,
+    ):
         trainer = TorchTrainer(
             _work,
             train_loop_config={"job": _Job(config, sets, task, channel)},
@@ -107,7 +118,7 @@ def _failure(config: TrainConfig, error: WorkerGroupError) -> Exception:
     for cause in causes.values():
         if isinstance(cause, StoppedError):
             return cause
-    blamed = [rank for rank, cause in causes.items() if isinstance(cause, ValueError)]
+    blamed = [rank for rank, cause in causes.items() if isinstance(cause, _NOT_THE_WORKERS)]
     rank = blamed[0] if blamed else next(iter(causes))
     log = storage.join(run_uri(config), "error.log")
     storage.write(log, str(error).encode())
@@ -122,7 +133,7 @@ def fitting_workers(config: TrainConfig) -> int:
     Where the config leaves it open that is a worker for each GPU, or one. Raises ValueError, with a number
     that fits, where the cluster is too small.
     """
-    resources = ray.cluster_resources()
+    resources = usable_resources()
     cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0))
     allowed = worker_counts(config)
     if config.workers is None:
@@ -140,83 +151,21 @@ def _work(loop_config: dict[str, Any]) -> None:
     """What each worker process runs."""
     job: _Job = loop_config["job"]
     context = ray.train.get_context()
+    leads = context.get_world_rank() == 0
+    if leads:
+        job.channel.put({"phase": "workers"})
+    job.channel.join()
     alone = context.get_world_size() == 1
     threads = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
     torch.set_num_threads(threads)
-    stopping = Event()
-    if context.get_world_rank() == 0:
-        Thread(target=_ask, args=(job.channel, stopping), daemon=True).start()
     worker = Worker(
         gather=LocalGather() if alone else ProcessGroupGather(),
         device=get_device(),
         threads=threads,
         tables=stream_windows,
-        stopping=stopping.is_set,
+        stopping=job.channel.watch() if leads else lambda: False,
     )
-    job.task(job.config, job.sets, worker, lambda event: ray.get(job.channel.put.remote(event)))
-
-
-def _ask(channel: Any, stopping: Event) -> None:
-    """Set `stopping` once the driver wishes it."""
-    while not ray.get(channel.stopping.remote()):
-        time.sleep(_ASK_SECONDS)
-    stopping.set()
-
-
-class _Channel:
-    """Takes the run's events to the driver, and the driver's wish to stop to rank 0."""
-
-    def __init__(self) -> None:
-        self._events: asyncio.Queue[Any] = asyncio.Queue()
-        self._stopping = False
-
-    async def put(self, event: Any) -> None:
-        await self._events.put(event)
-
-    async def get(self) -> Any:
-        return await self._events.get()
-
-    async def stop(self) -> None:
-        self._stopping = True
-
-    async def stopping(self) -> bool:
-        return self._stopping
-
-
-@contextmanager
-def _channel(progress: Progress, stopping: Callable[[], bool] | None) -> Iterator[Any]:
-    """A _Channel on this node, whose events reach `progress` in this process until the block ends."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(_Channel).options(num_cpus=0, scheduling_strategy=here)
-    channel: Any = actor.remote()
-    ended = Event()
-
-    def pump() -> None:
-        while event := cast("dict[str, Any] | None", ray.get(channel.get.remote())):
-            progress(event)
-
-    def watch(asked: Callable[[], bool]) -> None:
-        while not ended.wait(_ASK_SECONDS / 4):
-            if asked():
-                ray.get(channel.stop.remote())
-                return
-
-    threads = [Thread(target=pump, daemon=True)]
-    if stopping:
-        threads.append(Thread(target=watch, args=(stopping,), daemon=True))
-    for thread in threads:
-        thread.start()
-    try:
-        yield channel
-    finally:
-        ended.set()
-        try:
-            ray.get(channel.put.remote(None))
-            for thread in threads:
-                thread.join()
-            ray.kill(channel)
-        except RayError:
-            pass  # The cluster is gone, and with it the channel.
+    job.task(job.config, job.sets, worker, job.channel.put)
 
 
 def _root_error(error: BaseException) -> BaseException:

@@ -47,12 +47,12 @@ def _start(arguments: list[str], address: str, log: Path) -> subprocess.Popen:
         )  # fmt: skip
 
 
-def _training(images: Path, output: Path, name: str, workers: str) -> list[str]:
+def _training(images: Path, output: Path, name: str, workers: str, *, timeout: int = 60) -> list[str]:
     return (
         ["train", "--data.train", str(images), "--output", str(output), "--name", name, "--workers", workers]
         + ["--data.recipe", "simclr-cifar", "--data.window-rows", "24", "--encoder.name", "resnet8"]
         + ["--projector.hidden-dim", "64", "--projector.dim", "32", "--temperature", "1.0"]
-        + ["--batch-size", "96", "--lanes", "4", "--steps", str(_STEPS), "--timeout", "60"]
+        + ["--batch-size", "96", "--lanes", "4", "--steps", str(_STEPS), "--timeout", str(timeout)]
         + ["--checkpoint.every-steps", str(_EVERY), "--evaluation.diagnostic-images", "0"]
         + ["--optimizer.name", "sgd", "--optimizer.learning-rate", "0.02"]
     )
@@ -123,20 +123,32 @@ def test_a_run_goes_on_by_itself_when_a_worker_is_killed(
     _assert_same_run(tmp_path / "run", undisturbed)
 
 
-def test_a_run_whose_driver_is_killed_goes_on_bit_for_bit_and_on_fewer_workers_to_rounding(
+def test_a_run_goes_on_by_itself_when_a_worker_stalls(
     images: Path, address: str, undisturbed: Path, tmp_path: Path
 ) -> None:
-    for name in ("same", "fewer"):
+    process = _start(_training(images, tmp_path, "run", "2", timeout=5), address, tmp_path / "log")
+    _wait(_has(tmp_path / "run", 2 * _EVERY), process, tmp_path / "log")
+    os.kill(_workers()[-1], signal.SIGSTOP)
+    assert process.wait(600) == 0, (tmp_path / "log").read_text()
+    assert "going on from there, for worker" in (tmp_path / "log").read_text()
+    _assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_a_run_whose_driver_is_killed_goes_on_bit_for_bit_and_on_other_numbers_of_workers_to_rounding(
+    images: Path, address: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    for name in ("same", "fewer", "more"):
         process = _start(_training(images, tmp_path, name, "2"), address, tmp_path / "log")
         _wait(_has(tmp_path / name, 3 * _EVERY), process, tmp_path / "log")
         process.send_signal(signal.SIGKILL)
         process.wait()
-    for name, workers in (("same", []), ("fewer", ["--workers", "1"])):
+    for name, workers in (("same", []), ("fewer", ["--workers", "1"]), ("more", ["--workers", "4"])):
         assert not _has(tmp_path / name, _STEPS)()
         process = _start(["train", "--resume", str(tmp_path / name), *workers], address, tmp_path / "log")
         assert process.wait(600) == 0, (tmp_path / "log").read_text()
     _assert_same_run(tmp_path / "same", undisturbed)
-    np.testing.assert_allclose(_losses(tmp_path / "fewer"), _losses(undisturbed), rtol=1e-3)
+    for name in ("fewer", "more"):
+        np.testing.assert_allclose(_losses(tmp_path / name), _losses(undisturbed), rtol=1e-3)
 
 
 def test_a_terminated_run_saves_ends_cleanly_and_goes_on_bit_for_bit(
@@ -157,6 +169,18 @@ def test_a_terminated_run_saves_ends_cleanly_and_goes_on_bit_for_bit(
     process = _start(["train", "--resume", str(run)], address, tmp_path / "log")
     assert process.wait(600) == 0, (tmp_path / "log").read_text()
     _assert_same_run(run, undisturbed)
+
+
+def test_ctrl_c_twice_ends_at_once(images: Path, address: str, tmp_path: Path) -> None:
+    process = _start(_training(images, tmp_path, "run", "1"), address, tmp_path / "log")
+    _wait(_has(tmp_path / "run", _EVERY), process, tmp_path / "log")
+    worker = _workers()[0]
+    os.kill(worker, signal.SIGSTOP)  # The first one alone would wait for it.
+    process.send_signal(signal.SIGINT)
+    _wait(lambda: "once more ends at once" in (tmp_path / "log").read_text(), process, tmp_path / "log")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 128 + signal.SIGINT
+    assert "interrupted; the same command goes on" in (tmp_path / "log").read_text()
 
 
 @pytest.fixture
@@ -188,3 +212,24 @@ def test_a_run_shrinks_when_a_node_is_killed_and_grows_when_one_is_added(
     assert process.wait(600) == 0, log.read_text()
     np.testing.assert_allclose(_losses(run), _losses(undisturbed), rtol=1e-3)
     assert first.remaining_processes_alive()
+
+
+@pytest.mark.slow
+def test_a_run_leaves_a_node_that_is_drained_without_losing_a_step(
+    nodes: Any, images: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    log, run = tmp_path / "log", tmp_path / "run"
+    _, second = (nodes.add_node(num_cpus=2) for _ in range(2))
+    process = _start(_training(images, tmp_path, "run", "1:2"), nodes.address, log)
+    _wait(_has(run, _EVERY), process, log)
+    subprocess.run(
+        [Path(sys.executable).parent / "ray", "drain-node", "--address", nodes.address]
+        + ["--node-id", second.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+        + ["--reason-message", "spot", "--deadline-remaining-seconds", "600"],
+        check=True,
+        capture_output=True,
+    )
+    assert process.wait(600) == 0, log.read_text()
+    assert "saved, and going on from there on other nodes" in log.read_text()
+    assert "for worker" not in log.read_text()
+    np.testing.assert_allclose(_losses(run), _losses(undisturbed), rtol=1e-3)

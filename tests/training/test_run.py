@@ -182,16 +182,21 @@ def test_the_run_leaves_a_sheet_of_its_views(whole: tuple[TrainConfig, Samples])
         assert sheet.width > sheet.height
 
 
-def test_progress_hears_of_the_last_step_and_of_every_accuracy(data: DataConfig, tmp_path: Path) -> None:
-    heard: list[dict[str, Any]] = []
+def test_progress_hears_of_the_start_the_last_step_and_every_accuracy(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    events: list[dict[str, Any]] = []
     config = _config(data, tmp_path)
-    _train(config, heard.append)
+    _train(config, events.append)
+    assert [line["phase"] for line in events if "phase" in line] == ["model", "evaluation", "first batch"]
+    heard = [line for line in events if "phase" not in line]
     assert [line["knn_top1"] for line in heard if "knn_top1" in line] == [
         line["knn_top1"] for line in _accuracies(config)
     ]
-    assert [line["loss"] for line in heard if line["step"] == _STEPS and "loss" in line] == _losses(config)[
-        -1:
-    ]
+    steps = [line for line in heard if "loss" in line]
+    assert steps[0]["step"] == 1
+    assert steps[-1]["step"] == _STEPS
+    assert [steps[-1]["loss"]] == _losses(config)[-1:]
     assert all(line["steps"] == _STEPS for line in heard)
 
 
@@ -208,7 +213,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
 ) -> None:
     def stop(values: dict[str, Any]) -> None:
         # The run is at an epoch's end, two steps after its last checkpoint.
-        if values["step"] == _STEPS_PER_EPOCH:
+        if values.get("step") == _STEPS_PER_EPOCH:
             raise KeyboardInterrupt
 
     config = _config(data, tmp_path)

@@ -1,5 +1,6 @@
 """Checkpoints written beside training: copies, one at a time, and what a storage that refuses costs."""
 
+import resource
 import threading
 from pathlib import Path
 from typing import Any
@@ -74,3 +75,21 @@ def test_a_storage_that_refuses_costs_one_checkpoint_and_is_told(
     saver.save(3, {"step": 3})
     assert saver.wait()
     assert Checkpoints(str(tmp_path), keep=2).load(3)["step"] == 3
+
+
+def test_a_disk_that_is_full_costs_one_checkpoint_and_leaves_no_part_of_it(
+    saver: Saver, tmp_path: Path, warnings: list[str]
+) -> None:
+    saver.save(1, {"step": 1})
+    assert saver.wait()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # To who writes it is the same: so many bytes are taken, and no more.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        saver.save(2, {"step": 2, "weights": torch.zeros(1_000_000)})
+        assert not saver.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert warnings[0].startswith("the checkpoint of step 2 could not be written: ")
+    assert Checkpoints(str(tmp_path), keep=2).latest_step() == 1
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000001.pt"]

@@ -1,0 +1,123 @@
+"""Between a run's workers and its driver: events one way, the wish to stop the other."""
+
+# Whoever runs the actor imports this file: nothing that takes seconds.
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+from typing import Any, cast
+
+import ray
+from ray._private.state import state
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+# How often rank 0 asks whether it shall stop, and how often the driver looks for reasons.
+_ASK_SECONDS, _LOOK_SECONDS = 1.0, 0.25
+
+
+class _Channel:
+    def __init__(self) -> None:
+        self._events: asyncio.Queue[Any] = asyncio.Queue()
+        self._stopping = False
+        self._nodes: set[str] = set()
+
+    async def put(self, event: Any) -> None:
+        await self._events.put(event)
+
+    async def get(self) -> Any:
+        return await self._events.get()
+
+    async def join(self, node: str) -> None:
+        self._nodes.add(node)
+
+    async def nodes(self) -> set[str]:
+        return self._nodes
+
+    async def stop(self) -> None:
+        self._stopping = True
+
+    async def stopping(self) -> bool:
+        return self._stopping
+
+
+class WorkerEnd:
+    """What a worker has of the channel."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def join(self) -> None:
+        """Tell the driver that a worker is on this node."""
+        ray.get(self._actor.join.remote(ray.get_runtime_context().get_node_id()))
+
+    def put(self, event: dict[str, Any]) -> None:
+        """Hand an event to the driver's `progress`."""
+        ray.get(self._actor.put.remote(event))
+
+    def watch(self) -> Callable[[], bool]:
+        """Whether the driver wishes the run to stop, as known a second ago."""
+        stopping = Event()
+
+        def ask() -> None:
+            while not ray.get(self._actor.stopping.remote()):
+                time.sleep(_ASK_SECONDS)
+            stopping.set()
+
+        Thread(target=ask, daemon=True).start()
+        return stopping.is_set
+
+
+@contextmanager
+def open_channel(
+    progress: Callable[[dict[str, Any]], None], stopping: Callable[[], bool]
+) -> Iterator[WorkerEnd]:
+    """A channel whose events reach `progress` in this process until the block ends.
+
+    The workers are told to stop once `stopping()`, or once a node that has one of them is being drained.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(_Channel).options(num_cpus=0, scheduling_strategy=here)
+    channel: Any = actor.remote()
+    ended = Event()
+
+    def pump() -> None:
+        while event := cast("dict[str, Any] | None", ray.get(channel.get.remote())):
+            progress(event)
+
+    def watch() -> None:
+        while not ended.wait(_LOOK_SECONDS):
+            if stopping() or draining_nodes().intersection(ray.get(channel.nodes.remote())):
+                ray.get(channel.stop.remote())
+                return
+
+    threads = [Thread(target=target, daemon=True) for target in (pump, watch)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield WorkerEnd(channel)
+    finally:
+        ended.set()
+        try:
+            ray.get(channel.put.remote(None))
+            for thread in threads:
+                thread.join()
+            ray.kill(channel)
+        except RayError:
+            pass  # The cluster is gone, and with it the channel.
+
+
+def draining_nodes() -> set[str]:
+    """The ids of the nodes that their provider will take away soon, such as preempted ones."""
+    return set(state.get_draining_nodes())
+
+
+def usable_resources() -> dict[str, float]:
+    """What the cluster's nodes have, without those that are being drained."""
+    leaving, total = draining_nodes(), dict[str, float]()
+    for node in ray.nodes():
+        if node["Alive"] and node["NodeID"] not in leaving:
+            for name, amount in node["Resources"].items():
+                total[name] = total.get(name, 0.0) + amount
+    return total
