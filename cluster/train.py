@@ -8,6 +8,7 @@ from cluster.local import cluster
 from cluster.progress import RunBar, counted
 from cluster.signals import stop_signals
 from cluster.startup import Startup
+from cluster.trackers import Trackers, check_trackers, open_trackers
 from pipelines import storage
 from pipelines.config import DataConfig
 from pipelines.labels import labelled_part
@@ -41,6 +42,7 @@ def run_training(
     config = with_absolute_paths(config)
     check_lanes(config.batch_size, config.lanes)
     worker_counts(config)
+    check_trackers(config.trackers)
     run = run_uri(config)
     resumed = find_run(run, config)
     index = (_kept_index(run, "train") if resumed else None) or train or training_index(config)
@@ -91,12 +93,13 @@ def _launch(config: TrainConfig, sets: Sets, steps: int, done: int, startup: Sta
     print(f"{sets.train.rows.sum():,} images; starting {config.workers or 'the'} workers ...")
     with (
         cluster(cpus=most_workers(config) * CPUS_PER_WORKER),
+        open_trackers(config) as trackers,
         RunBar(steps, done, startup) as bar,
         stop_signals() as stop,
     ):
         startup.reached("cluster")
         try:
-            run_to_its_end(config, sets, bar.show, stop.event)
+            run_to_its_end(config, sets, lambda values: _tell(values, bar, trackers), stop.event)
         except RunError as error:
             sys.exit(f"diptych: {error}")
         except StoppedError as stopped:
@@ -106,6 +109,12 @@ def _launch(config: TrainConfig, sets: Sets, steps: int, done: int, startup: Sta
                 file=sys.stderr,
             )
             sys.exit(128 + stop.number)
+
+
+def _tell(values: dict[str, Any], bar: RunBar, trackers: Trackers) -> None:
+    bar.show(values)
+    for warning in trackers.show(values):
+        bar.show({"step": values["step"], "warning": warning})
 
 
 def training_index(config: TrainConfig) -> Index:

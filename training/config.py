@@ -40,6 +40,7 @@ Workers = Annotated[int | str, AfterValidator(_number_or_range)]
 
 ProtocolName = Literal["knn", "linear", "finetune"]
 FeatureName = Literal["encoder", "projector"]
+TrackerName = Literal["mlflow", "wandb"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -138,7 +139,7 @@ class CheckpointConfig:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainConfig:
     """One training run. Its result depends on this alone, and not on where and on what it runs: name, output,
-    workers, retries, timeout."""
+    workers, retries, timeout, trackers."""
 
     data: DataConfig
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
@@ -153,6 +154,9 @@ class TrainConfig:
     another one in between."""
     timeout: Annotated[float, Field(ge=1)] = 600.0
     """Seconds that a worker waits for another before the run starts again from its last checkpoint."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Services that hear of the run's numbers: mlflow, wandb. Where they are, and with which credentials, is
+    for their own environment variables to say."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of everything random."""
     lanes: Count = 8
@@ -243,7 +247,7 @@ def shipped_config(name: str) -> Path:
 
 # Where a run is written and on how many workers it runs is not part of what it computes; how often it
 # saves or evaluates does not change its weights either, but it changes the run's record.
-_NOT_IDENTITY = ("name", "output", "workers", "retries", "timeout")
+_NOT_IDENTITY = ("name", "output", "workers", "retries", "timeout", "trackers")
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
