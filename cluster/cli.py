@@ -27,6 +27,7 @@ app = App(
     config=read_config_file,
     default_parameter=Parameter(negative_iterable=()),
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 app.command(data)
 

@@ -3,8 +3,9 @@
 import os
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any
 
 import ray
@@ -100,16 +101,29 @@ def launch(
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             ),
         )
-        thread = ThreadPoolExecutor(1)
         try:
-            # Not in the main thread: there Ray would take Ctrl-C for itself.
-            thread.submit(trainer.fit).result()
+            _in_thread(trainer.fit)
         except WorkerGroupError as error:
             raise _failure(config, error) from error
         except ControllerError as error:
             raise RunError(f"the workers could not be started: {_root(error)}", final=False) from error
-        finally:
-            thread.shutdown(wait=False)
+
+
+def _in_thread(work: Callable[[], object]) -> None:
+    """Wait for `work` in a thread of its own: in the main one Ray would take Ctrl-C for itself.
+
+    A second Ctrl-C leaves it behind, and the process does not wait for it.
+    """
+    done: Future[object] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    done.result()
 
 
 def _failure(config: TrainConfig, error: WorkerGroupError) -> Exception:

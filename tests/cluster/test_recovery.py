@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,13 @@ def _workers() -> list[int]:
     return found
 
 
+def _wait_for_workers(count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(_workers()) != count:
+        assert time.monotonic() < deadline, f"{_workers()} are not {count}"
+        time.sleep(0.1)
+
+
 def test_a_run_goes_on_by_itself_when_a_worker_is_killed(
     images: Path, address: str, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -137,11 +145,13 @@ def test_a_run_goes_on_by_itself_when_a_worker_stalls(
 def test_a_run_whose_driver_is_killed_goes_on_bit_for_bit_and_on_other_numbers_of_workers_to_rounding(
     images: Path, address: str, undisturbed: Path, tmp_path: Path
 ) -> None:
-    for name in ("same", "fewer", "more"):
-        process = _start(_training(images, tmp_path, name, "2"), address, tmp_path / "log")
-        _wait(_has(tmp_path / name, 3 * _EVERY), process, tmp_path / "log")
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    process = _start(_training(images, tmp_path, "same", "2"), address, tmp_path / "log")
+    _wait(_has(tmp_path / "same", 3 * _EVERY), process, tmp_path / "log")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _wait_for_workers(0)
+    for name in ("fewer", "more"):
+        shutil.copytree(tmp_path / "same", tmp_path / name)
     for name, workers in (("same", []), ("fewer", ["--workers", "1"]), ("more", ["--workers", "4"])):
         assert not _has(tmp_path / name, _STEPS)()
         process = _start(["train", "--resume", str(tmp_path / name), *workers], address, tmp_path / "log")
@@ -174,8 +184,8 @@ def test_a_terminated_run_saves_ends_cleanly_and_goes_on_bit_for_bit(
 def test_ctrl_c_twice_ends_at_once(images: Path, address: str, tmp_path: Path) -> None:
     process = _start(_training(images, tmp_path, "run", "1"), address, tmp_path / "log")
     _wait(_has(tmp_path / "run", _EVERY), process, tmp_path / "log")
-    worker = _workers()[0]
-    os.kill(worker, signal.SIGSTOP)  # The first one alone would wait for it.
+    _wait_for_workers(1)  # Those of another test may still be going.
+    os.kill(_workers()[0], signal.SIGSTOP)  # The first one alone would wait for it.
     process.send_signal(signal.SIGINT)
     _wait(lambda: "once more ends at once" in (tmp_path / "log").read_text(), process, tmp_path / "log")
     process.send_signal(signal.SIGINT)
