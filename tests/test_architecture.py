@@ -12,6 +12,7 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 # Where each framework may be imported; a name below a package stands for the whole of it.
 HOMES = {
     "ray": {
+        "training/gauges.py",
         "pipelines/stream.py",
         "training/worker.py",
         "training/channel.py",

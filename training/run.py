@@ -30,7 +30,7 @@ from training.loop import fit
 from training.objectives import Objective, build_objective
 from training.optimizers import build_optimizer, learning_rate, peak_learning_rate
 from training.process import Worker
-from training.runlog import Progress, RunLog
+from training.runlog import LOG, Progress, RunLog
 from training.saver import Saver
 from training.stages import Stages, TimedGather
 
@@ -96,6 +96,9 @@ class _Run:
         return self.worker.gather.rank == 0
 
     def train(self) -> None:
+        gather = self.worker.gather
+        lanes = lanes_of(gather.rank, gather.world_size, self.config.lanes)
+        LOG.info("steps %d to %d, lanes %s", self.start_step + 1, self.steps, ", ".join(map(str, lanes)))
         self._reached("model")
         views = self._training_views()
         if self.start_step == 0 and self.steps:
@@ -278,6 +281,7 @@ class _Run:
         if (stopping or done == self.steps) and not self.saver.wait():
             raise OSError(f"the checkpoint of step {done} could not be written; the one before it is whole")
         if stopping:
+            LOG.info("saved after step %d, and told to stop", done)
             raise StoppedError(done)
 
     def _warn(self, message: str) -> None:

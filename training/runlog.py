@@ -1,5 +1,6 @@
 """What rank 0 writes down of a run in metrics.jsonl, and shows of it."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -8,6 +9,9 @@ from typing import Any
 from pipelines.plan import Plan
 from training.metrics import MetricsLog
 from training.tensorboard import TensorBoard
+
+# What a worker does, for who reads its log.
+LOG = logging.getLogger("diptych")
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -46,6 +50,7 @@ class RunLog:
     def note(self, done: int, **values: Any) -> None:
         """Write down and show what was found after `done` steps, other than the steps themselves."""
         line = {"step": done, "epoch": self._epoch(done), **values}
+        LOG.info("step %d: %s", done, ", ".join(f"{key} {value}" for key, value in values.items()))
         self._append(line)
         self._progress({**line, "steps": self._steps})
         self.write()

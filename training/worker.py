@@ -1,5 +1,6 @@
 """Ray Train adapter: a task on the workers of a Ray cluster, once."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -21,9 +22,10 @@ from training.config import TrainConfig, worker_counts
 from training.evaluator import Sets
 from training.faults import StoppedError
 from training.gather import LocalGather, ProcessGroupGather
+from training.gauges import Gauges
 from training.process import Worker
 from training.run import run_uri, train
-from training.runlog import Progress
+from training.runlog import LOG, Progress
 
 # Cores that the scheduler sets aside for a worker and for the tasks that read its images.
 CPUS_PER_WORKER = 2.0
@@ -179,7 +181,22 @@ def _work(loop_config: dict[str, Any]) -> None:
         tables=stream_windows,
         stopping=job.channel.watch() if leads else lambda: False,
     )
-    job.task(job.config, job.sets, worker, job.channel.put)
+    _log_as(job.config.name, context.get_world_rank())
+    gauges = Gauges(job.config.name)
+
+    def progress(event: dict[str, Any]) -> None:
+        gauges.show(event)
+        job.channel.put(event)
+
+    job.task(job.config, job.sets, worker, progress)
+
+
+def _log_as(run: str, rank: int) -> None:
+    """Have each line of diptych's log say where it comes from."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {run} rank {rank} %(levelname)s: %(message)s"))
+    LOG.handlers, LOG.propagate = [handler], False
+    LOG.setLevel(logging.INFO)
 
 
 def _root_error(error: BaseException) -> BaseException:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,14 @@ def _start(arguments: list[str], address: str, log: Path) -> subprocess.Popen:
         )  # fmt: skip
 
 
-def _training(images: Path, output: Path, name: str, workers: str, *, timeout: int = 60) -> list[str]:
+def _training(
+    images: Path, output: Path, name: str, workers: str, *, timeout: int = 60, steps: int = _STEPS
+) -> list[str]:
     return (
         ["train", "--data.train", str(images), "--output", str(output), "--name", name, "--workers", workers]
         + ["--data.recipe", "simclr-cifar", "--data.window-rows", "24", "--encoder.name", "resnet8"]
         + ["--projector.hidden-dim", "64", "--projector.dim", "32", "--temperature", "1.0"]
-        + ["--batch-size", "96", "--lanes", "4", "--steps", str(_STEPS), "--timeout", str(timeout)]
+        + ["--batch-size", "96", "--lanes", "4", "--steps", str(steps), "--timeout", str(timeout)]
         + ["--checkpoint.every-steps", str(_EVERY), "--evaluation.diagnostic-images", "0"]
         + ["--optimizer.name", "sgd", "--optimizer.learning-rate", "0.02"]
     )
@@ -111,6 +114,23 @@ def _workers() -> list[int]:
         if command.startswith(b"ray::RayTrainWorker"):
             found.append(int(path.parent.name))
     return found
+
+
+def _metrics() -> str:
+    """What a Prometheus would read of the cluster's one node."""
+    import ray
+
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    with urllib.request.urlopen(url) as answer:
+        return answer.read().decode()
+
+
+def _worker_logs() -> str:
+    import ray
+
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    return "".join(path.read_text() for path in logs.glob("worker-*.err"))
 
 
 def _wait_for_workers(count: int) -> None:
@@ -181,9 +201,12 @@ def test_a_terminated_run_saves_ends_cleanly_and_goes_on_bit_for_bit(
     _assert_same_run(run, undisturbed)
 
 
-def test_ctrl_c_twice_ends_at_once(images: Path, address: str, tmp_path: Path) -> None:
-    process = _start(_training(images, tmp_path, "run", "1"), address, tmp_path / "log")
-    _wait(_has(tmp_path / "run", _EVERY), process, tmp_path / "log")
+def test_a_run_is_in_the_cluster_s_metrics_and_ctrl_c_twice_ends_it_at_once(
+    images: Path, address: str, tmp_path: Path
+) -> None:
+    process = _start(_training(images, tmp_path, "watched", "1", steps=3000), address, tmp_path / "log")
+    _wait(lambda: "diptych_loss{" in _metrics() and 'run="watched"' in _metrics(), process, tmp_path / "log")
+    assert "watched rank 0 INFO: steps 1 to 3000, lanes 0, 1, 2, 3" in _worker_logs()
     _wait_for_workers(1)  # Those of another test may still be going.
     os.kill(_workers()[0], signal.SIGSTOP)  # The first one alone would wait for it.
     process.send_signal(signal.SIGINT)
