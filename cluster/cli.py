@@ -20,6 +20,8 @@ from training.config import (
     TrainConfig,
 )
 
+Multiplier = Annotated[float, Parameter(validator=validators.Number(gt=0))]
+
 app = App(
     name="diptych",
     help="Pre-train image encoders without labels, on any Ray cluster.",
@@ -85,6 +87,47 @@ def tune(
 
     flags = {"trials": trials, "concurrent": concurrent, "name": name, "output": output}
     run_tuning(read_search(search, {key: value for key, value in flags.items() if value is not None}))
+
+
+@app.command
+def scale(
+    base: str,
+    /,
+    *,
+    phi: list[float] | None = None,
+    dimension: Literal["compound", "depth", "width", "resolution"] = "compound",
+    alpha: Multiplier | None = None,
+    beta: Multiplier | None = None,
+    gamma: Multiplier | None = None,
+    train: str | None = None,
+    output: str = "scaled",
+) -> None:
+    """Write the configs of a scaled family of EfficientNets, and print what each costs.
+
+    Parameters
+    ----------
+    base
+        A TOML file, the name of a shipped config, or OUTPUT/NAME of a run: what phi = 0 is.
+    phi
+        Sizes: the cost doubles with each whole step. Given once for each; unset: 0, 1, 2, 3.
+    dimension
+        What grows: all three together (compound), or one alone, at the same cost.
+    alpha
+        Growth of depth with each phi; unset: the config's, or 1.2.
+    beta
+        Growth of width with each phi; unset: the config's, or 1.1.
+    gamma
+        Growth of resolution with each phi; unset: the config's, or 1.15.
+    train
+        The training images, where the config names none.
+    output
+        The folder of the configs: a path, file://, s3://, gs:// or az://.
+    """
+    # torch takes seconds to import; help should not.
+    from cluster.scale import run_scale
+
+    given = {name: value for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)) if value}
+    run_scale(base, phi or [0.0, 1.0, 2.0, 3.0], dimension, given, train, output)
 
 
 @app.command(name="eval")

@@ -33,8 +33,8 @@ EFFICIENTNETS = {
     "efficientnet-b6": Scaling(1.8, 2.6, 528),
     "efficientnet-b7": Scaling(2.0, 3.1, 600),
 }
-_SCALED = "efficientnet"
-ENCODERS = (*RESNETS, *EFFICIENTNETS, _SCALED)
+SCALED = "efficientnet"
+ENCODERS = (*RESNETS, *EFFICIENTNETS, SCALED)
 
 _COEFFICIENTS = ("alpha", "beta", "gamma")
 
@@ -111,7 +111,7 @@ def scaling(config: EncoderConfig) -> Scaling:
 
 def efficientnet_resolution(config: EncoderConfig) -> int:
     """The side of the views, in pixels, that an EfficientNet is meant for; ValueError for other encoders."""
-    if config.name != _SCALED and config.name not in EFFICIENTNETS:
+    if config.name != SCALED and config.name not in EFFICIENTNETS:
         raise ValueError(f"{config.name} has no resolution of its own; only EfficientNets have")
     return scaling(config).resolution
 
@@ -138,14 +138,14 @@ def _settings(name: str) -> set[str]:
     """The fields that have an effect on the encoder of that name."""
     if name in RESNETS:
         return {"name", "width", "stem"} if depth_of(name) in IMAGENET_DEPTHS else {"name", "width"}
-    if name == _SCALED:
+    if name == SCALED:
         return {"name", "width", "depth", *_COEFFICIENTS, "phi", "base_size", "drop_path"}
     return {"name", "drop_path"} if name in EFFICIENTNETS else {"name"}
 
 
 def _no_effect(field: str, name: str) -> str:
     fixed = name in EFFICIENTNETS and field != "stem"
-    way_out = f"leave it out, or set encoder.name={_SCALED}" if fixed else "leave it out"
+    way_out = f"leave it out, or set encoder.name={SCALED}" if fixed else "leave it out"
     return f"encoder.{field} has no effect on {name}; {way_out}"
 
 

@@ -1,0 +1,89 @@
+"""`diptych scale`: the family of training configs that compound scaling makes of one."""
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipelines import storage
+from training.config import TrainConfig, shipped_config
+from training.cost import encoder_cost
+from training.record import read_config, to_toml
+from tuning.compound import COEFFICIENTS, Coefficients, Dimension, coefficients_of, scaled
+
+
+def run_scale(
+    name: str,
+    phis: list[float],
+    dimension: Dimension,
+    given: dict[str, float],
+    train: str | None,
+    output: str,
+) -> list[str]:
+    """Write a config for each phi and print what it costs; their paths.
+
+    Raises ValueError where there is no such config or it cannot be scaled, before anything is written.
+    """
+    config = _read(name, train)
+    if given and dimension != "compound":
+        raise ValueError(f"--{min(given)} has no effect with --dimension {dimension}; leave it out")
+    coefficients = COEFFICIENTS[dimension] if dimension != "compound" else coefficients_of(config)
+    coefficients = coefficients._replace(**given)
+    family = [
+        replace(scaled(config, coefficients, phi), name=f"{config.name}-{dimension}-phi{phi:g}")
+        for phi in phis
+    ]
+    base = encoder_cost(*_measured(scaled(config, coefficients, 0.0)))
+    print(_described(coefficients))
+    print("  phi  depth  width  pixels    parameters  multiply-adds  of phi 0's  growth^phi")
+    for phi, member in zip(phis, family, strict=True):
+        encoder, cost = member.encoder, encoder_cost(*_measured(member))
+        print(
+            f"{phi:5g}  {encoder.depth:5.2f}  {encoder.width:5.2f}  {member.data.view.size:6d}  "
+            f"{cost.parameters:12,}  {cost.multiply_adds:13,}  "
+            f"{cost.multiply_adds / base.multiply_adds:10.2f}  {coefficients.growth**phi:10.2f}"
+        )
+    paths = [storage.join(storage.absolute(output), f"{member.name}.toml") for member in family]
+    for path, member in zip(paths, family, strict=True):
+        try:
+            storage.write(path, to_toml(member).encode())
+        except OSError as error:
+            raise ValueError(
+                f"cannot write {path}: {storage.first_line(error)}; choose another --output"
+            ) from error
+        print(path)
+    return paths
+
+
+def _read(name: str, train: str | None) -> TrainConfig:
+    """The config in a TOML file, of a shipped one, or of a run."""
+    path = Path(name)
+    try:
+        if not path.is_file():
+            path = shipped_config(name)
+    except ValueError as unknown:
+        try:
+            config = read_config(name)
+        except ValueError:
+            raise ValueError(f"{unknown}, nor a run") from None
+        return replace(config, data=replace(config.data, train=train)) if train else config
+    try:
+        values: dict[str, Any] = {"name": path.stem} | tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+    data = values.pop("data", {}) | ({"train": train} if train else {})
+    if "train" not in data:
+        raise ValueError(f"{path} does not say what it trains on; give --train URI")
+    return TrainConfig(**values, data=data)
+
+
+def _measured(config: TrainConfig) -> tuple:
+    return config.encoder, config.data.view.size
+
+
+def _described(coefficients: Coefficients) -> str:
+    alpha, beta, gamma = coefficients
+    return (
+        f"depth {alpha:.4g}^phi, width {beta:.4g}^phi, resolution {gamma:.4g}^phi: "
+        f"multiply-adds grow {coefficients.growth:.3g} times with each phi"
+    )

@@ -1,0 +1,63 @@
+"""diptych scale: the family's configs, as `diptych train` takes them."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import main
+from training.config import TrainConfig
+
+_BASE = "simclr-imagenet-efficientnet-b0"
+
+
+def _configs(folder: Path) -> dict[str, TrainConfig]:
+    return {path.stem: TrainConfig(**tomllib.loads(path.read_text())) for path in folder.glob("*.toml")}
+
+
+def test_a_family_is_written_and_what_it_costs_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    main(["scale", _BASE, "--train", "/data", "--output", str(tmp_path), "--phi", "0", "--phi", "2"])
+    said = capsys.readouterr().out
+    assert "multiply-adds grow 1.92 times with each phi" in said
+    assert "    0   1.00   1.00     224     4,007,548    384,534,752        1.00        1.00" in said
+    configs = _configs(tmp_path)
+    assert set(configs) == {f"{_BASE}-compound-phi0", f"{_BASE}-compound-phi2"}
+    grown = configs[f"{_BASE}-compound-phi2"]
+    assert grown.name == f"{_BASE}-compound-phi2"
+    assert (grown.encoder.depth, grown.encoder.width) == pytest.approx((1.44, 1.21))
+    assert grown.data.view.size == 296
+    assert grown.optimizer.name == "lars"
+
+
+def test_a_family_of_a_family_s_config_starts_there(tmp_path: Path) -> None:
+    main(
+        ["scale", _BASE, "--train", "/data", "--output", str(tmp_path), "--phi", "0", "--dimension", "width"]
+    )
+    (path,) = tmp_path.glob("*.toml")
+    main(
+        ["scale", str(path), "--output", str(tmp_path / "more"), "--phi", "1", "--alpha", "2", "--beta", "1"]
+    )
+    (config,) = _configs(tmp_path / "more").values()
+    assert (config.encoder.depth, config.encoder.width) == (2.0, 1.0)
+    assert config.data.view.size == round(224 * 1.15)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([_BASE], "does not say what it trains on; give --train URI"),
+        ([_BASE, "--train", "/data", "--dimension", "depth", "--beta", "2"], "--beta has no effect with"),
+        (["simclr-cifar10-resnet20", "--train", "/data"], "encoder.name=resnet20 cannot be scaled"),
+        (["nowhere"], "no config 'nowhere': neither a TOML file nor one of"),
+    ],
+)
+def test_what_cannot_be_scaled_is_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["scale", *arguments, "--output", str(tmp_path / "none")])
+    assert exit.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "none").exists()

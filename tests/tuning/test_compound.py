@@ -1,0 +1,75 @@
+"""Compound scaling against Tan and Le's equation, and what the scaled networks really cost."""
+
+import math
+from typing import Any
+
+import pytest
+
+from pipelines.config import DataConfig
+from training.config import TrainConfig
+from training.cost import encoder_cost
+from training.encoder_config import EncoderConfig
+from tuning.compound import COEFFICIENTS, Coefficients, Dimension, coefficients_of, scaled
+
+
+def _config(size: int = 224, **encoder: Any) -> TrainConfig:
+    data: Any = {"train": "/data", "view": {"size": size}}
+    return TrainConfig(data=DataConfig(**data), encoder=EncoderConfig(**{"name": "efficientnet", **encoder}))
+
+
+def test_the_paper_s_coefficients_are_those_of_its_section_3_3() -> None:
+    assert COEFFICIENTS["compound"] == (1.2, 1.1, 1.15)
+    assert COEFFICIENTS["compound"].growth == pytest.approx(2, rel=0.05)
+
+
+@pytest.mark.parametrize("dimension", ["depth", "width", "resolution"])
+def test_one_dimension_alone_doubles_the_cost_too(dimension: Dimension) -> None:
+    assert COEFFICIENTS[dimension].growth == pytest.approx(2)
+    assert sum(value != 1 for value in COEFFICIENTS[dimension]) == 1
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.5, 1.0, 2.0])
+def test_scaled_is_the_network_that_the_encoder_s_own_coefficients_give(phi: float) -> None:
+    coefficients = {"alpha": 1.3, "beta": 1.05, "gamma": 1.2}
+    size = round(200 * 1.2**phi)
+    own = _config(size, **coefficients, phi=phi, base_size=200)
+    found = scaled(_config(200), Coefficients(**coefficients), phi)
+    assert found.data.view.size == found.data.second_view.size == size
+    assert encoder_cost(found.encoder, size) == encoder_cost(own.encoder, size)
+
+
+def test_a_config_with_coefficients_is_scaled_from_its_own_phi_0() -> None:
+    config = _config(240, alpha=1.3, gamma=1.2, phi=1.0, base_size=200, width=0.5)
+    assert coefficients_of(config) == (1.3, 1.0, 1.2)
+    zero, one = (scaled(config, coefficients_of(config), phi) for phi in (0.0, 1.0))
+    assert (zero.encoder.depth, zero.encoder.width, zero.data.view.size) == (1.0, 0.5, 200)
+    assert (one.encoder.depth, one.encoder.width, one.data.view.size) == (1.3, 0.5, 240)
+    assert encoder_cost(one.encoder, 240) == encoder_cost(config.encoder, 240)
+
+
+@pytest.mark.parametrize("dimension", list(COEFFICIENTS))
+def test_measured_multiply_adds_grow_as_the_equation_says(dimension: Dimension) -> None:
+    costs = []
+    for phi in (0.0, 2.0, 4.0):
+        config = scaled(_config(), COEFFICIENTS[dimension], phi)
+        costs.append(encoder_cost(config.encoder, config.data.view.size).multiply_adds)
+    # Channels come in eights and layers in ones, so it is near, and never the same.
+    growth = math.sqrt(costs[2] / costs[1])
+    assert growth == pytest.approx(COEFFICIENTS[dimension].growth, rel=0.06)
+    assert costs[1] / costs[0] == pytest.approx(COEFFICIENTS[dimension].growth ** 2, rel=0.3)
+
+
+def test_b0_without_a_classifier_costs_what_the_paper_says() -> None:
+    cost = encoder_cost(EncoderConfig(name="efficientnet-b0"), 224)
+    # Table 2: 5.3 million parameters, 1,281,000 of them the classifier's, and 0.39 billion multiply-adds.
+    assert cost.parameters + 1_281_000 == pytest.approx(5.3e6, rel=0.01)
+    assert cost.multiply_adds == pytest.approx(0.39e9, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [("resnet18", "only EfficientNets"), ("efficientnet-b3", "set encoder.name=efficientnet-b0")],
+)
+def test_what_cannot_be_scaled_is_named(name: str, way_out: str) -> None:
+    with pytest.raises(ValueError, match=f"encoder.name={name} cannot be scaled: {way_out}"):
+        scaled(_config(name=name), COEFFICIENTS["compound"], 1.0)

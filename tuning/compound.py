@@ -1,0 +1,77 @@
+"""EfficientNet's compound scaling of a training config: depth, width and resolution together. Pure.
+
+Tan and Le 2019, eq. 3: d = alpha^phi, w = beta^phi, r = gamma^phi with alpha * beta^2 * gamma^2 near 2, so
+that the multiply-adds, which grow with d * w^2 * r^2, double with each phi.
+"""
+
+import math
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+from training.config import TrainConfig
+from training.encoder_config import EFFICIENTNETS, SCALED, Scaling, scaling
+from tuning.space import with_values
+
+Dimension = Literal["compound", "depth", "width", "resolution"]
+
+
+class Coefficients(NamedTuple):
+    """By how much depth, width and resolution grow with each phi."""
+
+    alpha: float
+    beta: float
+    gamma: float
+
+    @property
+    def growth(self) -> float:
+        """By how much multiply-adds grow with each phi."""
+        return self.alpha * self.beta**2 * self.gamma**2
+
+
+# What Tan and Le found for B0 (section 3.3), and what doubles the cost by one dimension alone.
+COEFFICIENTS: dict[Dimension, Coefficients] = {
+    "compound": Coefficients(1.2, 1.1, 1.15),
+    "depth": Coefficients(2.0, 1.0, 1.0),
+    "width": Coefficients(1.0, math.sqrt(2), 1.0),
+    "resolution": Coefficients(1.0, 1.0, math.sqrt(2)),
+}
+
+
+def coefficients_of(config: TrainConfig) -> Coefficients:
+    """Those of the config's encoder; the paper's where it has none."""
+    given = [getattr(config.encoder, name) for name in Coefficients._fields]
+    if not any(given):
+        return COEFFICIENTS["compound"]
+    return Coefficients(*(value or 1.0 for value in given))
+
+
+def scaled(config: TrainConfig, coefficients: Coefficients, phi: float) -> TrainConfig:
+    """The config with its EfficientNet, and the views it is shown, scaled to `phi`.
+
+    Raises ValueError for another encoder, or one that was scaled already.
+    """
+    encoder = config.encoder
+    if encoder.name not in (SCALED, "efficientnet-b0"):
+        way_out = (
+            "set encoder.name=efficientnet-b0" if encoder.name in EFFICIENTNETS else "only EfficientNets"
+        )
+        raise ValueError(f"encoder.name={encoder.name} cannot be scaled: {way_out}")
+    base = _base(config)
+    return with_values(
+        config,
+        {
+            "encoder.name": SCALED,
+            "encoder.width": base.width * coefficients.beta**phi,
+            "encoder.depth": base.depth * coefficients.alpha**phi,
+            "data.view.size": round(base.resolution * coefficients.gamma**phi),
+            **dict.fromkeys([f"encoder.{name}" for name in (*Coefficients._fields, "phi", "base_size")]),
+        },
+    )
+
+
+def _base(config: TrainConfig) -> Scaling:
+    """What phi = 0 stands for."""
+    encoder = config.encoder
+    if encoder.gamma is not None or encoder.phi is not None:
+        return scaling(replace(encoder, phi=0.0))
+    return scaling(encoder)._replace(resolution=config.data.view.size)
