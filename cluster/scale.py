@@ -8,6 +8,7 @@ from typing import Any
 from pipelines import storage
 from training.config import TrainConfig, shipped_config
 from training.cost import encoder_cost
+from training.encoder_config import scaling
 from training.record import read_config, to_toml
 from tuning.compound import COEFFICIENTS, Coefficients, Dimension, coefficients_of, scaled
 
@@ -37,9 +38,9 @@ def run_scale(
     print(_described(coefficients))
     print("  phi  depth  width  pixels    parameters  multiply-adds  of phi 0's  growth^phi")
     for phi, member in zip(phis, family, strict=True):
-        encoder, cost = member.encoder, encoder_cost(*_measured(member))
+        size, cost = scaling(member.encoder), encoder_cost(*_measured(member))
         print(
-            f"{phi:5g}  {encoder.depth:5.2f}  {encoder.width:5.2f}  {member.data.view.size:6d}  "
+            f"{phi:5g}  {size.depth:5.2f}  {size.width:5.2f}  {member.data.view.size:6d}  "
             f"{cost.parameters:12,}  {cost.multiply_adds:13,}  "
             f"{cost.multiply_adds / base.multiply_adds:10.2f}  {coefficients.growth**phi:10.2f}"
         )

@@ -12,8 +12,8 @@ from cluster.local import cluster
 from cluster.train import training_index, with_absolute_paths
 from pipelines import storage
 from training.config import most_workers
-from training.record import to_toml
-from tuning.space import SearchConfig, with_values
+from training.record import read_config, to_toml
+from tuning.space import SearchConfig
 
 
 def read_search(path: Path, flags: dict[str, Any]) -> SearchConfig:
@@ -42,7 +42,7 @@ def run_tuning(search: SearchConfig) -> list[dict[str, Any]]:
         )
     folder = storage.join(search.output, search.name)
     cpus = search.concurrent * (most_workers(search.train) * CPUS_PER_WORKER + CPUS_PER_TRIAL)
-    with cluster(cpus), tqdm(total=search.trials, desc="trials", unit="trial") as bar:
+    with cluster(cpus), tqdm(total=search.count, desc="trials", unit="trial") as bar:
 
         def show(values: dict[str, Any], result: dict[str, Any]) -> None:
             if result.get("done"):
@@ -54,7 +54,7 @@ def run_tuning(search: SearchConfig) -> list[dict[str, Any]]:
     if not trials:
         raise ValueError(f"every trial failed; see error.log of the runs in {folder}/trials")
     storage.write(f"{folder}/trials.jsonl", "".join(json.dumps(trial) + "\n" for trial in trials).encode())
-    best = replace(with_values(search.train, trials[0]["values"]), name=f"{search.name}-best")
+    best = replace(read_config(trials[0]["run"]), name=f"{search.name}-best", output=search.train.output)
     storage.write(f"{folder}/best.toml", to_toml(best).encode())
     for trial in trials:
         print(f"{trial[METRIC]:6.1%}  {trial['images']:>10,} images  {_shown(trial['values'])}")

@@ -57,16 +57,40 @@ def scaled(config: TrainConfig, coefficients: Coefficients, phi: float) -> Train
         )
         raise ValueError(f"encoder.name={encoder.name} cannot be scaled: {way_out}")
     base = _base(config)
+    if base.width == base.depth == 1:  # The config says by itself how it was scaled, and can be again.
+        said = {
+            **coefficients._asdict(),
+            "phi": phi,
+            "base_size": base.resolution,
+            "width": None,
+            "depth": None,
+        }
+    else:
+        sizes = {"width": base.width * coefficients.beta**phi, "depth": base.depth * coefficients.alpha**phi}
+        said = {**dict.fromkeys((*Coefficients._fields, "phi", "base_size")), **sizes}
     return with_values(
         config,
         {
             "encoder.name": SCALED,
-            "encoder.width": base.width * coefficients.beta**phi,
-            "encoder.depth": base.depth * coefficients.alpha**phi,
+            **{f"encoder.{name}": value for name, value in said.items()},
             "data.view.size": round(base.resolution * coefficients.gamma**phi),
-            **dict.fromkeys([f"encoder.{name}" for name in (*Coefficients._fields, "phi", "base_size")]),
         },
     )
+
+
+def on_surface(u: float, v: float, growth: float = 2.0) -> Coefficients:
+    """Two numbers from 0 to 1 to coefficients of 1 and more whose multiply-adds grow by `growth`.
+
+    Uniform numbers give logarithms that are uniform on that triangle: each way to share the growth out
+    between depth, width and resolution is as likely.
+    """
+    depth, width, resolution = 1 - math.sqrt(u), math.sqrt(u) * v, math.sqrt(u) * (1 - v)
+    return Coefficients(growth**depth, growth ** (width / 2), growth ** (resolution / 2))
+
+
+def score(accuracy: float, multiply_adds: float, target: float) -> float:
+    """Accuracy, set off against cost: ACC * (FLOPS / T)^-0.07 (Tan and Le 2019, section 4)."""
+    return accuracy * (multiply_adds / target) ** -0.07
 
 
 def _base(config: TrainConfig) -> Scaling:

@@ -1,7 +1,8 @@
 """Search space: dotted config keys to distributions, and a trial's values back into a config. Pure."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, field
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,11 @@ class Distribution:
     kind: Kind
     values: tuple[Any, ...]
 
+    @property
+    def choices(self) -> list[Any]:
+        """All values of a distribution that has so many."""
+        return list(self.values) if self.kind == "choice" else [*range(self.values[0], self.values[1] + 1)]
+
     def __post_init__(self) -> None:
         if self.kind == "choice":
             if not self.values:
@@ -44,8 +50,11 @@ class SearchConfig:
 
     train: TrainConfig
     """What all trials have in common."""
-    space: dict[str, Any]
+    space: dict[str, Any] = field(default_factory=dict)
     """For each searched key its distribution, such as `temperature = { loguniform = [0.05, 1.0] }`."""
+    compound: bool = False
+    """Search EfficientNet's alpha, beta and gamma too, where alpha * beta^2 * gamma^2 = 2, at phi = 1. Trials
+    are then ranked by accuracy * (multiply-adds / twice those of phi 0)^-0.07."""
     trials: Count = 8
     """How many combinations are tried."""
     held_out: Share = 0.1
@@ -54,6 +63,9 @@ class SearchConfig:
     """Trials that run at a time."""
     scheduler: Literal["asha", "none"] = "asha"
     """asha ends trials early that fall behind (Li et al. 2020); it looks after each evaluation."""
+    searcher: Literal["random", "grid", "tpe"] = "random"
+    """random draws each combination by itself, tpe where those before it did well (Bergstra et al. 2011, by
+    Optuna), grid tries all of them: then `trials` is not asked for."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the combinations."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "search"
@@ -66,11 +78,28 @@ class SearchConfig:
             raise ValueError("train.data.test: a search never sees the test images; leave it out")
         if self.scheduler == "asha" and self.train.evaluation.every_epochs == 0:
             raise ValueError("scheduler=asha needs evaluations to look at; set train.evaluation.every_epochs")
-        parse_space(self.space, self.train)
+        distributions = self.distributions
+        if self.compound and self.searcher == "grid":
+            raise ValueError("compound=true has no grid of values; set searcher to random or tpe")
+        if self.searcher == "grid":
+            for key, what in distributions.items():
+                if what.kind not in ("choice", "integers"):
+                    raise ValueError(
+                        f"searcher=grid tries all values, and {key} is {what.kind}; give it choice = [...]"
+                    )
+
+    @property
+    def count(self) -> int:
+        """How many combinations will be tried."""
+        if self.searcher != "grid":
+            return self.trials
+        return math.prod(len(what.choices) for what in self.distributions.values())
 
     @property
     def distributions(self) -> dict[str, Distribution]:
         """Each searched key, dotted, and what its values are drawn from."""
+        if self.compound and not self.space:
+            return {}
         return parse_space(self.space, self.train)
 
 

@@ -24,7 +24,8 @@ def test_a_family_is_written_and_what_it_costs_is_told(tmp_path: Path, capsys: p
     assert set(configs) == {f"{_BASE}-compound-phi0", f"{_BASE}-compound-phi2"}
     grown = configs[f"{_BASE}-compound-phi2"]
     assert grown.name == f"{_BASE}-compound-phi2"
-    assert (grown.encoder.depth, grown.encoder.width) == pytest.approx((1.44, 1.21))
+    encoder = grown.encoder
+    assert (encoder.alpha, encoder.beta, encoder.gamma, encoder.phi) == (1.2, 1.1, 1.15, 2.0)
     assert grown.data.view.size == 296
     assert grown.optimizer.name == "lars"
 
@@ -38,8 +39,8 @@ def test_a_family_of_a_family_s_config_starts_there(tmp_path: Path) -> None:
         ["scale", str(path), "--output", str(tmp_path / "more"), "--phi", "1", "--alpha", "2", "--beta", "1"]
     )
     (config,) = _configs(tmp_path / "more").values()
-    assert (config.encoder.depth, config.encoder.width) == (2.0, 1.0)
-    assert config.data.view.size == round(224 * 1.15)
+    assert (config.encoder.alpha, config.encoder.beta, config.encoder.gamma) == (2.0, 1.0, 1.0)
+    assert config.data.view.size == 224
 
 
 @pytest.mark.parametrize(

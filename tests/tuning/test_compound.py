@@ -3,13 +3,14 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipelines.config import DataConfig
 from training.config import TrainConfig
 from training.cost import encoder_cost
 from training.encoder_config import EncoderConfig
-from tuning.compound import COEFFICIENTS, Coefficients, Dimension, coefficients_of, scaled
+from tuning.compound import COEFFICIENTS, Coefficients, Dimension, coefficients_of, on_surface, scaled, score
 
 
 def _config(size: int = 224, **encoder: Any) -> TrainConfig:
@@ -45,6 +46,28 @@ def test_a_config_with_coefficients_is_scaled_from_its_own_phi_0() -> None:
     assert (zero.encoder.depth, zero.encoder.width, zero.data.view.size) == (1.0, 0.5, 200)
     assert (one.encoder.depth, one.encoder.width, one.data.view.size) == (1.3, 0.5, 240)
     assert encoder_cost(one.encoder, 240) == encoder_cost(config.encoder, 240)
+
+
+def test_a_scaled_config_can_be_scaled_again_from_the_same_phi_0() -> None:
+    coefficients = Coefficients(1.3, 1.05, 1.2)
+    once = scaled(_config(200), coefficients, 1.0)
+    assert coefficients_of(once) == coefficients
+    assert scaled(once, coefficients_of(once), 2.0) == scaled(_config(200), coefficients, 2.0)
+
+
+def test_points_lie_on_the_surface_and_share_the_growth_out_evenly() -> None:
+    points = [on_surface(*pair) for pair in np.random.default_rng(0).random((4000, 2))]
+    shares = np.array([[np.log2(a), 2 * np.log2(b), 2 * np.log2(c)] for a, b, c in points])
+    assert shares.sum(1) == pytest.approx(1)
+    assert shares.min() >= 0
+    # Uniform on a triangle each share has the mean 1/3 and the variance 1/18.
+    assert shares.mean(0) == pytest.approx(1 / 3, abs=0.02)
+    assert shares.var(0) == pytest.approx(1 / 18, abs=0.005)
+
+
+def test_twice_the_cost_is_worth_five_percent_of_the_accuracy() -> None:
+    assert score(0.8, 1e9, 1e9) == 0.8
+    assert score(0.8, 2e9, 1e9) == pytest.approx(0.8 * 2**-0.07)
 
 
 @pytest.mark.parametrize("dimension", list(COEFFICIENTS))

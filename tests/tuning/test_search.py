@@ -10,6 +10,8 @@ from cluster.cli import main
 from cluster.digits import scattered_digits
 from pipelines.shards import write_shards
 from training.config import TrainConfig, config_hash
+from training.cost import encoder_cost
+from training.encoder_config import EncoderConfig
 
 pytestmark = pytest.mark.ray
 
@@ -83,3 +85,63 @@ def test_search_that_is_repeated_runs_no_trial_again(search: Path) -> None:
     main(["tune", str(search.parents[1] / "small.toml"), "--trials", "2"])
     assert (search / "trials.jsonl").read_text() == trials
     assert {path: path.stat().st_mtime_ns for path in search.rglob("checkpoints/*.pt")} == before
+
+
+COMPOUND = """
+scheduler = "none"
+searcher = "tpe"
+compound = true
+held_out = 0.25
+output = "{output}"
+
+[train]
+lanes = 4
+steps = 2
+batch_size = 16
+
+[train.data]
+train = "{images}"
+recipe = "simclr-cifar"
+view = {{ size = 32 }}
+
+[train.encoder]
+name = "efficientnet-b0"
+
+[train.projector]
+hidden_dim = 32
+dim = 16
+"""
+
+
+def test_compound_coefficients_are_searched_on_their_surface_and_the_best_can_be_scaled(
+    search: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    images = search.parents[1] / "images"
+    (tmp_path / "grow.toml").write_text(COMPOUND.format(output=tmp_path / "runs", images=images))
+    main(["tune", str(tmp_path / "grow.toml"), "--trials", "2"])
+    lines = (tmp_path / "runs" / "grow" / "trials.jsonl").read_text().splitlines()
+    trials = [json.loads(line) for line in lines]
+    assert len({trial["run"] for trial in trials}) == 2
+    for trial in trials:
+        alpha, beta, gamma = (trial["values"][f"encoder.{name}"] for name in ("alpha", "beta", "gamma"))
+        assert alpha * beta**2 * gamma**2 == pytest.approx(2)
+        config = TrainConfig(**tomllib.loads((Path(trial["run"]) / "config.toml").read_text()))
+        assert (config.encoder.alpha, config.encoder.phi) == (alpha, 1.0)
+        assert config.data.view.size == round(32 * gamma)
+        cost = encoder_cost(config.encoder, config.data.view.size).multiply_adds
+        assert trial["multiply_adds"] == cost
+        target = 2 * encoder_cost(EncoderConfig(name="efficientnet-b0"), 32).multiply_adds
+        assert trial["score"] == pytest.approx(trial["knn_top1"] * (cost / target) ** -0.07)
+    assert trials[0]["score"] >= trials[1]["score"]
+    main(["scale", str(tmp_path / "runs/grow/best.toml"), "--output", str(tmp_path / "family"), "--phi", "0"])
+    assert "of phi 0's" in capsys.readouterr().out
+
+
+def test_grid_tries_every_combination_once(search: Path, tmp_path: Path) -> None:
+    content = SEARCH.format(output=tmp_path / "runs", images=search.parents[1] / "images")
+    content = content.replace("loguniform = [0.1, 1.0]", "choice = [0.2, 0.4]").replace("[16, 32]", "[32]")
+    (tmp_path / "grid.toml").write_text('searcher = "grid"\n' + content)
+    main(["tune", str(tmp_path / "grid.toml")])
+    lines = (tmp_path / "runs" / "grid" / "trials.jsonl").read_text().splitlines()
+    tried = sorted(json.loads(line)["values"]["temperature"] for line in lines)
+    assert tried == [0.2, 0.4]

@@ -69,3 +69,24 @@ def test_early_stopping_without_evaluations_is_refused() -> None:
         SearchConfig(
             train=TrainConfig(data=DataConfig(train="/images")), space={"temperature": {"choice": [0.1]}}
         )
+
+
+def test_a_grid_has_each_combination_of_its_choices() -> None:
+    space = {"temperature": {"choice": [0.1, 0.5]}, "batch_size": {"integers": [8, 10]}}
+    assert SearchConfig(train=BASE, space=space, searcher="grid", trials=1).count == 6
+    assert SearchConfig(train=BASE, space=space, searcher="tpe", trials=5).count == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"space": {"temperature": {"uniform": [0.1, 0.5]}}},
+            "searcher=grid tries all values, and temperature",
+        ),
+        ({"compound": True}, "compound=true has no grid of values"),
+    ],
+)
+def test_what_has_no_grid_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SearchConfig(train=BASE, searcher="grid", **fields)
