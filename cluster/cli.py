@@ -2,7 +2,6 @@
 
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter, validators
@@ -12,6 +11,7 @@ from cluster.config_file import read_config_file
 from cluster.data_cli import Count, data
 from cluster.messages import wrong_fields
 from cluster.startup import Startup
+from cluster.tune_cli import tune
 from training.config import (
     FeatureName,
     FinetuneConfig,
@@ -32,6 +32,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command(data)
+app.command(tune)
 
 
 @app.command
@@ -56,37 +57,6 @@ def train(
     from cluster.train import run_training
 
     run_training(run, startup=startup)
-
-
-@app.command
-def tune(
-    search: Path,
-    /,
-    *,
-    trials: int | None = None,
-    concurrent: int | None = None,
-    name: str | None = None,
-    output: str | None = None,
-) -> None:
-    """Search for the values of any keys of a training config; best.toml then goes to `diptych train`.
-
-    Parameters
-    ----------
-    search
-        A TOML file with the tables `train` (a training config) and `space` (distributions of its keys).
-    trials
-        How many combinations are tried.
-    concurrent
-        Trials that run at a time.
-    name
-        The search's name; it is written to OUTPUT/NAME.
-    output
-        Where searches are written: a path, file://, s3://, gs:// or az://.
-    """
-    from cluster.tune import read_search, run_tuning
-
-    flags = {"trials": trials, "concurrent": concurrent, "name": name, "output": output}
-    run_tuning(read_search(search, {key: value for key, value in flags.items() if value is not None}))
 
 
 @app.command

@@ -20,7 +20,7 @@ HOMES = {
         "cluster/local.py",
     },
     "nvidia": {"pipelines/graph.py"},
-    "cyclopts": {"cluster/cli.py", "cluster/data_cli.py", "cluster/config_file.py"},
+    "cyclopts": {"cluster/cli.py", "cluster/data_cli.py", "cluster/tune_cli.py", "cluster/config_file.py"},
 }
 
 

@@ -62,7 +62,12 @@ def read_values(run: str) -> dict[str, Any]:
 
 
 def to_toml(config: TrainConfig) -> str:
-    """Every field that has a value, as TOML that TrainConfig reads back.
+    """Every field that has a value, as TOML that TrainConfig reads back."""
+    return tomli_w.dumps(to_values(config))
+
+
+def to_values(config: TrainConfig) -> dict[str, Any]:
+    """Every field that has a value.
 
     But for the second view's that are the first's too, so that a flag for `view` holds for both.
     """
@@ -70,7 +75,7 @@ def to_toml(config: TrainConfig) -> str:
     view, second = values["data"]["view"], values["data"]["second_view"]
     own = {key: value for key, value in second.items() if value != view[key]}
     values["data"]["second_view"] = own or None
-    return tomli_w.dumps(_without_none(values))
+    return _without_none(values)
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:

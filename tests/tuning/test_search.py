@@ -1,6 +1,7 @@
 """diptych tune: a real search of real runs on the session's cluster."""
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -85,6 +86,39 @@ def test_search_that_is_repeated_runs_no_trial_again(search: Path) -> None:
     main(["tune", str(search.parents[1] / "small.toml"), "--trials", "2"])
     assert (search / "trials.jsonl").read_text() == trials
     assert {path: path.stat().st_mtime_ns for path in search.rglob("checkpoints/*.pt")} == before
+
+
+def test_status_and_best_tell_of_a_search_and_resume_goes_on_with_it(
+    search: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    main(["tune", "status", str(search)])
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == "2 of 2 trials have begun"
+    assert all("temperature=" in line and "batch_size=" in line for line in said[:2])
+    main(["tune", "best", str(search), "--output", str(tmp_path / "best.toml")])
+    assert (tmp_path / "best.toml").read_text() == (search / "best.toml").read_text()
+    unjudged = tmp_path / "moved"  # A search that was killed before its end, and moved.
+    shutil.copytree(search, unjudged)
+    (unjudged / "trials.jsonl").unlink()
+    (unjudged / "best.toml").unlink()
+    main(["tune", "best", str(unjudged), "--output", str(tmp_path / "again.toml")])
+    found = TrainConfig(**tomllib.loads((tmp_path / "again.toml").read_text()))
+    assert (
+        config_hash(found)
+        == Path(json.loads((search / "trials.jsonl").read_text().splitlines()[0])["run"]).name
+    )
+    main(["tune", "resume", str(unjudged)])
+    runs = [json.loads(line)["run"] for line in (unjudged / "trials.jsonl").read_text().splitlines()]
+    assert [Path(run).parents[1] for run in runs] == [unjudged, unjudged]
+
+
+@pytest.mark.parametrize("command", ["status", "best", "resume"])
+def test_what_is_no_search_is_one_line(command: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["tune", command, str(tmp_path)])
+    assert capsys.readouterr().err == (
+        f"diptych: {tmp_path} is no search: there is no search.toml; give OUTPUT/NAME of one\n"
+    )
 
 
 COMPOUND = """
