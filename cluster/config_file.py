@@ -2,12 +2,21 @@
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import cyclopts.config
 from cyclopts import App
 from cyclopts.argument import ArgumentCollection
 
 from training.config import shipped_config
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What the file says, its name being the file's where it says none; ValueError where it is no TOML."""
+    try:
+        return {"name": path.stem} | tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
 
 
 def read_config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -18,10 +27,7 @@ def read_config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCol
     if "CONFIG" in given:
         name = given["CONFIG"]
         path = Path(name) if Path(name).is_file() else shipped_config(name)
-        try:
-            values = {"name": path.stem} | tomllib.loads(path.read_text())
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{path} is not TOML: {error}") from error
+        values = read_toml(path)
     elif "--resume" in given:
         from training.record import read_values  # Takes half a second to import.
 

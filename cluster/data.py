@@ -237,9 +237,9 @@ def _write(
         for done in finished.values():
             count(done)
         if len(finished) < shards:
-            todo = (job for job in jobs if job.number not in finished)
+            missing = (job for job in jobs if job.number not in finished)
             with cluster(cpus=_EMBEDDER_CPUS):
-                for done in reports(todo, shards - len(finished)):
+                for done in reports(missing, shards - len(finished)):
                     total.update(shards=1)
                     count(done)
     # Once: each shard keeps its own, should this not be reached.

@@ -1,10 +1,9 @@
 """`diptych scale`: the family of training configs that compound scaling makes of one."""
 
-import tomllib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from cluster.config_file import read_toml
 from pipelines import storage
 from training.config import TrainConfig, shipped_config
 from training.cost import encoder_cost
@@ -68,10 +67,7 @@ def _read(name: str, train: str | None) -> TrainConfig:
         except ValueError:
             raise ValueError(f"{unknown}, nor a run") from None
         return replace(config, data=replace(config.data, train=train)) if train else config
-    try:
-        values: dict[str, Any] = {"name": path.stem} | tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not TOML: {error}") from error
+    values = read_toml(path)
     data = values.pop("data", {}) | ({"train": train} if train else {})
     if "train" not in data:
         raise ValueError(f"{path} does not say what it trains on; give --train URI")

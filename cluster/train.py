@@ -92,8 +92,8 @@ def _launch(config: TrainConfig, sets: Sets, steps: int, done: int, startup: Sta
 
     print(f"{sets.train.rows.sum():,} images; starting {config.workers or 'the'} workers ...")
     with (
-        cluster(cpus=most_workers(config) * CPUS_PER_WORKER),
         open_trackers(config) as trackers,
+        cluster(cpus=most_workers(config) * CPUS_PER_WORKER),
         RunBar(steps, done, startup) as bar,
         stop_signals() as stop,
     ):

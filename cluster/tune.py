@@ -10,12 +10,14 @@ from typing import Any
 import tomli_w
 from tqdm import tqdm
 
+from cluster.config_file import read_toml
 from cluster.local import cluster
 from cluster.train import training_index, with_absolute_paths
 from pipelines import storage
-from training.config import most_workers
+from training.config import TrainConfig, most_workers
 from training.metrics import read_metrics
 from training.record import read_config, to_toml, to_values
+from tuning.compound import scoring
 from tuning.space import SearchConfig
 
 _FILE, _TRIALS = "search.toml", "trials.jsonl"
@@ -25,11 +27,7 @@ def read_search(path: Path, flags: dict[str, Any]) -> SearchConfig:
     """The search that a TOML file describes; flags take precedence. ValueError if it is none."""
     if not path.is_file():
         raise ValueError(f"no search {str(path)!r}: there is no such file")
-    try:
-        values = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not TOML: {error}") from error
-    return SearchConfig(**{"name": path.stem, **values, **flags})
+    return SearchConfig(**read_toml(path) | flags)
 
 
 def kept_search(run: str) -> SearchConfig:
@@ -62,7 +60,7 @@ def _trials(search: SearchConfig) -> list[dict[str, Any]]:
     searched = list(search.distributions)
     if search.compound:
         searched += ["encoder.alpha", "encoder.beta", "encoder.gamma"]
-    found = []
+    score, found = scoring(search), []
     for info in storage.listing(folder):
         path, _, name = info.path.rpartition("/")
         if name != "config.toml":
@@ -76,15 +74,21 @@ def _trials(search: SearchConfig) -> list[dict[str, Any]]:
                 "values": {key: _value(asdict(config), key) for key in searched},
                 "images": (lines[-1]["step"] if lines else 0) * config.batch_size,
                 "knn_top1": judged[-1]["knn_top1"] if judged else None,
+                "score": score(config, judged[-1]["knn_top1"]) if judged else 0.0,
             }
         )
-    return sorted(found, key=lambda trial: -(trial["knn_top1"] or 0.0))
+    return sorted(found, key=lambda trial: -trial["score"])
 
 
 def _value(tree: dict[str, Any], key: str) -> Any:
     for part in key.split("."):
         tree = tree[part]
     return tree
+
+
+def _config_of(trial: dict[str, Any], search: SearchConfig) -> TrainConfig:
+    """What `diptych train` would take to do the trial again."""
+    return replace(read_config(trial["run"]), name=f"{search.name}-best", output=search.train.output)
 
 
 def print_status(run: str) -> None:
@@ -100,12 +104,12 @@ def print_status(run: str) -> None:
 def write_best(run: str, dest: str) -> None:
     """The config of the best trial, to `dest`; ValueError where there is none, or it cannot be written."""
     search = kept_search(run)
-    ranked = storage.read(storage.join(run, _TRIALS))
+    ranked = storage.read(storage.join(search.output, search.name, _TRIALS))
     # What has ended is ranked by the search itself.
     trials = [json.loads(line) for line in ranked.decode().splitlines()] if ranked else _trials(search)
     if not trials or trials[0]["knn_top1"] is None:
         raise ValueError(f"{run} has no trial that was judged yet; see diptych tune status {run}")
-    best = replace(read_config(trials[0]["run"]), name=f"{search.name}-best", output=search.train.output)
+    best = _config_of(trials[0], search)
     try:
         storage.write(dest, to_toml(best).encode())
     except OSError as error:
@@ -141,7 +145,7 @@ def run_tuning(search: SearchConfig) -> list[dict[str, Any]]:
     if not trials:
         raise ValueError(f"every trial failed; see error.log of the runs in {folder}/trials")
     storage.write(f"{folder}/{_TRIALS}", "".join(json.dumps(trial) + "\n" for trial in trials).encode())
-    best = replace(read_config(trials[0]["run"]), name=f"{search.name}-best", output=search.train.output)
+    best = _config_of(trials[0], search)
     storage.write(f"{folder}/best.toml", to_toml(best).encode())
     for trial in trials:
         print(f"{trial[METRIC]:6.1%}  {trial['images']:>10,} images  {_shown(trial['values'])}")

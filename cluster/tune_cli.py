@@ -1,8 +1,9 @@
 """The `diptych tune` commands."""
 
 from pathlib import Path
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 tune = App(
     name="tune",
@@ -71,7 +72,7 @@ def status(run: str, /) -> None:
 
 
 @tune.command
-def best(run: str, /, *, output: str = "best.toml") -> None:
+def best(run: str, /, *, output: Annotated[str, Parameter(alias="-o")] = "best.toml") -> None:
     """Write the config of the best trial so far, as `diptych train` takes it.
 
     Parameters

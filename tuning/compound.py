@@ -5,12 +5,14 @@ that the multiply-adds, which grow with d * w^2 * r^2, double with each phi.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from training.config import TrainConfig
+from training.cost import encoder_cost
 from training.encoder_config import EFFICIENTNETS, SCALED, Scaling, scaling
-from tuning.space import with_values
+from tuning.space import SearchConfig, with_values
 
 Dimension = Literal["compound", "depth", "width", "resolution"]
 
@@ -88,6 +90,22 @@ def on_surface(u: float, v: float, growth: float = 2.0) -> Coefficients:
     return Coefficients(growth**depth, growth ** (width / 2), growth ** (resolution / 2))
 
 
+def scoring(search: SearchConfig) -> Callable[[TrainConfig, float], float]:
+    """What trials are ranked by: accuracy; in a search for coefficients set off against cost.
+
+    Raises ValueError where such a search has an encoder that cannot be scaled.
+    """
+    if not search.compound:
+        return lambda config, accuracy: accuracy
+    target = 2 * multiply_adds(scaled(search.train, COEFFICIENTS["compound"], 0.0))
+    return lambda config, accuracy: score(accuracy, multiply_adds(config), target)
+
+
+def multiply_adds(config: TrainConfig) -> int:
+    """Of the config's encoder, for one of its views."""
+    return encoder_cost(config.encoder, config.data.view.size).multiply_adds
+
+
 def score(accuracy: float, multiply_adds: float, target: float) -> float:
     """Accuracy, set off against cost: ACC * (FLOPS / T)^-0.07 (Tan and Le 2019, section 4)."""
     return accuracy * (multiply_adds / target) ** -0.07
@@ -96,6 +114,7 @@ def score(accuracy: float, multiply_adds: float, target: float) -> float:
 def _base(config: TrainConfig) -> Scaling:
     """What phi = 0 stands for."""
     encoder = config.encoder
-    if encoder.gamma is not None or encoder.phi is not None:
-        return scaling(replace(encoder, phi=0.0))
-    return scaling(encoder)._replace(resolution=config.data.view.size)
+    if any(getattr(encoder, name) for name in Coefficients._fields):
+        encoder = replace(encoder, phi=0.0)
+    base = scaling(encoder)
+    return base if encoder.gamma else base._replace(resolution=config.data.view.size)

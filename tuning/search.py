@@ -17,13 +17,11 @@ from pipelines.sources import Index
 from training.attempts import run_to_its_end
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, config_hash
-from training.cost import encoder_cost
 from training.evaluator import Sets
 from training.metrics import read_metrics
 from training.record import claim_run
 from training.run import make_plan, run_uri, total_steps
-from tuning.compound import COEFFICIENTS, on_surface, scaled
-from tuning.compound import score as score_at_cost
+from tuning.compound import multiply_adds, on_surface, scaled, scoring
 from tuning.space import Distribution, SearchConfig, with_values
 
 METRIC = "knn_top1"
@@ -55,7 +53,7 @@ def run_search(search: SearchConfig, index: Index, show: Show) -> list[dict[str,
     an earlier search of the same config has finished is not run again.
     """
     train_index, held_out = index.split(search.held_out, search.seed)
-    score = _scoring(search)
+    score = scoring(search)
 
     def trial(values: dict[str, Any]) -> None:
         config = trial_config(search, values)
@@ -95,19 +93,6 @@ def run_search(search: SearchConfig, index: Index, show: Show) -> list[dict[str,
     return sorted(found, key=lambda trial: -trial["score"])
 
 
-def _scoring(search: SearchConfig) -> Callable[[TrainConfig, float], float]:
-    """What trials are ranked by: accuracy, of trials that cost more or less set off against that."""
-    if not search.compound:
-        return lambda config, accuracy: accuracy
-    base = scaled(search.train, COEFFICIENTS["compound"], 0.0)
-    target = 2 * _multiply_adds(base)
-    return lambda config, accuracy: score_at_cost(accuracy, _multiply_adds(config), target)
-
-
-def _multiply_adds(config: TrainConfig) -> int:
-    return encoder_cost(config.encoder, config.data.view.size).multiply_adds
-
-
 def _searcher(search: SearchConfig) -> SearchAlgorithm | Searcher:
     if search.searcher == "tpe":
         return ConcurrencyLimiter(
@@ -143,7 +128,7 @@ def _summary(
 ) -> dict[str, Any]:
     assert values is not None
     config = trial_config(search, values)
-    costs = {"multiply_adds": _multiply_adds(config)} if search.compound else {}
+    costs = {"multiply_adds": multiply_adds(config)} if search.compound else {}
     last = [line for line in read_metrics(run_uri(config)) if METRIC in line][-1]
     return {
         "values": _shown(values),

@@ -33,6 +33,8 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             }
             (folder / name).write_bytes(pickle.dumps(values))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["cat", "dog", "ship"]}))
+    # torchvision's class is the real one. It knows the checksums of the whole CIFAR-10, 163 MB, and would
+    # refuse a small set of the same format: it is told that set's files instead.
     for attribute, names in lists.items():
         monkeypatch.setattr(torchvision.datasets.CIFAR10, attribute, [[name, None] for name in names])
     meta = {"filename": "batches.meta", "key": "label_names", "md5": None}

@@ -48,6 +48,14 @@ def test_a_config_with_coefficients_is_scaled_from_its_own_phi_0() -> None:
     assert encoder_cost(one.encoder, 240) == encoder_cost(config.encoder, 240)
 
 
+def test_a_config_with_one_coefficient_alone_starts_from_its_views() -> None:
+    one = _config(64, alpha=1.5)
+    assert scaled(one, coefficients_of(one), 0.0).encoder.alpha == 1.5
+    found = scaled(one, coefficients_of(one), 1.0)
+    assert found.data.view.size == 64
+    assert encoder_cost(found.encoder, 64) == encoder_cost(one.encoder, 64)
+
+
 def test_a_scaled_config_can_be_scaled_again_from_the_same_phi_0() -> None:
     coefficients = Coefficients(1.3, 1.05, 1.2)
     once = scaled(_config(200), coefficients, 1.0)

@@ -101,7 +101,7 @@ def test_status_and_best_tell_of_a_search_and_resume_goes_on_with_it(
     shutil.copytree(search, unjudged)
     (unjudged / "trials.jsonl").unlink()
     (unjudged / "best.toml").unlink()
-    main(["tune", "best", str(unjudged), "--output", str(tmp_path / "again.toml")])
+    main(["tune", "best", str(unjudged), "-o", str(tmp_path / "again.toml")])
     found = TrainConfig(**tomllib.loads((tmp_path / "again.toml").read_text()))
     assert (
         config_hash(found)
