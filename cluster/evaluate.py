@@ -115,10 +115,10 @@ def _sets(run: str, config: TrainConfig) -> Sets:
 
 def _launch(config: TrainConfig, sets: Sets, protocol: Protocol) -> dict[str, Any]:
     # Ray takes seconds to import; an error in the arguments should not.
-    from training.worker import CPUS_PER_WORKER, RunError, launch
+    from training.worker import RunError, launch
 
     found: dict[str, Any] = {}
-    with cluster(cpus=most_workers(config) * CPUS_PER_WORKER):
+    with cluster(cpus=most_workers(config) * config.cpus_per_worker):
         try:
             launch(config, sets, found.update, task=protocol)
         except RunError as error:

@@ -23,7 +23,7 @@ from training.metrics import read_metrics
 from training.objectives import count_classes, load_initial
 from training.record import claim_run, find_run
 from training.report import write_report
-from training.run import make_plan, run_uri, total_steps
+from training.run import load_branch, make_plan, run_uri, total_steps
 
 
 def run_training(
@@ -61,6 +61,8 @@ def run_training(
     done = Checkpoints(run, config.checkpoint.keep).latest_step() or 0
     if config.init and not done:
         load_initial(build_encoder(config.encoder), config.init)
+    if config.branch_from and not done:
+        done = load_branch(config.branch_from)["step"]
     sets = Sets.of(config, index, test_index)
     steps = total_steps(config, make_plan(config, sets.train))
     claim_run(run, config)
@@ -77,23 +79,26 @@ def run_training(
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The config as it means the same in every process, and the checkpoint named that `init` leads to."""
+    """The config as it means the same in every process, and the checkpoints named that others' runs have."""
     data = config.data
     test = storage.absolute(data.test) if data.test else None
     data = replace(data, train=storage.absolute(data.train), test=test)
-    init = find_checkpoint(storage.absolute(config.init)) if config.init else None
-    return replace(config, data=data, output=storage.absolute(config.output), init=init)
+    found = {
+        key: find_checkpoint(storage.absolute(place)) if place else None
+        for key, place in (("init", config.init), ("branch_from", config.branch_from))
+    }
+    return replace(config, data=data, output=storage.absolute(config.output), **found)
 
 
 def _launch(config: TrainConfig, sets: Sets, steps: int, done: int, startup: Startup) -> None:
     # Ray takes seconds to import; an error in the config should not.
     from training.attempts import run_to_its_end
-    from training.worker import CPUS_PER_WORKER, RunError
+    from training.worker import RunError
 
     print(f"{sets.train.rows.sum():,} images; starting {config.workers or 'the'} workers ...")
     with (
         open_trackers(config) as trackers,
-        cluster(cpus=most_workers(config) * CPUS_PER_WORKER),
+        cluster(cpus=most_workers(config) * config.cpus_per_worker),
         RunBar(steps, done, startup) as bar,
         stop_signals() as stop,
     ):

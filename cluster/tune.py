@@ -1,33 +1,43 @@
 """A search from its TOML file to its best config, as the command runs it."""
 
 import dataclasses
-import json
+import shutil
 import tomllib
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from tqdm import tqdm
+from rich.console import Console
 
 from cluster.config_file import read_toml
 from cluster.local import cluster
 from cluster.train import training_index, with_absolute_paths
+from cluster.trial_table import LiveTrials, described, trial_table
 from pipelines import storage
-from training.config import TrainConfig, most_workers
-from training.metrics import read_metrics
-from training.record import read_config, to_toml, to_values
+from training.config import most_workers
+from training.record import to_toml, to_values
 from tuning.compound import scoring
-from tuning.space import SearchConfig
+from tuning.config import SearchConfig
+from tuning.report import write_search_report
+from tuning.trials import Trial, read_trials
+from tuning.variants import best_config, search_folder, search_space
 
-_FILE, _TRIALS = "search.toml", "trials.jsonl"
+_FILE = "search.toml"
 
 
 def read_search(path: Path, flags: dict[str, Any]) -> SearchConfig:
-    """The search that a TOML file describes; flags take precedence. ValueError if it is none."""
+    """The search that a TOML file describes; flags, by dotted key, take precedence. ValueError if it is none."""
     if not path.is_file():
-        raise ValueError(f"no search {str(path)!r}: there is no such file")
-    return SearchConfig(**read_toml(path) | flags)
+        path = _shipped(str(path))
+    values: dict[str, Any] = read_toml(path)
+    for key, value in flags.items():
+        *parents, last = key.split(".")
+        table = values
+        for parent in parents:
+            table = table.setdefault(parent, {})
+        table[last] = value
+    return SearchConfig(**values)
 
 
 def kept_search(run: str) -> SearchConfig:
@@ -41,120 +51,85 @@ def kept_search(run: str) -> SearchConfig:
     return SearchConfig(**values)
 
 
-def _keep(search: SearchConfig, folder: str) -> None:
-    fields = {field.name: getattr(search, field.name) for field in dataclasses.fields(search)}
-    content = tomli_w.dumps(fields | {"train": to_values(search.train)})
-    try:
-        storage.write(storage.join(folder, _FILE), content.encode())
-    except OSError as error:
-        raise ValueError(
-            f"cannot write {folder}: {storage.first_line(error)}; choose another --output"
-        ) from error
-
-
-def _trials(search: SearchConfig) -> list[dict[str, Any]]:
-    """What each trial that has begun has come to, best first."""
-    folder = storage.join(search.output, search.name, "trials")
-    if not storage.exists(folder):
-        return []
-    searched = list(search.distributions)
-    if search.compound:
-        searched += ["encoder.alpha", "encoder.beta", "encoder.gamma"]
-    score, found = scoring(search), []
-    for info in storage.listing(folder):
-        path, _, name = info.path.rpartition("/")
-        if name != "config.toml":
-            continue
-        run = storage.join(folder, path.rpartition("/")[2])
-        config, lines = read_config(run), read_metrics(run)
-        judged = [line for line in lines if "knn_top1" in line]
-        found.append(
-            {
-                "run": run,
-                "values": {key: _value(asdict(config), key) for key in searched},
-                "images": (lines[-1]["step"] if lines else 0) * config.batch_size,
-                "knn_top1": judged[-1]["knn_top1"] if judged else None,
-                "score": score(config, judged[-1]["knn_top1"]) if judged else 0.0,
-            }
-        )
-    return sorted(found, key=lambda trial: -trial["score"])
-
-
-def _value(tree: dict[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        tree = tree[part]
-    return tree
-
-
-def _config_of(trial: dict[str, Any], search: SearchConfig) -> TrainConfig:
-    """What `diptych train` would take to do the trial again."""
-    return replace(read_config(trial["run"]), name=f"{search.name}-best", output=search.train.output)
-
-
 def print_status(run: str) -> None:
-    """The trials of a search; ValueError where it is none."""
+    """The trials of a search, running or not; ValueError where it is none."""
     search = kept_search(run)
-    trials = _trials(search)
+    trials = read_trials(search_folder(search))
+    width = max(80, shutil.get_terminal_size().columns)
+    Console(width=width if trials else None).print(trial_table(trials, _count(search)))
     for trial in trials:
-        accuracy = "      -" if trial["knn_top1"] is None else f"{trial['knn_top1']:7.1%}"
-        print(f"{accuracy}  {trial['images']:>10,} images  {_shown(trial['values'])}  {trial['run']}")
-    print(f"{len(trials)} of {search.count} trials have begun")
+        if trial.error:
+            print(f"trial {trial.number} failed: {trial.error}")
+    if trials:
+        print(f"report: {write_search_report(search, trials)}")
 
 
 def write_best(run: str, dest: str) -> None:
     """The config of the best trial, to `dest`; ValueError where there is none, or it cannot be written."""
     search = kept_search(run)
-    ranked = storage.read(storage.join(search.output, search.name, _TRIALS))
-    # What has ended is ranked by the search itself.
-    trials = [json.loads(line) for line in ranked.decode().splitlines()] if ranked else _trials(search)
-    if not trials or trials[0]["knn_top1"] is None:
+    trials = read_trials(search_folder(search))
+    if not trials or trials[0].accuracy is None:
         raise ValueError(f"{run} has no trial that was judged yet; see diptych tune status {run}")
-    best = _config_of(trials[0], search)
-    try:
-        storage.write(dest, to_toml(best).encode())
-    except OSError as error:
-        raise ValueError(f"cannot write {dest}: {storage.first_line(error)}; choose another file") from error
-    print(f"{dest}: kNN accuracy {trials[0]['knn_top1']:.1%}, {_shown(trials[0]['values'])}")
+    _write(dest, to_toml(best_config(search, trials[0].run)))
+    print(f"{dest}: {search.metric} accuracy {trials[0].accuracy:.1%}, {described(trials[0])}")
 
 
-def run_tuning(search: SearchConfig) -> list[dict[str, Any]]:
-    """Run the search, showing each trial's accuracy; what OUTPUT/NAME/trials.jsonl gets, best first."""
+def run_tuning(search: SearchConfig) -> list[Trial]:
+    """Run the search, showing its trials, and write its report and best.toml; the trials, best first."""
     # Ray takes seconds to import; an error in the config should not.
-    from training.worker import CPUS_PER_WORKER
-    from tuning.search import CPUS_PER_TRIAL, METRIC, run_search
+    from tuning.search import CPUS_PER_TRIAL, run_search
 
     search = replace(search, train=with_absolute_paths(search.train), output=storage.absolute(search.output))
+    scoring(search)
+    count = _count(search)
     index = training_index(search.train)
     if not index.has_labels:
         raise ValueError(
             f"trials are ranked by labels: no column {search.train.data.label_column!r} in the images; "
             "name it with train.data.label_column"
         )
-    folder = storage.join(search.output, search.name)
-    _keep(search, folder)
-    cpus = search.concurrent * (most_workers(search.train) * CPUS_PER_WORKER + CPUS_PER_TRIAL)
-    with cluster(cpus), tqdm(total=search.count, desc="trials", unit="trial") as bar:
-
-        def show(values: dict[str, Any], result: dict[str, Any]) -> None:
-            if result.get("done"):
-                bar.update()
-            if METRIC in result and result.get("images"):
-                bar.write(f"{_shown(values)}: kNN {result[METRIC]:.1%} after {result['images']:,} images")
-
-        trials = run_search(search, index, show)
-    if not trials:
-        raise ValueError(f"every trial failed; see error.log of the runs in {folder}/trials")
-    storage.write(f"{folder}/{_TRIALS}", "".join(json.dumps(trial) + "\n" for trial in trials).encode())
-    best = _config_of(trials[0], search)
-    storage.write(f"{folder}/best.toml", to_toml(best).encode())
+    folder = search_folder(search)
+    _keep(search)
+    workers = most_workers(search.train) * search.train.cpus_per_worker
+    with cluster(search.concurrent * (workers + CPUS_PER_TRIAL)), LiveTrials(count) as table:
+        trials = run_search(search, index, table.show)
+    if not trials or trials[0].accuracy is None:
+        failed = next((trial.error for trial in trials if trial.error), "no time was left for one")
+        raise ValueError(f"no trial of {folder} was judged: {failed}")
+    _write(f"{folder}/best.toml", to_toml(best_config(search, trials[0].run)))
     for trial in trials:
-        print(f"{trial[METRIC]:6.1%}  {trial['images']:>10,} images  {_shown(trial['values'])}")
+        print(f"{trial.accuracy or 0:6.1%}  {trial.images:>10,} images  {trial.state}  {described(trial)}")
     print(f"best: {folder}/best.toml")
+    print(f"report: {write_search_report(search, trials)}")
+    if any(trial.state == "unfinished" for trial in trials) or len(trials) < count:
+        print(f"the time is over; go on with: diptych tune resume {folder}")
     return trials
 
 
-def _shown(values: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
-        for key, value in values.items()
+def _count(search: SearchConfig) -> int:
+    """How many trials there will be."""
+    return search.trials if search.searcher == "tpe" else len(search.points(search_space(search)))
+
+
+def _keep(search: SearchConfig) -> None:
+    fields = {field.name: getattr(search, field.name) for field in dataclasses.fields(search)}
+    kept = {key: value for key, value in fields.items() if value is not None}
+    _write(
+        storage.join(search_folder(search), _FILE), tomli_w.dumps(kept | {"train": to_values(search.train)})
     )
+
+
+def _write(uri: str, content: str) -> None:
+    try:
+        storage.write(uri, content.encode())
+    except OSError as error:
+        raise ValueError(f"cannot write {uri}: {storage.first_line(error)}; choose another place") from error
+
+
+def _shipped(name: str) -> Path:
+    """The TOML file of a search that comes with diptych; ValueError, naming them all, if there is none."""
+    folder = Path(__file__).parents[1] / "tuning" / "searches"
+    if not (path := folder / f"{name}.toml").is_file():
+        names = ", ".join(sorted(path.stem for path in folder.glob("*.toml")))
+        raise ValueError(f"no search {name!r}: neither a TOML file nor one of {names}")
+    return path

@@ -16,8 +16,15 @@ def search(
     search: Path,
     /,
     *,
+    data: str | None = None,
     trials: int | None = None,
+    max_minutes: float | None = None,
     concurrent: int | None = None,
+    workers: int | None = None,
+    searcher: str | None = None,
+    scheduler: str | None = None,
+    metric: str | None = None,
+    seed: int | None = None,
     name: str | None = None,
     output: str | None = None,
 ) -> None:
@@ -26,11 +33,26 @@ def search(
     Parameters
     ----------
     search
-        A TOML file with the tables `train` (a training config) and `space` (distributions of its keys).
+        A search that comes with diptych, such as simclr, or a TOML file with the tables `train` (a training
+        config) and `space` (distributions of its keys). Flags take precedence over it.
+    data
+        Images to train on: train.data.train.
     trials
         How many combinations are tried.
+    max_minutes
+        End the search after so many minutes; `diptych tune resume` goes on.
     concurrent
         Trials that run at a time.
+    workers
+        Workers of each trial: train.workers.
+    searcher
+        random, grid or tpe.
+    scheduler
+        asha, hyperband, population or none.
+    metric
+        Accuracy by which trials are ranked: knn or linear.
+    seed
+        Seed of the combinations.
     name
         The search's name; it is written to OUTPUT/NAME.
     output
@@ -39,7 +61,19 @@ def search(
     # torch takes seconds to import; help should not.
     from cluster.tune import read_search, run_tuning
 
-    flags = {"trials": trials, "concurrent": concurrent, "name": name, "output": output}
+    flags = {
+        "train.data.train": data,
+        "trials": trials,
+        "max_minutes": max_minutes,
+        "concurrent": concurrent,
+        "train.workers": workers,
+        "searcher": searcher,
+        "scheduler": scheduler,
+        "metric": metric,
+        "seed": seed,
+        "name": name,
+        "output": output,
+    }
     run_tuning(read_search(search, {key: value for key, value in flags.items() if value is not None}))
 
 

@@ -1,15 +1,16 @@
 """A run that goes on by itself: when a worker is lost, and on more workers when the cluster has grown."""
 
 import time
+from functools import partial
 from threading import Event
 
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig
 from training.evaluator import Sets
 from training.faults import StoppedError
-from training.run import run_uri
+from training.run import run_uri, train
 from training.runlog import Progress
-from training.worker import RunError, fitting_workers, launch
+from training.worker import Launch, RunError, fitting_workers, launch
 
 # How often the cluster is looked at for room for more workers, and how long it must have had that.
 _LOOK_SECONDS, _STEADY_LOOKS = 5.0, 2
@@ -18,9 +19,18 @@ _LOOK_SECONDS, _STEADY_LOOKS = 5.0, 2
 _PATIENCE_SECONDS, _SETTLE_SECONDS = 300.0, 2.0
 
 
-def run_to_its_end(config: TrainConfig, sets: Sets, progress: Progress, stop: Event) -> None:
+def run_to_its_end(
+    config: TrainConfig,
+    sets: Sets,
+    progress: Progress,
+    stop: Event,
+    *,
+    until: int | None = None,
+    launch: Launch = launch,
+) -> None:
     """Train on as many workers as the config allows and the cluster has, from checkpoint to checkpoint.
 
+    To the step `until`, where that comes before the end, with workers that `launch` provides.
     Raises RunError once it failed more than config.retries times without a new checkpoint in between,
     StoppedError once `stop` was set and the run has saved, and ValueError as launch does.
     """
@@ -29,7 +39,8 @@ def run_to_its_end(config: TrainConfig, sets: Sets, progress: Progress, stop: Ev
     workers = fitting_workers(config)
     while True:
         try:
-            launch(config, sets, progress, workers=workers, stopping=_Ending(stop, config, workers))
+            ending = _Ending(stop, config, workers)
+            launch(config, sets, progress, partial(train, until=until), workers=workers, stopping=ending)
             return
         except StoppedError as stopped:
             if stop.is_set():

@@ -93,6 +93,8 @@ class EvaluationConfig:
     """Classify only so many test images; unset: all."""
     batch_size: Count = 256
     """Images that a worker embeds at once."""
+    linear: bool = False
+    """Train a linear probe on the features each time too, which takes a while."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -139,7 +141,7 @@ class CheckpointConfig:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainConfig:
     """One training run. Its result depends on this alone, and not on where and on what it runs: name, output,
-    workers, retries, timeout, trackers."""
+    workers, cpus_per_worker, gpus_per_worker, retries, timeout, trackers."""
 
     data: DataConfig
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
@@ -149,6 +151,10 @@ class TrainConfig:
     workers: Workers | None = None
     """Worker processes, or FEWEST:MOST, as many as the cluster has room for, which may change while it
     trains; unset: one for each GPU of the cluster that lanes allow, or one."""
+    cpus_per_worker: Positive = 2.0
+    """Cores that the scheduler sets aside for a worker and for the tasks that read its images."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    """GPUs, or the share of one, that a worker has to itself; unset: one, where there are as many."""
     retries: Annotated[int, Field(ge=0)] = 3
     """How often a run that has lost a worker goes on from its last checkpoint by itself, without having saved
     another one in between."""
@@ -177,6 +183,9 @@ class TrainConfig:
     init: str | None = None
     """Another run, OUTPUT/NAME, or one of its checkpoints, whose encoder training starts from; unset: random
     weights."""
+    branch_from: str | None = None
+    """A checkpoint of another run that training goes on from, at its step: with its weights, its optimizer's
+    state, and this config's values; unset: training starts at step 0."""
     objective: ObjectiveName = "simclr"
     """simclr, byol, or supervised: cross entropy with the labels."""
     temperature: Temperature | None = None
@@ -191,6 +200,8 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
+        if self.init and self.branch_from:
+            raise ValueError("init and branch_from both say where weights come from; leave out one")
         check_view_size(self.encoder, self.data.view.size)
         if self.micro_batch_size is not None:
             check_micro_batches(self.batch_size, self.micro_batch_size, self.lanes)
@@ -247,12 +258,14 @@ def shipped_config(name: str) -> Path:
 
 # Where a run is written and on how many workers it runs is not part of what it computes; how often it
 # saves or evaluates does not change its weights either, but it changes the run's record.
-_NOT_IDENTITY = ("name", "output", "workers", "retries", "timeout", "trackers")
+NOT_IDENTITY = (
+    "name", "output", "workers", "cpus_per_worker", "gpus_per_worker", "retries", "timeout", "trackers",
+)  # fmt: skip
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
     """All that a run's result depends on."""
-    return {key: value for key, value in asdict(config).items() if key not in _NOT_IDENTITY}
+    return {key: value for key, value in asdict(config).items() if key not in NOT_IDENTITY}
 
 
 def config_hash(config: TrainConfig) -> str:

@@ -79,7 +79,7 @@ class Evaluator:
     def _accuracies(
         self, encoders: Mapping[str, Encoder], classifier: Encoder | None, queried: Index
     ) -> dict[str, float]:
-        values = self._knn(encoders, queried)
+        values = self._probed(encoders, queried)
         return values if classifier is None else values | {"top1": self._top1(classifier, queried)}
 
     def _top1(self, classifier: Encoder, queried: Index) -> float:
@@ -89,15 +89,23 @@ class Evaluator:
         counts = self._worker.gather.total(counts)
         return float(counts[0] / counts[1])
 
-    def _knn(self, encoders: Mapping[str, Encoder], queried: Index) -> dict[str, float]:
+    def _probed(self, encoders: Mapping[str, Encoder], queried: Index) -> dict[str, float]:
+        """kNN accuracy of each encoder and, where wished for, a linear probe's on the first's features."""
         settings = self._config.evaluation
         networks = list(encoders.values())
         banks, bank_labels = self._embed(networks, self._sets.train, settings.train_images)
         queries, labels = self._embed(networks, queried, settings.test_images)
-        return {
-            name: knn_accuracy((bank, bank_labels), (query, labels), settings, self._worker.gather)
+        gather = self._worker.gather
+        values = {
+            name: knn_accuracy((bank, bank_labels), (query, labels), settings, gather)
             for name, bank, query in zip(encoders, banks, queries, strict=True)
         }
+        if settings.linear:
+            first = (banks[0], bank_labels), (queries[0], labels)
+            values["linear_top1"] = linear_probe(
+                *first, ProbeConfig(), seed=self._config.seed, gather=gather
+            ).top1
+        return values
 
     def _labelled(self, encoder: Encoder) -> tuple[Labelled, Labelled]:
         assert self._sets.test

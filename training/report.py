@@ -1,7 +1,6 @@
 """A run's metrics to one HTML page that needs no network."""
 
 import base64
-import html
 from typing import Any
 
 import plotly.graph_objects as go
@@ -9,31 +8,9 @@ import plotly.graph_objects as go
 from pipelines import storage
 from training.config import TrainConfig, config_hash
 from training.metrics import read_metrics
+from training.page import page
 from training.record import to_toml
 from training.run import run_uri
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name} - diptych</title><style>
-:root {{ color-scheme: light dark; --ink: #1c1e21; --paper: #fff; --line: #d8dbe0; --soft: #5b6270; }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --ink: #e6e8eb; --paper: #16181c; --line: #343841; --soft: #9aa1ad; }} }}
-body {{ font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 60rem; margin: 0 auto; padding: 1rem; }}
-h1 {{ margin-bottom: 0; }} h2 {{ margin-top: 2rem; }} p.soft {{ color: var(--soft); margin-top: 0; }}
-.facts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .75rem; }}
-.facts div {{ border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .75rem; }}
-.facts b {{ display: block; font-size: 1.3rem; }} .facts span {{ color: var(--soft); font-size: .85rem; }}
-img {{ max-width: 100%; height: auto; }}
-pre {{ overflow: auto; border: 1px solid var(--line); padding: .75rem; }}
-</style></head><body>
-<h1>{name}</h1><p class="soft">{subtitle}</p>
-<div class="facts">{facts}</div>
-{figures}{views}
-<h2>Config</h2><pre>{config}</pre>
-</body></html>
-"""
 
 _VIEWS = """<h2>Images and their views</h2>
 <p class="soft">First row: images. Below each: the two views that the encoder learned to match.</p>
@@ -64,17 +41,10 @@ def render(config: TrainConfig, metrics: list[dict[str, Any]], views: bytes | No
     left_out = max((line["quarantined"] for line in metrics if "quarantined" in line), default=0)
     title = f"{_TITLES[config.objective]}, {config.encoder.name}"
     subtitle = f"{title}, {config.data.train}, config {config_hash(config)}"
-    return _PAGE.format(
-        name=html.escape(config.name),
-        subtitle=html.escape(subtitle),
-        facts="".join(
-            f"<div><b>{value}</b><span>{label}</span></div>"
-            for label, value in _facts(steps, evaluations, left_out)
-        ),
-        figures=_figures(steps, evaluations, diagnoses),
-        views=_VIEWS.format(base64.b64encode(views).decode()) if views else "",
-        config=html.escape(to_toml(config)),
-    )
+    body = _figures(steps, evaluations, diagnoses)
+    if views:
+        body += _VIEWS.format(base64.b64encode(views).decode())
+    return page(config.name, subtitle, _facts(steps, evaluations, left_out), body, to_toml(config))
 
 
 def _facts(

@@ -20,7 +20,7 @@ from pipelines.quarantine import Quarantine, Quarantined, decode, encode
 from pipelines.sources import Index
 from pipelines.views import Views
 from training.batch_norm import synchronize_batch_norm
-from training.checkpoint import Checkpoints, snapshot
+from training.checkpoint import Checkpoints, read_checkpoint, snapshot
 from training.config import TrainConfig
 from training.encoders import Encoder, raw_pixels
 from training.evaluator import Evaluator, Sets
@@ -59,23 +59,38 @@ def total_steps(config: TrainConfig, plan: Plan) -> int:
     return config.steps if config.steps is not None else config.epochs * plan.steps_per_epoch
 
 
-def train(config: TrainConfig, sets: Sets, worker: Worker, progress: Progress) -> None:
+def train(
+    config: TrainConfig, sets: Sets, worker: Worker, progress: Progress, *, until: int | None = None
+) -> None:
     """Train from the newest checkpoint, or from the start, to the end; every worker of the run calls it.
+
+    To the step `until`, where that comes before the end: the next call goes on from its checkpoint.
 
     Calls progress(values) about once a second on rank 0, with what metrics.jsonl gets; and, on the way to the
     first step, with the phase that is over.
     """
-    run = _Run(config, sets, worker, progress)
+    run = _Run(config, sets, worker, progress, until)
     run.train()
 
 
+def load_branch(checkpoint: str) -> dict[str, Any]:
+    """What the checkpoint that a run goes on from holds; ValueError where there is none."""
+    saved = read_checkpoint(checkpoint)
+    if saved is None:
+        raise ValueError(f"there is no checkpoint {checkpoint}; give --branch-from a run or one of its own")
+    return saved
+
+
 class _Run:
-    def __init__(self, config: TrainConfig, sets: Sets, worker: Worker, progress: Progress) -> None:
+    def __init__(
+        self, config: TrainConfig, sets: Sets, worker: Worker, progress: Progress, until: int | None
+    ) -> None:
         self.config, self.sets, self.worker = config, sets, worker
         self.index = sets.train
         self.stages = Stages()
         self.plan = make_plan(config, sets.train)
         self.steps = total_steps(config, self.plan)
+        self.stop_step = self.steps if until is None else min(until, self.steps)
         self.checkpoints = Checkpoints(run_uri(config), config.checkpoint.keep)
         self.objective = self._build_objective()
         self.optimizer = build_optimizer(self.objective, config.optimizer)
@@ -98,7 +113,7 @@ class _Run:
     def train(self) -> None:
         gather = self.worker.gather
         lanes = lanes_of(gather.rank, gather.world_size, self.config.lanes)
-        LOG.info("steps %d to %d, lanes %s", self.start_step + 1, self.steps, ", ".join(map(str, lanes)))
+        LOG.info("steps %d to %d, lanes %s", self.start_step + 1, self.stop_step, ", ".join(map(str, lanes)))
         self._reached("model")
         views = self._training_views()
         if self.start_step == 0 and self.steps:
@@ -131,7 +146,7 @@ class _Run:
             self.optimizer,
             views,
             start_step=self.start_step,
-            stop_step=self.steps,
+            stop_step=self.stop_step,
             rate=lambda step: learning_rate(step, peak=peak, steps=self.steps, warmup_steps=round(warmup)),
             after_step=self._after_step,
             device=self.worker.device,
@@ -190,11 +205,19 @@ class _Run:
         return AveragedModel(self.objective, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
     def _resume(self) -> int:
-        """Load the newest checkpoint, if there is one; the step to go on from."""
+        """Load the newest checkpoint, or the one branched from, if there is one; the step to go on from."""
         saved = self.checkpoints.latest()
+        if saved is None and self.config.branch_from:
+            saved = load_branch(self.config.branch_from)
         if saved is None:
             return 0
-        self.objective.load_state_dict(saved["model"])
+        try:
+            self.objective.load_state_dict(saved["model"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights of {self.config.branch_from} do not fit this run's networks: "
+                "branch with the same --objective, --encoder and --projector"
+            ) from error
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.average:
             self.average.load_state_dict(saved["average"])
@@ -204,7 +227,7 @@ class _Run:
     def _training_views(self) -> Iterator[Views]:
         gather = self.worker.gather
         lanes = lanes_of(gather.rank, gather.world_size, self.config.lanes)
-        windows = self.plan.windows(lanes, self.start_step, self.steps)
+        windows = self.plan.windows(lanes, self.start_step, self.stop_step)
         tables = self.worker.tables(self.index, self.config.data, windows)
         if self._leads:
             tables = self._with_contact_sheet(tables)
@@ -215,7 +238,7 @@ class _Run:
             self.config.data.views,
             self.worker.dali,
             start_step=self.start_step,
-            stop_step=self.steps,
+            stop_step=self.stop_step,
         )
         return self._noting(views)
 
@@ -259,7 +282,7 @@ class _Run:
         score = None
         if done == self.steps or (every and done % every == 0):
             score = self._evaluate(done)
-        saves = done == self.steps or done % self.config.checkpoint.every_steps == 0
+        saves = done == self.stop_step or done % self.config.checkpoint.every_steps == 0
         if saves or done % _SETTLE_STEPS == 0:
             self._settle(done)
         if self.log:
@@ -267,7 +290,7 @@ class _Run:
 
     def _save(self, done: int, log: RunLog, *, due: bool, score: float | None) -> None:
         """Save where it is due, where the run was never better, or where it shall end."""
-        stopping = self.worker.stopping() and done < self.steps
+        stopping = self.worker.stopping() and done < self.stop_step
         minutes = self.config.checkpoint.every_minutes
         late = minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
         better = score is not None and score > self.best
@@ -278,7 +301,7 @@ class _Run:
         saved = snapshot(done, self.objective, self.optimizer, self.config, self.average)
         self.saver.save(done, saved, score=score if better else None)
         self.saved_at = time.monotonic()
-        if (stopping or done == self.steps) and not self.saver.wait():
+        if (stopping or done == self.stop_step) and not self.saver.wait():
             raise OSError(f"the checkpoint of step {done} could not be written; the one before it is whole")
         if stopping:
             LOG.info("saved after step %d, and told to stop", done)

@@ -6,8 +6,9 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from threading import Thread
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import ray
 import ray.train
@@ -26,9 +27,6 @@ from training.gauges import Gauges
 from training.process import Worker
 from training.run import run_uri, train
 from training.runlog import LOG, Progress
-
-# Cores that the scheduler sets aside for a worker and for the tasks that read its images.
-CPUS_PER_WORKER = 2.0
 
 # Errors of the config or of the code: any other worker would have them too.
 _NOT_THE_WORKERS = (
@@ -50,7 +48,23 @@ class RunError(Exception):
         self.final = final
 
 
+Result = TypeVar("Result")
 Task = Callable[[TrainConfig, Sets, Worker, Progress], None]
+
+
+class Launch(Protocol):
+    """How a task comes to workers: launch, or a crew's."""
+
+    def __call__(
+        self,
+        config: TrainConfig,
+        sets: Sets,
+        progress: Progress,
+        task: Task,
+        *,
+        workers: int,
+        stopping: Callable[[], bool],
+    ) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +91,20 @@ def launch(
     has one of its workers is being drained.
     """
     workers = workers or fitting_workers(config)
-    gpus = int(usable_resources().get("GPU", 0)) >= workers
+    launch_group(config, sets, progress, partial(watched, task=task), workers=workers, stopping=stopping)
+
+
+def launch_group(
+    config: TrainConfig,
+    sets: Sets,
+    progress: Progress,
+    task: Task,
+    *,
+    workers: int,
+    stopping: Callable[[], bool],
+) -> None:
+    """As launch, but Ray's metrics and the workers' log hear nothing."""
+    gpus = _gpus_per_worker(config, workers)
     # Nodes that are drained are the driver's to look for, in channel.py; and a worker that never answers is
     # lost after as long as others wait for it.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -91,9 +118,9 @@ def launch(
             train_loop_config={"job": _Job(config, sets, task, channel)},
             scaling_config=ScalingConfig(
                 num_workers=workers,
-                use_gpu=gpus,
-                resources_per_worker={"CPU": CPUS_PER_WORKER - READERS * READER_CPUS}
-                | ({"GPU": 1} if gpus else {}),
+                use_gpu=gpus > 0,
+                resources_per_worker={"CPU": max(0.0, config.cpus_per_worker - READERS * READER_CPUS)}
+                | ({"GPU": gpus} if gpus else {}),
             ),
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=int(config.timeout)),
             # diptych keeps its own checkpoints, and goes on by itself; Ray has nothing to keep or to retry.
@@ -104,19 +131,19 @@ def launch(
             ),
         )
         try:
-            _in_thread(trainer.fit)
+            in_thread(trainer.fit).result()
         except WorkerGroupError as error:
             raise _failure(config, error) from error
         except ControllerError as error:
             raise RunError(f"the workers could not be started: {_root(error)}", final=False) from error
 
 
-def _in_thread(work: Callable[[], object]) -> None:
-    """Wait for `work` in a thread of its own: in the main one Ray would take Ctrl-C for itself.
+def in_thread(work: Callable[[], Result]) -> Future[Result]:
+    """What `work` gives in a thread of its own: in the main one Ray would take Ctrl-C for itself.
 
-    A second Ctrl-C leaves it behind, and the process does not wait for it.
+    The process does not wait for it at its end.
     """
-    done: Future[object] = Future()
+    done: Future[Result] = Future()
 
     def run() -> None:
         try:
@@ -125,7 +152,7 @@ def _in_thread(work: Callable[[], object]) -> None:
             done.set_exception(error)
 
     Thread(target=run, daemon=True).start()
-    done.result()
+    return done
 
 
 def _failure(config: TrainConfig, error: WorkerGroupError) -> Exception:
@@ -150,17 +177,29 @@ def fitting_workers(config: TrainConfig) -> int:
     that fits, where the cluster is too small.
     """
     resources = usable_resources()
-    cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0))
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    each, share = config.cpus_per_worker, config.gpus_per_worker
     allowed = worker_counts(config)
     if config.workers is None:
-        allowed = [count for count in allowed if count <= max(1, gpus)]
-    fitting = [count for count in allowed if count * CPUS_PER_WORKER <= cpus]
+        allowed = [count for count in allowed if count <= max(1, gpus // (share or 1.0))]
+    if share and allowed[0] * share > gpus:
+        raise ValueError(
+            f"workers={allowed[0]} need {allowed[0] * share:g} GPUs of the cluster, which has {gpus:g}; "
+            "leave out gpus_per_worker"
+        )
+    fitting = [count for count in allowed if count * each <= cpus and count * (share or 0.0) <= gpus]
     if not fitting:
         raise ValueError(
-            f"workers={allowed[0]} need {allowed[0] * CPUS_PER_WORKER:g} CPUs of the cluster, which has "
-            f"{cpus:g}; try --workers {max(1, int(cpus / CPUS_PER_WORKER))}"
+            f"workers={allowed[0]} need {allowed[0] * each:g} CPUs of the cluster, which has "
+            f"{cpus:g}; try --workers {max(1, int(cpus / each))}"
         )
     return fitting[-1]
+
+
+def _gpus_per_worker(config: TrainConfig, workers: int) -> float:
+    """What each of so many workers gets: none where the cluster has too few for all."""
+    share = 1.0 if config.gpus_per_worker is None else config.gpus_per_worker
+    return share if usable_resources().get("GPU", 0.0) >= workers * share else 0.0
 
 
 def _work(loop_config: dict[str, Any]) -> None:
@@ -181,14 +220,19 @@ def _work(loop_config: dict[str, Any]) -> None:
         tables=stream_windows,
         stopping=job.channel.watch() if leads else lambda: False,
     )
-    _log_as(job.config.name, context.get_world_rank())
-    gauges = Gauges(job.config.name)
+    job.task(job.config, job.sets, worker, job.channel.put)
 
-    def progress(event: dict[str, Any]) -> None:
+
+def watched(config: TrainConfig, sets: Sets, worker: Worker, progress: Progress, *, task: Task) -> None:
+    """Do the task; Ray's metrics get what `progress` does, and this worker's log says whose it is."""
+    _log_as(config.name, worker.gather.rank)
+    gauges = Gauges(config.name)
+
+    def show(event: dict[str, Any]) -> None:
         gauges.show(event)
-        job.channel.put(event)
+        progress(event)
 
-    job.task(job.config, job.sets, worker, progress)
+    task(config, sets, worker, show)
 
 
 def _log_as(run: str, rank: int) -> None:

@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple
 from training.config import TrainConfig
 from training.cost import encoder_cost
 from training.encoder_config import EFFICIENTNETS, SCALED, Scaling, scaling
-from tuning.space import SearchConfig, with_values
+from tuning.config import SearchConfig
+from tuning.space import with_values
 
 Dimension = Literal["compound", "depth", "width", "resolution"]
 

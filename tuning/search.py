@@ -1,162 +1,212 @@
 """Ray Tune adapter: trials of a training config, each a real run on Ray Train."""
 
+import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from threading import Event
 from typing import Any
 
+import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-from ray.tune.search import ConcurrencyLimiter, SearchAlgorithm, Searcher
-from ray.tune.search.basic_variant import BasicVariantGenerator
-from ray.tune.search.optuna import OptunaSearch
 
-from pipelines import storage
 from pipelines.sources import Index
 from training.attempts import run_to_its_end
+from training.channel import usable_resources
 from training.checkpoint import Checkpoints
-from training.config import TrainConfig, config_hash
+from training.config import TrainConfig
+from training.crew import Crew
 from training.evaluator import Sets
 from training.metrics import read_metrics
 from training.record import claim_run
 from training.run import make_plan, run_uri, total_steps
-from tuning.compound import multiply_adds, on_surface, scaled, scoring
-from tuning.space import Distribution, SearchConfig, with_values
-
-METRIC = "knn_top1"
-_SCORE = "score"
-
-# Two numbers that stand for a point of the surface of alpha, beta and gamma.
-_SURFACE = ("compound.u", "compound.v")
+from training.worker import RunError, fitting_workers
+from tuning.book import Book
+from tuning.compound import scoring
+from tuning.config import METRICS, SearchConfig
+from tuning.space import Point
+from tuning.strategies import EVALUATIONS, SCORE, member_number, param_space, scheduler, searcher, waits
+from tuning.trials import Trial
+from tuning.variants import branched, search_space, trial_config
 
 # A trial itself only waits for its workers, which ask for what they need.
 CPUS_PER_TRIAL = 0.1
 
-Show = Callable[[dict[str, Any], dict[str, Any]], None]
 
+def run_search(search: SearchConfig, index: Index, show: Callable[[list[Trial]], None]) -> list[Trial]:
+    """Run the trials on the connected Ray cluster, from where an earlier call has left them; the best first.
 
-def trial_config(search: SearchConfig, values: dict[str, Any]) -> TrainConfig:
-    """The training config of a trial; its run is OUTPUT/NAME/trials/HASH, with the hash of that config."""
-    drawn = [values[key] for key in _SURFACE if key in values]
-    config = with_values(search.train, {key: value for key, value in values.items() if key not in _SURFACE})
-    if drawn:
-        config = scaled(config, on_surface(*drawn), 1.0)
-    folder = storage.join(search.output, search.name, "trials")
-    return replace(config, output=folder, name=config_hash(config))
-
-
-def run_search(search: SearchConfig, index: Index, show: Show) -> list[dict[str, Any]]:
-    """Run the trials on the connected Ray cluster; each trial's values, accuracy, images and run, best first.
-
-    Calls show(trial's values, what it reported) in this process. A trial that fails is left out; one that
-    an earlier search of the same config has finished is not run again.
+    Calls show(trials) after each change. A trial that fails is marked, and the others go on. Raises
+    ValueError where the cluster could never hold a trial.
     """
-    train_index, held_out = index.split(search.held_out, search.seed)
-    score = scoring(search)
-
-    def trial(values: dict[str, Any]) -> None:
-        config = trial_config(search, values)
-        run = run_uri(config)
-        claim_run(run, config)
-
-        def report(line: dict[str, Any]) -> None:
-            if METRIC in line:
-                images = line["step"] * config.batch_size
-                tune.report({METRIC: line[METRIC], _SCORE: score(config, line[METRIC]), "images": images})
-
-        done = Checkpoints(run, config.checkpoint.keep).latest_step() or 0
-        if done >= total_steps(config, make_plan(config, train_index)):
-            for line in read_metrics(run):
-                report(line)
-        else:
-            run_to_its_end(config, Sets(train_index, held_out), report, Event())
-
+    sets = Sets(*index.split(search.held_out, search.seed))
+    room = _room(search)
+    book = Book(search, show)
+    # A trial that fails reports that alone, and ends.
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+    shared = _Shared(search, sets, book.stopped())
     with tempfile.TemporaryDirectory(prefix="diptych-") as scratch:
-        results = tune.Tuner(
-            tune.with_resources(trial, {"CPU": CPUS_PER_TRIAL}),
-            param_space={
-                key: tune.grid_search(what.choices) if search.searcher == "grid" else _sampler(what)
-                for key, what in search.distributions.items()
-            }
-            | ({key: tune.uniform(0.0, 1.0) for key in _SURFACE} if search.compound else {}),
+        points = [] if search.searcher == "tpe" else search.points(search_space(search))
+        tune.Tuner(
+            tune.with_resources(tune.with_parameters(_Trial, shared=shared), _resources(search, room)),
+            param_space=param_space(search),
             tune_config=tune.TuneConfig(
-                num_samples=1 if search.searcher == "grid" else search.trials,
-                search_alg=_searcher(search),
-                scheduler=_scheduler(search, int(train_index.rows.sum())),
+                num_samples=len(points) or search.trials,
+                search_alg=searcher(search, points, book.points(), room),
+                scheduler=scheduler(search, _evaluations(search.train, sets)),
+                time_budget_s=60 * search.max_minutes if search.max_minutes else None,
+                reuse_actors=True,
             ),
             run_config=tune.RunConfig(
-                storage_path=scratch, name=search.name, verbose=0, callbacks=[_ShowCallback(show)]
+                storage_path=scratch,
+                name=search.name,
+                verbose=0,
+                callbacks=[_Telling(book)],
+                failure_config=tune.FailureConfig(max_failures=search.train.retries),
             ),
         ).fit()
-        found = [_summary(search, result.config, score) for result in results if not result.error]
-    return sorted(found, key=lambda trial: -trial["score"])
+    return book.close()
 
 
-def _searcher(search: SearchConfig) -> SearchAlgorithm | Searcher:
-    if search.searcher == "tpe":
-        return ConcurrencyLimiter(
-            OptunaSearch(metric=_SCORE, mode="max", seed=search.seed), max_concurrent=search.concurrent
+@dataclass(frozen=True, eq=False)
+class _Shared:
+    """What all trials share; `stopped` are runs that an earlier call has ended, and after how many images."""
+
+    search: SearchConfig
+    sets: Sets
+    stopped: dict[str, int]
+
+
+class _Trial(tune.Trainable):
+    """A run, from one evaluation to the next with each step; its workers stay for the trial after it."""
+
+    def setup(self, config: Point, shared: _Shared) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self._shared, self._crew = shared, Crew()
+        self.reset_config(config)
+
+    def reset_config(self, new_config: Point) -> bool:
+        self._point, self._branch, self._evaluations = new_config, None, 0
+        return True
+
+    def step(self) -> dict[str, Any]:
+        shared = self._shared
+        try:
+            config = trial_config(
+                shared.search, self._point, member_number(shared.search, self.trial_id), self._branch
+            )
+            self._run = run_uri(config)
+            steps, every = _steps(config, shared.sets)
+            until = min((self._evaluations + 1) * every, steps)
+            line = self._judged(config, until) or self._train(config, until)
+        except (RunError, ValueError) as error:
+            return {"done": True, "failure": str(error)}
+        self._evaluations, self._at_step = self._evaluations + 1, until
+        accuracy, images = line[METRICS[shared.search.metric]], until * config.batch_size
+        stopped = shared.stopped.get(self._run, images + 1) <= images
+        return {
+            EVALUATIONS: self._evaluations,
+            SCORE: scoring(shared.search)(config, accuracy),
+            "accuracy": accuracy,
+            "images": images,
+            "run": self._run,
+            "finished": until == steps,
+            "done": until == steps or stopped,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        return {
+            "trial": self.trial_id,
+            "run": self._run,
+            "step": self._at_step,
+            "branch": self._branch,
+            "evaluations": self._evaluations,
+        }
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        assert checkpoint
+        self._evaluations = checkpoint["evaluations"]
+        self._branch = checkpoint["branch"]
+        if checkpoint["trial"] != self.trial_id:  # The values are new too: they belong to another run.
+            self._branch = branched(self._shared.search, checkpoint["run"], checkpoint["step"])
+
+    def cleanup(self) -> None:
+        self._crew.close()
+
+    def _judged(self, config: TrainConfig, until: int) -> dict[str, Any] | None:
+        """What the run found after `until` steps, if it has come there and saved."""
+        if (Checkpoints(self._run, config.checkpoint.keep).latest_step() or 0) < until:
+            return None
+        metric = METRICS[self._shared.search.metric]
+        found = [line for line in read_metrics(self._run) if metric in line and line["step"] == until]
+        return found[-1] if found else None
+
+    def _train(self, config: TrainConfig, until: int) -> dict[str, Any]:
+        claim_run(self._run, config)
+        run_to_its_end(
+            config, self._shared.sets, lambda event: None, Event(), until=until, launch=self._crew.launch
         )
-    return BasicVariantGenerator(random_state=search.seed, max_concurrent=search.concurrent)
+        line = self._judged(config, until)
+        assert line
+        return line
 
 
-def _sampler(what: Distribution) -> Any:
-    if what.kind == "choice":
-        return tune.choice(list(what.values))
-    low, high = what.values
-    if what.kind == "integers":
-        return tune.randint(low, high + 1)
-    return tune.loguniform(low, high) if what.kind == "loguniform" else tune.uniform(low, high)
+class _Telling(tune.Callback):
+    """Tells the book what Tune does."""
 
-
-def _scheduler(search: SearchConfig, epoch_images: int) -> FIFOScheduler | ASHAScheduler:
-    """Trials are compared after as many images, since a step has more of them where the batch is larger."""
-    if search.scheduler == "none":
-        return FIFOScheduler()
-    train = search.train
-    whole = train.steps * train.batch_size if train.steps else train.epochs * epoch_images
-    # An epoch leaves out what fills no batch, so its end comes a little before its last image.
-    first = max(1, round(0.9 * train.evaluation.every_epochs * epoch_images))
-    return ASHAScheduler(
-        "images", _SCORE, "max", max_t=max(whole, first), grace_period=first, reduction_factor=2
-    )
-
-
-def _summary(
-    search: SearchConfig, values: dict[str, Any] | None, score: Callable[[TrainConfig, float], float]
-) -> dict[str, Any]:
-    assert values is not None
-    config = trial_config(search, values)
-    costs = {"multiply_adds": multiply_adds(config)} if search.compound else {}
-    last = [line for line in read_metrics(run_uri(config)) if METRIC in line][-1]
-    return {
-        "values": _shown(values),
-        METRIC: last[METRIC],
-        "score": score(config, last[METRIC]),
-        **costs,
-        "images": last["step"] * config.batch_size,
-        "run": run_uri(config),
-    }
-
-
-def _shown(values: dict[str, Any]) -> dict[str, Any]:
-    """A trial's values, with coefficients for the point of their surface."""
-    drawn = [values[key] for key in _SURFACE if key in values]
-    coefficients = on_surface(*drawn)._asdict() if drawn else {}
-    return {key: value for key, value in values.items() if key not in _SURFACE} | {
-        f"encoder.{key}": value for key, value in coefficients.items()
-    }
-
-
-class _ShowCallback(tune.Callback):
-    def __init__(self, show: Show) -> None:
-        self._show = show
+    def __init__(self, book: Book) -> None:
+        self._book = book
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune saves its callbacks, and a terminal cannot be saved.
+        return {}  # Tune saves its callbacks, and what shows them cannot be saved.
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._book.begin(trial.trial_id, trial.config, member_number(self._book.search, trial.trial_id))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self._show(_shown(trial.config), result)
+        if "failure" not in result:
+            self._book.tell(trial.trial_id, trial.config, result)
+        self._book.wait([other.trial_id for other in trials if other.status == "PAUSED"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result = trial.last_result
+        if "failure" in result:
+            self._book.end(trial.trial_id, "failed", result["failure"])
+        else:
+            self._book.end(trial.trial_id, "finished" if result["finished"] else "stopped early")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._book.end(trial.trial_id, "failed", "the process that looked after it was lost")
+
+
+def _steps(config: TrainConfig, sets: Sets) -> tuple[int, int]:
+    """Steps of a run, and after how many of them it is evaluated."""
+    plan = make_plan(config, sets.train)
+    steps = total_steps(config, plan)
+    return steps, config.evaluation.every_epochs * plan.steps_per_epoch or steps
+
+
+def _evaluations(config: TrainConfig, sets: Sets) -> int:
+    """How often a run is evaluated."""
+    steps, every = _steps(config, sets)
+    return -(-steps // every)
+
+
+def _room(search: SearchConfig) -> int:
+    """How many trials run at a time; ValueError where the cluster could hold none."""
+    train, resources = search.train, usable_resources()
+    workers = fitting_workers(replace(train, workers=train.workers or 1))
+    cpus = resources.get("CPU", 0.0) / (workers * train.cpus_per_worker + CPUS_PER_TRIAL)
+    gpus = resources.get("GPU", 0.0) / (workers * (train.gpus_per_worker or 1.0))
+    return max(1, min(search.concurrent, int(cpus), int(gpus) if gpus >= 1 else search.concurrent))
+
+
+def _resources(search: SearchConfig, room: int) -> dict[str, float]:
+    """What a trial itself asks for: where trials wait, a share of this node, which has room for so many."""
+    if not waits(search):
+        return {"CPU": CPUS_PER_TRIAL}
+    here = ray.get_runtime_context().get_node_id()
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == here)
+    (name,) = (name for name in node["Resources"] if name == f"node:{node['NodeManagerAddress']}")
+    return {"CPU": CPUS_PER_TRIAL, name: round(1 / (room + 0.5), 4)}

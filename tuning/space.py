@@ -1,34 +1,67 @@
-"""Search space: dotted config keys to distributions, and a trial's values back into a config. Pure."""
+"""Search space: dotted config keys to distributions, their points, and a point back into a config. Pure."""
 
+import itertools
 import math
-from collections.abc import Mapping
+import random
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, field
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pipelines.recipes import STRICT, Share
-from training.config import Count, TrainConfig
+from pipelines.recipes import STRICT
+from training.config import NOT_IDENTITY, TrainConfig
 
 Kind = Literal["uniform", "loguniform", "integers", "choice"]
+Space = dict[str, "Distribution"]
+Point = dict[str, Any]
 
 # What a search sets for each trial itself, or what would change how trials are ranked.
-_NOT_SEARCHED = ("data.train", "data.test", "name", "output", "evaluation")
+_NOT_SEARCHED = ("data.train", "data.test", "evaluation", "branch_from", *NOT_IDENTITY)
+
+# A few choices give few distinct points; after so many draws for each there are no more of them.
+_DRAWS_PER_POINT = 100
 
 
 @dataclass(frozen=True, config=STRICT)
 class Distribution:
-    """What a key's values are drawn from: a range (low, high), or some choices."""
+    """What a key's values are drawn from: a range (low, high), or some choices.
+
+    It is searched where each other key that `when` names has one of its values, and left alone elsewhere.
+    """
 
     kind: Kind
     values: tuple[Any, ...]
+    when: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @property
     def choices(self) -> list[Any]:
         """All values of a distribution that has so many."""
         return list(self.values) if self.kind == "choice" else [*range(self.values[0], self.values[1] + 1)]
+
+    @property
+    def finite(self) -> bool:
+        return self.kind in ("choice", "integers")
+
+    def draw(self, generator: random.Random) -> Any:
+        """One value."""
+        if self.kind == "choice":
+            return generator.choice(self.values)
+        low, high = self.values
+        if self.kind == "integers":
+            return generator.randint(low, high)
+        if self.kind == "uniform":
+            return generator.uniform(low, high)
+        return self.clipped(math.exp(generator.uniform(math.log(low), math.log(high))))
+
+    def clipped(self, value: Any) -> Any:
+        """The nearest value of a range; a choice as it is."""
+        if self.kind == "choice":
+            return value
+        low, high = self.values
+        value = min(max(value, low), high)
+        return round(value) if self.kind == "integers" else value
 
     def __post_init__(self) -> None:
         if self.kind == "choice":
@@ -37,76 +70,17 @@ class Distribution:
             return
         if len(self.values) != 2 or not self.values[0] < self.values[1]:
             raise ValueError(f"{self.kind} needs [low, high] with low < high, got {list(self.values)}")
+        if self.kind == "integers" and not all(isinstance(value, int) for value in self.values):
+            raise ValueError(f"integers needs whole numbers, got {list(self.values)}")
         if self.kind == "loguniform" and self.values[0] <= 0:
             raise ValueError(f"loguniform needs low above 0, got {self.values[0]}")
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class SearchConfig:
-    """A search: trials of a training config, ranked by kNN accuracy on held-out training images.
-
-    Never by the loss, whose scale temperature and batch size move, and never on the test images.
-    """
-
-    train: TrainConfig
-    """What all trials have in common."""
-    space: dict[str, Any] = field(default_factory=dict)
-    """For each searched key its distribution, such as `temperature = { loguniform = [0.05, 1.0] }`."""
-    compound: bool = False
-    """Search EfficientNet's alpha, beta and gamma too, where alpha * beta^2 * gamma^2 = 2, at phi = 1. Trials
-    are then ranked by accuracy * (multiply-adds / twice those of phi 0)^-0.07."""
-    trials: Count = 8
-    """How many combinations are tried."""
-    held_out: Share = 0.1
-    """Share of the training images, in whole row groups, that trials do not train on and are ranked by."""
-    concurrent: Count = 1
-    """Trials that run at a time."""
-    scheduler: Literal["asha", "none"] = "asha"
-    """asha ends trials early that fall behind (Li et al. 2020); it looks after each evaluation."""
-    searcher: Literal["random", "grid", "tpe"] = "random"
-    """random draws each combination by itself, tpe where those before it did well (Bergstra et al. 2011, by
-    Optuna), grid tries all of them: then `trials` is not asked for."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of the combinations."""
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "search"
-    """The search's name; it is written to OUTPUT/NAME."""
-    output: str = "runs"
-    """Where searches are written: a path, file://, s3://, gs:// or az://."""
-
-    def __post_init__(self) -> None:
-        if self.train.data.test is not None:
-            raise ValueError("train.data.test: a search never sees the test images; leave it out")
-        if self.scheduler == "asha" and self.train.evaluation.every_epochs == 0:
-            raise ValueError("scheduler=asha needs evaluations to look at; set train.evaluation.every_epochs")
-        distributions = self.distributions
-        if self.compound and self.searcher == "grid":
-            raise ValueError("compound=true has no grid of values; set searcher to random or tpe")
-        if self.searcher == "grid":
-            for key, what in distributions.items():
-                if what.kind not in ("choice", "integers"):
-                    raise ValueError(
-                        f"searcher=grid tries all values, and {key} is {what.kind}; give it choice = [...]"
-                    )
-
-    @property
-    def count(self) -> int:
-        """How many combinations will be tried."""
-        if self.searcher != "grid":
-            return self.trials
-        return math.prod(len(what.choices) for what in self.distributions.values())
-
-    @property
-    def distributions(self) -> dict[str, Distribution]:
-        """Each searched key, dotted, and what its values are drawn from."""
-        if self.compound and not self.space:
-            return {}
-        return parse_space(self.space, self.train)
-
-
-def parse_space(table: Mapping[str, Any], base: TrainConfig) -> dict[str, Distribution]:
+def parse_space(table: Mapping[str, Any], base: TrainConfig) -> Space:
     """Dotted keys to distributions, out of a table in which both may be nested.
 
-    Raises ValueError for a key that `base` does not have, with the nearest that it has.
+    Raises ValueError for a key that `base` does not have, with the nearest that it has, and for a condition
+    on a key that is not searched before it.
     """
     found = dict(_flat_space(table))
     if not found:
@@ -114,12 +88,45 @@ def parse_space(table: Mapping[str, Any], base: TrainConfig) -> dict[str, Distri
             "the search space is empty; give a key such as temperature = { choice = [0.1, 0.5] }"
         )
     known = {key for key in _flat_config(asdict(base)) if not key.startswith(_NOT_SEARCHED)}
-    for key in found:
+    before: list[str] = []
+    for key, distribution in found.items():
         if key not in known:
             near = get_close_matches(key, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"space: {key!r} is no key that can be searched{hint}")
+        for other in distribution.when:
+            if other not in before:
+                raise ValueError(
+                    f"space: {key} has a condition on {other!r}, which is not searched before it; "
+                    f"there are {', '.join(before) or 'none'}"
+                )
+        before.append(key)
     return found
+
+
+def active(space: Space, point: Point) -> Point:
+    """The values of a point that count: those whose conditions hold."""
+    kept: Point = {}
+    for key, distribution in space.items():
+        if key in point and all(kept.get(other) in values for other, values in distribution.when.items()):
+            kept[key] = point[key]
+    return kept
+
+
+def drawn_points(space: Space, seed: int, count: int) -> list[Point]:
+    """The first `count` distinct points of those that `seed` draws; fewer where there are no more."""
+    generator = random.Random(seed)
+    draws = (
+        {key: distribution.draw(generator) for key, distribution in space.items()}
+        for _ in range(count * _DRAWS_PER_POINT)
+    )
+    return list(itertools.islice(_distinct(space, draws), count))
+
+
+def grid_points(space: Space) -> list[Point]:
+    """Each combination of the choices once."""
+    combinations = itertools.product(*(distribution.choices for distribution in space.values()))
+    return list(_distinct(space, (dict(zip(space, values, strict=True)) for values in combinations)))
 
 
 def with_values(base: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
@@ -136,6 +143,15 @@ def with_values(base: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig(**tree)
 
 
+def _distinct(space: Space, points: Iterable[Point]) -> Iterator[Point]:
+    seen = set()
+    for point in points:
+        values = active(space, point)
+        if (key := repr(values)) not in seen:
+            seen.add(key)
+            yield values
+
+
 def _flat_space(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Distribution]]:
     found = []
     for key, value in table.items():
@@ -143,22 +159,38 @@ def _flat_space(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, D
             raise ValueError(
                 f"space: {prefix}{key} must be a table such as {{ choice = [...] }}, got {value!r}"
             )
-        if len(value) == 1 and isinstance(next(iter(value.values())), list | tuple):
-            ((kind, values),) = value.items()
-            found.append((prefix + key, _distribution(prefix + key, kind, values)))
+        kinds = {kind: values for kind, values in value.items() if isinstance(values, list | tuple)}
+        if len(kinds) == 1 and set(value) <= {*kinds, "when"}:
+            ((kind, values),) = kinds.items()
+            found.append((prefix + key, _distribution(prefix + key, kind, values, value.get("when", {}))))
         else:
             found += _flat_space(value, f"{prefix}{key}.")
     return found
 
 
-def _distribution(key: str, kind: str, values: list[Any]) -> Distribution:
+def _distribution(key: str, kind: str, values: Iterable[Any], when: Any) -> Distribution:
     kinds = Kind.__args__
     if kind not in kinds:
         near = get_close_matches(kind, kinds, 1)
         raise ValueError(
             f"space: {key} has no distribution {kind!r}; {near[0] if near else ', '.join(kinds)}?"
         )
-    return Distribution(kind, tuple(values))  # pyright: ignore[reportArgumentType]
+    if not isinstance(when, Mapping):
+        raise ValueError(f'space: {key} has when = {when!r}; give {{ "other.key" = value }}')
+    conditions = {
+        other: tuple(wanted) if isinstance(wanted, list | tuple) else (wanted,)
+        for other, wanted in when.items()
+    }
+    try:
+        return Distribution(kind, tuple(values), conditions)  # pyright: ignore[reportArgumentType]
+    except ValueError as error:
+        raise ValueError(f"space: {key}: {first_message(error)}") from error
+
+
+def first_message(error: ValueError) -> str:
+    """What pydantic found first, or what the error says."""
+    errors = getattr(error, "errors", lambda: [{"msg": str(error)}])()
+    return errors[0]["msg"].removeprefix("Value error, ")
 
 
 def _flat_config(tree: Mapping[str, Any], prefix: str = "") -> list[str]:

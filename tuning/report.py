@@ -1,0 +1,103 @@
+"""A search's trials to one HTML page that needs no network, and to PNGs."""
+
+import html
+import io
+from collections.abc import Sequence
+
+import tomli_w
+from matplotlib.figure import Figure
+
+from pipelines import storage
+from training.page import page
+from training.record import to_toml
+from tuning.config import SearchConfig
+from tuning.figures import figures, progress
+from tuning.trials import Trial
+from tuning.variants import search_folder
+
+_TABLE = """<h2>Trials</h2><div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>
+</table></div>
+<script>
+document.querySelectorAll("th").forEach((head, column) => head.addEventListener("click", () => {{
+  const body = document.querySelector("tbody"), up = head.dataset.up = head.dataset.up === "1" ? "0" : "1";
+  const key = row => {{ const cell = row.cells[column].dataset.value, number = Number(cell);
+    return cell === "" || Number.isNaN(number) ? cell : number; }};
+  [...body.rows].sort((a, b) => {{ const [x, y] = [key(a), key(b)];
+    return (x < y ? -1 : x > y ? 1 : 0) * (up === "1" ? 1 : -1); }}).forEach(row => body.append(row));
+}}));
+</script>
+"""
+
+
+def write_search_report(search: SearchConfig, trials: Sequence[Trial]) -> str:
+    """Write OUTPUT/NAME/report.html, and each picture in OUTPUT/NAME/report; returns the page's URI."""
+    folder = search_folder(search)
+    body = ""
+    for name, heading, figure in figures(search.distributions, trials):
+        storage.write(storage.join(folder, "report", f"{name}.png"), _drawn(figure, "png"))
+        picture = _drawn(figure, "svg").decode()
+        body += f"<h2>{heading}</h2>{picture[picture.index('<svg') :]}"
+    uri = storage.join(folder, "report.html")
+    storage.write(uri, render(search, trials, body).encode())
+    return uri
+
+
+def render(search: SearchConfig, trials: Sequence[Trial], pictures: str) -> str:
+    """The page; `pictures` is HTML."""
+    accuracy = {"knn": "kNN", "linear": "linear"}[search.metric]
+    subtitle = (
+        f"{search.searcher} search with {search.scheduler}, ranked by {accuracy} accuracy on "
+        f"{search.held_out:.0%} of {search.train.data.train}"
+    )
+    space = {key: {what.kind: list(what.values)} for key, what in search.distributions.items()}
+    config = tomli_w.dumps({"space": space}) + "\n# What all trials have in common\n" + to_toml(search.train)
+    return page(search.name, subtitle, _facts(trials), pictures + _table(trials), config)
+
+
+def saving(trials: Sequence[Trial]) -> float:
+    """Share of the images of whole trials that was not trained on, since trials were stopped early."""
+    whole = max((trial.images for trial in trials if trial.state == "finished"), default=0)
+    over = [trial.images for trial in trials if trial.state in ("finished", "stopped early")]
+    return 1 - sum(min(images, whole) for images in over) / (whole * len(over)) if whole else 0.0
+
+
+def _facts(trials: Sequence[Trial]) -> list[tuple[str, str]]:
+    facts = [("trials", str(len(trials)))]
+    failed = sum(trial.state == "failed" for trial in trials)
+    if failed:
+        facts.append(("trials failed", str(failed)))
+    if line := progress(trials):
+        seconds, images, best = line[-1]
+        facts += [
+            ("best accuracy", f"{best:.1%}"),
+            ("images trained on", f"{images:,}"),
+            ("saved by stopping early", f"{saving(trials):.0%}"),
+            ("minutes", f"{seconds / 60:,.1f}"),
+        ]
+    return facts
+
+
+def _table(trials: Sequence[Trial]) -> str:
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.values))
+    heads = ["trial", "accuracy", "score", "images", "multiply-adds", "state", *keys, "run"]
+    rows = "".join(f"<tr>{''.join(map(_cell, _row(trial, keys)))}</tr>" for trial in trials)
+    return _TABLE.format(heads="".join(f"<th>{html.escape(head)}</th>" for head in heads), rows=rows)
+
+
+def _row(trial: Trial, keys: Sequence[str]) -> list[object]:
+    state = f"failed: {trial.error}" if trial.error else trial.state
+    judged = (trial.accuracy, trial.score, trial.images, trial.multiply_adds, state)
+    return [trial.number, *judged, *(trial.values.get(key) for key in keys), trial.run]
+
+
+def _cell(value: object) -> str:
+    value = "" if value is None else value
+    shown = f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+    return f'<td data-value="{html.escape(str(value))}">{html.escape(str(shown))}</td>'
+
+
+def _drawn(figure: Figure, format: str) -> bytes:
+    content = io.BytesIO()
+    metadata = {"Date": None} if format == "svg" else None
+    figure.savefig(content, format=format, dpi=150, metadata=metadata)
+    return content.getvalue()

@@ -1,0 +1,84 @@
+"""From a point of a search's space to the training config of a trial, whose hash is the trial's identity."""
+
+from dataclasses import replace
+from typing import Any
+
+from pipelines import storage
+from training.checkpoint import Checkpoints
+from training.config import TrainConfig, config_hash
+from training.record import read_config
+from tuning.compound import on_surface, scaled
+from tuning.config import SearchConfig
+from tuning.space import Distribution, Point, Space, active, with_values
+
+# Two numbers that stand for a point of the surface of alpha, beta and gamma.
+_SURFACE = ("compound.u", "compound.v")
+
+# A population's members wait for each other: none is more evaluations ahead than one.
+_AHEAD = 2
+
+
+def search_space(search: SearchConfig) -> Space:
+    """All that is drawn for a trial: values of config keys, and a point of the surface of coefficients."""
+    surface = {key: Distribution("uniform", (0.0, 1.0)) for key in _SURFACE} if search.compound else {}
+    return search.distributions | surface
+
+
+def search_folder(search: SearchConfig) -> str:
+    """OUTPUT/NAME, where the search is written."""
+    return storage.join(search.output, search.name)
+
+
+def trial_config(
+    search: SearchConfig, point: Point, member: int | None = None, branch: str | None = None
+) -> TrainConfig:
+    """The training config of a trial; its run is OUTPUT/NAME/trials/HASH, with the hash of that config.
+
+    `member` is the number of a population's member, which has a seed of its own; `branch` the checkpoint it
+    goes on from. Raises ValueError where the point's values do not go together.
+    """
+    values = active(search_space(search), point)
+    drawn = [values.pop(key) for key in _SURFACE if key in values]
+    config = with_values(search.train, values)
+    if drawn:
+        config = scaled(config, on_surface(*drawn), 1.0)
+    if search.metric == "linear":
+        config = replace(config, evaluation=replace(config.evaluation, linear=True))
+    if member is not None:
+        config = replace(config, seed=config.seed + member, branch_from=branch, checkpoint=_kept(config))
+    folder = storage.join(search_folder(search), "trials")
+    return replace(config, output=folder, name=config_hash(config), workers=config.workers or 1)
+
+
+def shown_values(search: SearchConfig, point: Point) -> dict[str, Any]:
+    """A trial's values by config key, with coefficients for the point of their surface."""
+    values = active(search_space(search), point)
+    drawn = [values.pop(key) for key in _SURFACE if key in values]
+    coefficients = on_surface(*drawn)._asdict() if drawn else {}
+    return values | {f"encoder.{key}": value for key, value in coefficients.items()}
+
+
+def branched(search: SearchConfig, run: str, step: int) -> str:
+    """The URI of a copy of the checkpoint that `run` has at `step`: its own goes with time."""
+    name = run.rpartition("/")[2]
+    copy = storage.join(search_folder(search), "branches", f"{name}-step-{step:09}.pt")
+    if not storage.exists(copy):
+        content = storage.read(Checkpoints(run, keep=1).uri(step))
+        if content is None:
+            raise ValueError(f"{run} has no checkpoint of step {step} any more")
+        storage.write(copy, content)
+    return copy
+
+
+def best_config(search: SearchConfig, run: str) -> TrainConfig:
+    """What `diptych train` would take to do the trial in `run`, a folder below OUTPUT/NAME, again."""
+    config = read_config(storage.join(search_folder(search), run))
+    return replace(
+        config, name=f"{search.name}-best", output=search.train.output, workers=search.train.workers
+    )
+
+
+def _kept(config: TrainConfig) -> Any:
+    """Checkpoints stay until a member that goes on from them has begun."""
+    keep = max(config.checkpoint.keep, _AHEAD)
+    return replace(config.checkpoint, keep=keep, every_steps=10**9, every_minutes=None)
