@@ -27,7 +27,7 @@ _FILE = "search.toml"
 
 
 def read_search(path: Path, flags: dict[str, Any]) -> SearchConfig:
-    """The search that a TOML file describes; flags, by dotted key, take precedence. ValueError if it is none."""
+    """The search of a TOML file; flags, by dotted key, take precedence. ValueError if it is none."""
     if not path.is_file():
         path = _shipped(str(path))
     values: dict[str, Any] = read_toml(path)

@@ -14,7 +14,7 @@ from tuning.space import Space
 from tuning.trials import Trial
 
 _GREY, _BLUE, _ORANGE = "#8a919e", "#3b82c4", "#d9822b"
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.hashsalt": "diptych",
     "text.color": _GREY, "axes.labelcolor": _GREY, "axes.edgecolor": _GREY, "xtick.color": _GREY,
     "ytick.color": _GREY, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -97,7 +97,8 @@ def _curves(trials: Sequence[Trial]) -> Figure:
             marker="x" if stopped else "o", markevery=[-1], ms=5, zorder=3 if trial is best else 2,
         )  # fmt: skip
     axes.plot([], [], color=_BLUE, label="the best")
-    axes.plot([], [], color=_GREY, marker="x", lw=0, label="stopped early")
+    if any(trial.state == "stopped early" for trial in trials):
+        axes.plot([], [], color=_GREY, marker="x", lw=0, label="stopped early")
     axes.legend()
     axes.set_xlabel("images that the trial trained on")
     axes.set_ylabel("accuracy")
@@ -113,6 +114,8 @@ def _keys(space: Space, trials: Sequence[Trial]) -> Figure:
         place = _Scale(space, key, trials)
         for state, colour, marker in (("", _BLUE, "o"), ("stopped early", _ORANGE, "x")):
             some = [t for t in trials if key in t.values and (t.state == "stopped early") == bool(state)]
+            if not some:
+                continue
             axes.scatter(
                 [place.of(trial.values[key]) for trial in some],
                 [_accuracy(trial) for trial in some],

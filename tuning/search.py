@@ -44,6 +44,8 @@ def run_search(search: SearchConfig, index: Index, show: Callable[[list[Trial]],
     book = Book(search, show)
     # A trial that fails reports that alone, and ends.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+    # Tune's own account of what it does would run through ours.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     shared = _Shared(search, sets, book.stopped())
     with tempfile.TemporaryDirectory(prefix="diptych-") as scratch:
         points = [] if search.searcher == "tpe" else search.points(search_space(search))
@@ -53,7 +55,7 @@ def run_search(search: SearchConfig, index: Index, show: Callable[[list[Trial]],
             tune_config=tune.TuneConfig(
                 num_samples=len(points) or search.trials,
                 search_alg=searcher(search, points, book.points(), room),
-                scheduler=scheduler(search, _evaluations(search.train, sets)),
+                scheduler=scheduler(search, _evaluations(search, sets)),
                 time_budget_s=60 * search.max_minutes if search.max_minutes else None,
                 reuse_actors=True,
             ),
@@ -187,10 +189,16 @@ def _steps(config: TrainConfig, sets: Sets) -> tuple[int, int]:
     return steps, config.evaluation.every_epochs * plan.steps_per_epoch or steps
 
 
-def _evaluations(config: TrainConfig, sets: Sets) -> int:
-    """How often a run is evaluated."""
-    steps, every = _steps(config, sets)
-    return -(-steps // every)
+def _evaluations(search: SearchConfig, sets: Sets) -> int:
+    """How often a trial is evaluated, at most."""
+    train, every = search.train, search.train.evaluation.every_epochs
+    if not every:
+        return 1
+    if train.steps is None:
+        return -(-train.epochs // every)
+    batch_size = search.distributions.get("batch_size")
+    largest = max(batch_size.values) if batch_size else train.batch_size
+    return -(-train.steps * largest // (every * int(sets.train.rows.sum())))
 
 
 def _room(search: SearchConfig) -> int:

@@ -3,6 +3,7 @@
 import random
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
 from tuning.config import SearchConfig
-from tuning.space import Distribution, Point, active
+from tuning.space import Distribution, Point, Space, active
 from tuning.variants import search_space
 
 # What a trial reports beside Tune's own: how far it is, in evaluations, and how good.
@@ -104,22 +105,23 @@ def searcher(
     """What gives Tune `points` or, for tpe, those of trials `before` and then its own; `room` at a time."""
     if search.searcher != "tpe":
         return BasicVariantGenerator(points_to_evaluate=points, max_concurrent=0 if waits(search) else room)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     tpe = optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=max(2, search.trials // 3))
-    distinct = _Distinct(_suggest(search), sampler=tpe, points_to_evaluate=before)
+    distinct = _Distinct(_Suggest(search_space(search)), sampler=tpe, points_to_evaluate=before)
     return distinct if waits(search) else ConcurrencyLimiter(distinct, max_concurrent=room)
 
 
-def _suggest(search: SearchConfig) -> Callable[[Any], None]:
-    """What asks Optuna for the values whose conditions hold."""
-    space = search_space(search)
+@dataclass(frozen=True)
+class _Suggest:
+    """Asks Optuna for the values whose conditions hold. A class, since Tune saves its searchers."""
 
-    def suggest(trial: Any) -> None:
+    space: Space
+
+    def __call__(self, trial: Any) -> None:
         point: Point = {}
-        for key, what in space.items():
-            if active(space, {**point, key: None}).keys() == {*point, key}:
+        for key, what in self.space.items():
+            if active(self.space, {**point, key: None}).keys() == {*point, key}:
                 point[key] = _suggested(trial, key, what)
-
-    return suggest
 
 
 def _suggested(trial: Any, key: str, what: Distribution) -> Any:

@@ -1,15 +1,27 @@
 """diptych tune: a real search of real runs on the session's cluster."""
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
+import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import ray
+from PIL import Image
 
 from cluster.cli import main
 from cluster.digits import scattered_digits
+from cluster.train import run_training
 from pipelines.shards import write_shards
+from pipelines.sources import build_index
 from training.config import TrainConfig, config_hash
 from training.cost import encoder_cost
 from training.encoder_config import EncoderConfig
@@ -43,73 +55,161 @@ dim = 16
 
 
 @pytest.fixture(scope="module")
-def search(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+    """160 labelled images in 8 row groups."""
+    folder = tmp_path_factory.mktemp("digits") / "images"
+    write_shards(
+        scattered_digits(160, held_out=False, seed=0), str(folder), rows_per_shard=80, rows_per_group=20
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def search(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that a search of two trials has left."""
     folder = tmp_path_factory.mktemp("search")
-    images = scattered_digits(160, held_out=False, seed=0)
-    write_shards(images, str(folder / "images"), rows_per_shard=80, rows_per_group=20)
-    (folder / "small.toml").write_text(SEARCH.format(output=folder / "runs", images=folder / "images"))
+    (folder / "small.toml").write_text(SEARCH.format(output=folder / "runs", images=images))
     main(["tune", str(folder / "small.toml"), "--trials", "2"])
     return folder / "runs" / "small"
 
 
+def _trials(search: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (search / "trials.jsonl").read_text().splitlines()]
+
+
+def _config(run: Path) -> TrainConfig:
+    return TrainConfig(**tomllib.loads((run / "config.toml").read_text()))
+
+
+def _lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def _losses(run: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in _lines(run) if "loss" in line}
+
+
+def _saved(search: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in search.rglob("checkpoints/*.pt")}
+
+
 def test_each_trial_is_a_run_named_by_its_config(search: Path) -> None:
-    trials = [json.loads(line) for line in (search / "trials.jsonl").read_text().splitlines()]
+    trials = _trials(search)
     assert len(trials) == 2
     for trial in trials:
-        config = TrainConfig(**tomllib.loads((Path(trial["run"]) / "config.toml").read_text()))
+        config = _config(search / trial["run"])
         assert config_hash(config) == Path(trial["run"]).name
         assert config.temperature == pytest.approx(trial["values"]["temperature"])
         assert config.batch_size == trial["values"]["batch_size"]
 
 
 def test_trials_are_ranked_by_their_last_accuracy_on_held_out_images(search: Path) -> None:
-    trials = [json.loads(line) for line in (search / "trials.jsonl").read_text().splitlines()]
+    trials = _trials(search)
     for trial in trials:
-        lines = [json.loads(line) for line in (Path(trial["run"]) / "metrics.jsonl").read_text().splitlines()]
-        assert trial["knn_top1"] == [line["knn_top1"] for line in lines if "knn_top1" in line][-1]
+        found = [line["knn_top1"] for line in _lines(search / trial["run"]) if "knn_top1" in line]
+        assert trial["accuracy"] == trial["score"] == found[-1]
         # 120 of the 160 images are trained on; 40 are held out.
         assert trial["images"] == 120 // trial["values"]["batch_size"] * trial["values"]["batch_size"]
-    assert trials[0]["knn_top1"] >= trials[1]["knn_top1"]
+        assert trial["state"] == "finished"
+    assert trials[0]["accuracy"] >= trials[1]["accuracy"]
 
 
 def test_best_config_is_the_first_trials_and_trains_as_it_is(search: Path) -> None:
     best = TrainConfig(**tomllib.loads((search / "best.toml").read_text()))
-    first = json.loads((search / "trials.jsonl").read_text().splitlines()[0])
-    assert config_hash(best) == Path(first["run"]).name
+    assert config_hash(best) == Path(_trials(search)[0]["run"]).name
     assert best.name == "small-best"
 
 
+def test_a_search_leaves_one_page_and_pictures_of_its_trials(search: Path) -> None:
+    page = (search / "report.html").read_text()
+    for trial in _trials(search):
+        assert trial["run"] in page
+        assert f"{trial['values']['temperature']:.4g}" in page
+    assert not re.findall(r"""(?:src|href)=["']?https?:|url\(["']?https?:|@import""", page)
+    names = {path.name for path in (search / "report").iterdir()}
+    assert names == {"best-so-far.png", "trials.png", "keys.png", "parallel.png"}
+    for path in (search / "report").iterdir():
+        assert np.asarray(Image.open(path).convert("L")).std() > 1, f"{path} is blank"
+
+
 def test_search_that_is_repeated_runs_no_trial_again(search: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in search.rglob("checkpoints/*.pt")}
-    trials = (search / "trials.jsonl").read_text()
+    before, trials = _saved(search), _trials(search)
     main(["tune", str(search.parents[1] / "small.toml"), "--trials", "2"])
-    assert (search / "trials.jsonl").read_text() == trials
-    assert {path: path.stat().st_mtime_ns for path in search.rglob("checkpoints/*.pt")} == before
+    assert (_trials(search), _saved(search)) == (trials, before)
 
 
 def test_status_and_best_tell_of_a_search_and_resume_goes_on_with_it(
     search: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     main(["tune", "status", str(search)])
-    said = capsys.readouterr().out.splitlines()
-    assert said[-1] == "2 of 2 trials have begun"
-    assert all("temperature=" in line and "batch_size=" in line for line in said[:2])
+    said = capsys.readouterr().out
+    assert "2 of 2 trials are over" in said
+    assert said.count("finished") == 2
+    assert "temperature" in said
+    assert "batch_size" in said
     main(["tune", "best", str(search), "--output", str(tmp_path / "best.toml")])
     assert (tmp_path / "best.toml").read_text() == (search / "best.toml").read_text()
-    unjudged = tmp_path / "moved"  # A search that was killed before its end, and moved.
-    shutil.copytree(search, unjudged)
-    (unjudged / "trials.jsonl").unlink()
-    (unjudged / "best.toml").unlink()
-    main(["tune", "best", str(unjudged), "-o", str(tmp_path / "again.toml")])
-    found = TrainConfig(**tomllib.loads((tmp_path / "again.toml").read_text()))
-    assert (
-        config_hash(found)
-        == Path(json.loads((search / "trials.jsonl").read_text().splitlines()[0])["run"]).name
+    moved = tmp_path / "moved"
+    shutil.copytree(search, moved)
+    before, trials = _saved(moved), _trials(moved)
+    main(["tune", "resume", str(moved)])
+    assert (_trials(moved), _saved(moved)) == (trials, before)
+
+
+def test_a_search_whose_driver_is_killed_goes_on_to_the_same_trials(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    content = SEARCH.format(output=tmp_path / "whole", images=images)
+    content = content.replace('"none"', '"asha"\nsearcher = "tpe"\ntrials = 3')
+    content = content.replace("epochs = 1", "epochs = 2\nevaluation = { every_epochs = 1 }")
+    (tmp_path / "deep.toml").write_text(content)
+    main(["tune", str(tmp_path / "deep.toml")])
+    whole, killed = tmp_path / "whole" / "deep", tmp_path / "killed" / "deep"
+    command = [sys.executable, "-m", "cluster.cli", "tune", tmp_path / "deep.toml", "--output", killed.parent]
+    address = ray.get_runtime_context().gcs_address
+    with (tmp_path / "log").open("w") as log:
+        driver = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"RAY_ADDRESS": address})
+    while not (judged := killed / "trials.jsonl").exists() or '"state": "finished"' not in judged.read_text():
+        assert driver.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    driver.kill()
+    driver.wait()
+    over = [trial for trial in _trials(killed) if trial["state"] in ("finished", "stopped early")]
+    assert len(over) < 3
+    before = {path: time for path, time in _saved(killed).items() if any(t["run"] in str(path) for t in over)}
+    main(["tune", "status", str(killed)])
+    assert "of 3 trials are over" in capsys.readouterr().out
+    main(["tune", "resume", str(killed)])
+    assert before.items() <= _saved(killed).items()
+    for one, other in zip(_trials(whole), _trials(killed), strict=True):
+        for key in ("number", "run", "values", "state", "accuracy"):
+            assert one[key] == other[key]
+        assert _losses(whole / one["run"]) == _losses(killed / other["run"])
+
+
+def test_a_population_pauses_goes_on_and_branches_exactly(images: Path, tmp_path: Path) -> None:
+    content = SEARCH.format(output=tmp_path, images=images)
+    content = content.replace('"none"', '"population"\ntrials = 4\nconcurrent = 2')
+    content = content.replace("batch_size = { choice = [16, 32] }", "").replace(
+        "epochs = 1", "epochs = 3\nbatch_size = 32\nevaluation = { every_epochs = 1 }"
     )
-    main(["tune", "resume", str(unjudged)])
-    runs = [json.loads(line)["run"] for line in (unjudged / "trials.jsonl").read_text().splitlines()]
-    assert [Path(run).parents[1] for run in runs] == [unjudged, unjudged]
+    (tmp_path / "grown.toml").write_text(content)
+    main(["tune", str(tmp_path / "grown.toml")])
+    grown = tmp_path / "grown"
+    trials = _trials(grown)
+    assert [trial["state"] for trial in trials] == ["finished"] * 4
+    assert len({run for trial in trials for run in trial["runs"]}) == sum(len(t["runs"]) for t in trials)
+    branched = [trial for trial in trials if len(trial["runs"]) > 1]
+    assert branched
+    # A run on its own, from one end to the other, has the very losses of the one that was paused.
+    for run in (branched[0]["runs"][-1], next(t["run"] for t in trials if len(t["runs"]) == 1)):
+        config = _config(grown / run)
+        shutil.rmtree(tmp_path / "again", ignore_errors=True)
+        kept, _ = build_index(config.data.train, config.data).split(0.25, 0)
+        run_training(replace(config, name="again", output=str(tmp_path)), train=kept)
+        losses = _losses(grown / run)
+        assert losses == _losses(tmp_path / "again")
+        assert min(losses) == (int(config.branch_from[-12:-3]) + 1 if config.branch_from else 1)
 
 
 @pytest.mark.parametrize("command", ["status", "best", "resume"])
@@ -148,34 +248,77 @@ dim = 16
 
 
 def test_compound_coefficients_are_searched_on_their_surface_and_the_best_can_be_scaled(
-    search: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    images = search.parents[1] / "images"
     (tmp_path / "grow.toml").write_text(COMPOUND.format(output=tmp_path / "runs", images=images))
     main(["tune", str(tmp_path / "grow.toml"), "--trials", "2"])
-    lines = (tmp_path / "runs" / "grow" / "trials.jsonl").read_text().splitlines()
-    trials = [json.loads(line) for line in lines]
+    grow = tmp_path / "runs" / "grow"
+    trials = _trials(grow)
     assert len({trial["run"] for trial in trials}) == 2
     for trial in trials:
         alpha, beta, gamma = (trial["values"][f"encoder.{name}"] for name in ("alpha", "beta", "gamma"))
         assert alpha * beta**2 * gamma**2 == pytest.approx(2)
-        config = TrainConfig(**tomllib.loads((Path(trial["run"]) / "config.toml").read_text()))
+        config = _config(grow / trial["run"])
         assert (config.encoder.alpha, config.encoder.phi) == (alpha, 1.0)
         assert config.data.view.size == round(32 * gamma)
         cost = encoder_cost(config.encoder, config.data.view.size).multiply_adds
         assert trial["multiply_adds"] == cost
         target = 2 * encoder_cost(EncoderConfig(name="efficientnet-b0"), 32).multiply_adds
-        assert trial["score"] == pytest.approx(trial["knn_top1"] * (cost / target) ** -0.07)
+        assert trial["score"] == pytest.approx(trial["accuracy"] * (cost / target) ** -0.07)
     assert trials[0]["score"] >= trials[1]["score"]
-    main(["scale", str(tmp_path / "runs/grow/best.toml"), "--output", str(tmp_path / "family"), "--phi", "0"])
+    assert (grow / "report" / "cost.png").exists()
+    main(["scale", str(grow / "best.toml"), "--output", str(tmp_path / "family"), "--phi", "0"])
     assert "of phi 0's" in capsys.readouterr().out
 
 
-def test_grid_tries_every_combination_once(search: Path, tmp_path: Path) -> None:
-    content = SEARCH.format(output=tmp_path / "runs", images=search.parents[1] / "images")
-    content = content.replace("loguniform = [0.1, 1.0]", "choice = [0.2, 0.4]").replace("[16, 32]", "[32]")
-    (tmp_path / "grid.toml").write_text('searcher = "grid"\n' + content)
+def test_grid_tries_every_combination_once_and_marks_what_fails(images: Path, tmp_path: Path) -> None:
+    content = SEARCH.format(output=tmp_path, images=images)
+    content = content.replace("loguniform = [0.1, 1.0]", "choice = [0.2, 0.4]").replace(
+        "[16, 32]", "[32, 128]"
+    )
+    content = content.replace("lanes = 4", "lanes = 4\nworkers = 2")
+    (tmp_path / "grid.toml").write_text('searcher = "grid"\nmetric = "linear"\n' + content)
     main(["tune", str(tmp_path / "grid.toml")])
-    lines = (tmp_path / "runs" / "grid" / "trials.jsonl").read_text().splitlines()
-    tried = sorted(json.loads(line)["values"]["temperature"] for line in lines)
-    assert tried == [0.2, 0.4]
+    trials = _trials(tmp_path / "grid")
+    tried = [(trial["values"]["temperature"], trial["values"]["batch_size"]) for trial in trials]
+    assert sorted(tried) == [(0.2, 32), (0.2, 128), (0.4, 32), (0.4, 128)]
+    # 120 images fill no batch of 128.
+    for trial, (_, batch_size) in zip(trials, tried, strict=True):
+        assert trial["state"] == ("finished" if batch_size == 32 else "failed")
+        assert ("batch_size=128" in trial["error"]) == (batch_size == 128)
+    assert all("linear_top1" in _lines(tmp_path / "grid" / trial["run"])[-1] for trial in trials[:2])
+
+
+def test_hyperband_lets_trials_wait_for_each_other(images: Path, tmp_path: Path) -> None:
+    content = SEARCH.format(output=tmp_path, images=images)
+    content = content.replace('"none"', '"hyperband"\nsearcher = "tpe"\ntrials = 4')
+    content = content.replace("epochs = 1", "epochs = 3\nevaluation = { every_epochs = 1 }")
+    (tmp_path / "bands.toml").write_text(content)
+    main(["tune", str(tmp_path / "bands.toml")])
+    states = [trial["state"] for trial in _trials(tmp_path / "bands")]
+    assert len(states) == 4
+    assert set(states) == {"finished", "stopped early"}
+
+
+def test_a_search_ends_in_time_and_goes_on(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "short.toml").write_text(SEARCH.format(output=tmp_path, images=images))
+    with pytest.raises(SystemExit):
+        main(["tune", str(tmp_path / "short.toml"), "--trials", "2", "--max-minutes", "0.01"])
+    assert "was judged: no time was left for one" in capsys.readouterr().err
+    kept = (tmp_path / "short" / "search.toml").read_text()
+    (tmp_path / "short" / "search.toml").write_text(kept.replace("max_minutes = 0.01\n", ""))
+    main(["tune", "resume", str(tmp_path / "short")])
+    assert [trial["state"] for trial in _trials(tmp_path / "short")] == ["finished"] * 2
+
+
+def test_a_trial_that_can_never_fit_is_refused_before_any_begins(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    content = SEARCH.format(output=tmp_path, images=images).replace("lanes = 4", "lanes = 16")
+    (tmp_path / "wide.toml").write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        main(["tune", str(tmp_path / "wide.toml"), "--workers", "16"])
+    assert ended.value.code == 2
+    assert "workers=16 need 32 CPUs of the cluster, which has 9" in capsys.readouterr().err

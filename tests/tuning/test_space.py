@@ -1,5 +1,7 @@
 """Search spaces, and trials' values back into configs."""
 
+import math
+from collections import Counter
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -7,7 +9,8 @@ import pytest
 
 from pipelines.config import DataConfig
 from training.config import EvaluationConfig, TrainConfig, config_hash
-from tuning.space import Distribution, SearchConfig, parse_space, with_values
+from tuning.config import SearchConfig
+from tuning.space import Distribution, active, drawn_points, grid_points, parse_space, with_values
 
 BASE = TrainConfig(data=DataConfig(train="/images"), evaluation=EvaluationConfig(every_epochs=1))
 
@@ -49,6 +52,12 @@ def test_value_that_makes_no_valid_config_is_refused() -> None:
         ({"temperature": {"choice": []}}, "at least one value"),
         ({"temperature": 0.1}, "must be a table"),
         ({}, "the search space is empty"),
+        ({"temperature": {"choice": [0.1, -0.5]}}, "temperature=-0.5: Input should be greater than"),
+        ({"batch_size": {"choice": [100]}}, "batch_size=100: .*; try --batch-size"),
+        ({"seed": {"integers": [0.5, 2]}}, "seed: integers needs whole numbers"),
+        ({"workers": {"choice": [1, 2]}}, "'workers' is no key that can be searched"),
+        ({"temperature": {"choice": [0.1], "when": {"lanes": 8}}}, "condition on 'lanes', which is not"),
+        ({"temperature": {"choice": [0.1], "when": 8}}, "temperature has when = 8"),
     ],
 )
 def test_wrong_space_says_what_and_the_way_out(space: dict[str, Any], message: str) -> None:
@@ -71,10 +80,83 @@ def test_early_stopping_without_evaluations_is_refused() -> None:
         )
 
 
-def test_a_grid_has_each_combination_of_its_choices() -> None:
-    space = {"temperature": {"choice": [0.1, 0.5]}, "batch_size": {"integers": [8, 10]}}
-    assert SearchConfig(train=BASE, space=space, searcher="grid", trials=1).count == 6
-    assert SearchConfig(train=BASE, space=space, searcher="tpe", trials=5).count == 5
+def test_a_grid_has_each_combination_of_its_choices_once() -> None:
+    space = parse_space({"temperature": {"choice": [0.1, 0.5]}, "seed": {"integers": [8, 10]}}, BASE)
+    assert grid_points(space) == [
+        {"temperature": temperature, "seed": seed} for temperature in (0.1, 0.5) for seed in (8, 9, 10)
+    ]
+
+
+CONDITIONAL = {
+    "optimizer.name": {"choice": ["lars", "sgd"]},
+    "optimizer.nesterov": {"choice": [True, False], "when": {"optimizer.name": "sgd"}},
+    "temperature": {"choice": [0.1, 0.5], "when": {"optimizer.nesterov": [True]}},
+}
+
+
+def test_a_key_with_a_condition_is_searched_where_that_holds_alone() -> None:
+    assert grid_points(parse_space(CONDITIONAL, BASE)) == [
+        {"optimizer.name": "lars"},
+        {"optimizer.name": "sgd", "optimizer.nesterov": True, "temperature": 0.1},
+        {"optimizer.name": "sgd", "optimizer.nesterov": True, "temperature": 0.5},
+        {"optimizer.name": "sgd", "optimizer.nesterov": False},
+    ]
+
+
+def test_a_condition_on_a_key_that_does_not_count_does_not_hold() -> None:
+    values = {"optimizer.name": "lars", "optimizer.nesterov": True, "temperature": 0.1}
+    assert active(parse_space(CONDITIONAL, BASE), values) == {"optimizer.name": "lars"}
+
+
+def test_draws_are_distinct_in_their_ranges_and_the_first_of_more() -> None:
+    space = parse_space(
+        {
+            "temperature": {"loguniform": [0.01, 10.0]},
+            "optimizer.momentum": {"uniform": [0.5, 0.9]},
+            "seed": {"integers": [3, 5]},
+        },
+        BASE,
+    )
+    points = drawn_points(space, 7, 400)
+    assert drawn_points(space, 7, 50) == points[:50]
+    assert drawn_points(space, 8, 50) != points[:50]
+    assert {point["seed"] for point in points} == {3, 4, 5}
+    assert all(0.5 <= point["optimizer.momentum"] <= 0.9 for point in points)
+    # Each decade is as likely: of 400 draws 133 in each, and 100 would be 3.5 standard deviations off.
+    decades = Counter(math.floor(math.log10(point["temperature"])) for point in points)
+    assert min(decades[decade] for decade in (-2, -1, 0)) > 100
+
+
+def test_a_few_choices_give_as_many_trials_and_no_more() -> None:
+    space = parse_space({"temperature": {"choice": [0.1, 0.5, 0.9]}}, BASE)
+    assert sorted(point["temperature"] for point in drawn_points(space, 0, 10)) == [0.1, 0.5, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("loss", "temperature and batch size move the loss's scale"),
+        ("knn_top1_test", "never sees the test images"),
+        ("top5", "there are knn, linear"),
+    ],
+)
+def test_trials_are_ranked_by_neither_the_loss_nor_the_test_images(metric: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SearchConfig(train=BASE, space={"temperature": {"choice": [0.1]}}, metric=metric)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"space": {"batch_size": {"choice": [8, 16]}}}, "batch_size cannot change then"),
+        ({"searcher": "tpe"}, "chooses combinations itself"),
+        ({"trials": 1}, "needs trials to learn from"),
+    ],
+)
+def test_what_a_population_cannot_search_is_refused(fields: dict[str, Any], message: str) -> None:
+    space = {"temperature": {"uniform": [0.1, 0.5]}}
+    with pytest.raises(ValueError, match=message):
+        SearchConfig(**{"train": BASE, "space": space, "scheduler": "population", **fields})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,134 @@
+"""What searching cleverly saves, and what a search costs beside its trials' training.
+
+    python benchmarks/search.py CIFAR10    # a folder of Parquet files train-*: image, label
+
+For each seed, on 5,000 images of which a fifth is held out, ResNet-8 and SimCLR: a random search trains all
+its trials to the end; another, of the same space, draws them by TPE and stops them by ASHA. Prints how many
+images the second had trained on when it reached the accuracy that is the best of the first's, as a share of
+what the first trained on in all. Then a few trials of one epoch are run by a search and, for comparison, one
+after the other as `diptych train` would on the same cluster, in turns; prints the seconds that each takes
+beyond its steps and evaluations.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from threading import Event
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # Before torch reads it.
+
+from cluster.local import cluster
+from cluster.tune import run_tuning
+from pipelines.sources import build_index
+from training.attempts import run_to_its_end
+from training.evaluator import Sets
+from training.record import claim_run
+from training.run import run_uri
+from tuning.config import SearchConfig
+from tuning.figures import progress
+from tuning.trials import Trial
+from tuning.variants import search_space, trial_config
+
+_TRAIN: dict[str, Any] = {
+    "encoder": {"name": "resnet8"},
+    "projector": {"hidden_dim": 256, "dim": 64},
+    "optimizer": {"name": "sgd"},
+    "evaluation": {"every_epochs": 1, "diagnostic_images": 0, "train_images": 2000},
+}
+_SPACE = {
+    "temperature": {"loguniform": [0.02, 2.0]},
+    "optimizer.learning_rate": {"loguniform": [0.003, 3.0]},
+    "batch_size": {"choice": [32, 64, 128, 256]},
+}
+
+
+def main() -> None:
+    """Run both comparisons and print them."""
+    arguments = _arguments()
+    with tempfile.TemporaryDirectory() as scratch, cluster(cpus=2.2):
+        shares = [_seed(arguments, seed, arguments.output or scratch) for seed in range(arguments.seeds)]
+        reached = [share for share in shares if share is not None]
+        print(f"reached in {len(reached)} of {len(shares)} seeds", end="")
+        if len(reached) > len(shares) / 2:
+            middle = statistics.median([share or 9.0 for share in shares])
+            print(f", with {middle:.0%} of random search's images (median of all)", end="")
+        print()
+        rounds = [_overhead(arguments, number, scratch) for number in range(arguments.rounds)]
+    if rounds:
+        ratios = [search / alone for search, alone in rounds]
+        print(
+            f"a trial in a search / alone: {statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f}) of the time"
+        )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("cifar10")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--trials", type=int, default=12, help="of random search; the other has as many images"
+    )
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3, help="for the time that a trial takes")
+    parser.add_argument("--output", help="keep the searches here")
+    return parser.parse_args()
+
+
+def _search(arguments: argparse.Namespace, output: str, **fields: Any) -> SearchConfig:
+    train = {
+        "data": {"train": f"{arguments.cifar10}/train-00000-*", "recipe": "simclr-cifar"},
+        "epochs": arguments.epochs,
+        **_TRAIN,
+    }
+    values: dict[str, Any] = {"train": train, "space": _SPACE, "held_out": 0.2, "output": output}
+    return SearchConfig(**values | fields)
+
+
+def _seed(arguments: argparse.Namespace, seed: int, output: str) -> float | None:
+    """Share of random search's images after which the other search was as good; None where it never was."""
+    common = {"seed": seed, "trials": arguments.trials}
+    random = run_tuning(_search(arguments, output, scheduler="none", name=f"random-{seed}", **common))
+    common["trials"] = 2 * arguments.trials
+    clever = run_tuning(_search(arguments, output, searcher="tpe", name=f"tpe-asha-{seed}", **common))
+    goal, whole = _best(random), progress(random)[-1][1]
+    share = next((images / whole for _, images, best in progress(clever) if best >= goal), None)
+    said = "never" if share is None else f"after {share:.0%} of its images"
+    print(
+        f"seed {seed}: random search {goal:.1%} with {whole:,} images; TPE and ASHA reach that {said}, "
+        f"and {_best(clever):.1%} with {progress(clever)[-1][1]:,}"
+    )
+    return share
+
+
+def _best(trials: list[Trial]) -> float:
+    return progress(trials)[-1][2]
+
+
+def _overhead(arguments: argparse.Namespace, number: int, scratch: str) -> tuple[float, float]:
+    """Seconds for the same few trials in a search, and as runs of their own."""
+    search = _search(
+        arguments, f"{scratch}/{number}", scheduler="none", trials=4, seed=100 + number, name="together"
+    )
+    search = replace(search, train=replace(search.train, epochs=1))
+    began = time.perf_counter()
+    run_tuning(search)
+    together = time.perf_counter() - began
+    index = build_index(search.train.data.train, search.train.data)
+    sets = Sets(*index.split(search.held_out, search.seed))
+    began = time.perf_counter()
+    for point in search.points(search_space(search)):
+        config = replace(trial_config(search, point), output=f"{scratch}/{number}/alone")
+        claim_run(run_uri(config), config)
+        run_to_its_end(config, sets, lambda event: None, Event())
+    alone = time.perf_counter() - began
+    print(f"4 trials of one epoch: {together:.1f} s in a search, {alone:.1f} s one after the other")
+    return together, alone
+
+
+if __name__ == "__main__":
+    main()
