@@ -9,9 +9,10 @@ from types import FrameType
 
 
 class Stop:
-    """Whether a run shall end, and the signal that asked for it."""
+    """Whether a run shall end, and the signal that asked for it; what is said then is `doing`."""
 
-    def __init__(self) -> None:
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
         self.event = Event()
         self.number = 0
 
@@ -21,13 +22,13 @@ class Stop:
             raise KeyboardInterrupt
         self.number = number
         self.event.set()
-        print("\ndiptych: saving after this step; once more ends at once", file=sys.stderr)
+        print(f"\ndiptych: {self._doing}; once more ends at once", file=sys.stderr)
 
 
 @contextmanager
-def stop_signals() -> Iterator[Stop]:
+def stop_signals(doing: str) -> Iterator[Stop]:
     """What the signals ask for until the block ends; nothing does outside the main thread."""
-    stop = Stop()
+    stop = Stop(doing)
     if current_thread() is not main_thread():
         yield stop
         return

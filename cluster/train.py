@@ -100,7 +100,7 @@ def _launch(config: TrainConfig, sets: Sets, steps: int, done: int, startup: Sta
         open_trackers(config) as trackers,
         cluster(cpus=most_workers(config) * config.cpus_per_worker),
         RunBar(steps, done, startup) as bar,
-        stop_signals() as stop,
+        stop_signals("saving after this step") as stop,
     ):
         startup.reached("cluster")
         try:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from cluster.config_file import read_toml
 from cluster.local import cluster
+from cluster.signals import stop_signals
 from cluster.train import training_index, with_absolute_paths
 from cluster.trial_table import LiveTrials, described, trial_table
 from pipelines import storage
@@ -91,8 +93,16 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
     folder = search_folder(search)
     _keep(search)
     workers = most_workers(search.train) * search.train.cpus_per_worker
-    with cluster(search.concurrent * (workers + CPUS_PER_TRIAL)), LiveTrials(count) as table:
-        trials = run_search(search, index, table.show)
+    with (
+        cluster(search.concurrent * (workers + CPUS_PER_TRIAL)),
+        LiveTrials(count) as table,
+        stop_signals("ending the search") as stop,
+    ):
+        trials = run_search(search, index, table.show, stop.event)
+    go_on = f"go on with: diptych tune resume {folder}"
+    if stop.number:
+        print(f"diptych: stopped; {go_on}", file=sys.stderr)
+        sys.exit(128 + stop.number)
     if not trials or trials[0].accuracy is None:
         failed = next((trial.error for trial in trials if trial.error), "no time was left for one")
         raise ValueError(f"no trial of {folder} was judged: {failed}")
@@ -102,7 +112,7 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
     print(f"best: {folder}/best.toml")
     print(f"report: {write_search_report(search, trials)}")
     if any(trial.state == "unfinished" for trial in trials) or len(trials) < count:
-        print(f"the time is over; go on with: diptych tune resume {folder}")
+        print(f"the time is over; {go_on}")
     return trials
 
 

@@ -80,6 +80,11 @@ class SearchConfig:
             raise ValueError(
                 f"scheduler={self.scheduler} needs evaluations to look at; set train.evaluation.every_epochs"
             )
+        if self.scheduler == "hyperband" and self.searcher == "tpe":
+            raise ValueError(
+                "scheduler=hyperband draws all combinations before any is judged, so searcher=tpe would learn "
+                "from none; set searcher=random or scheduler=asha"
+            )
         space = self.distributions
         if self.searcher == "grid":
             self._check_grid(space)

@@ -33,10 +33,12 @@ from tuning.variants import branched, search_space, trial_config
 CPUS_PER_TRIAL = 0.1
 
 
-def run_search(search: SearchConfig, index: Index, show: Callable[[list[Trial]], None]) -> list[Trial]:
+def run_search(
+    search: SearchConfig, index: Index, show: Callable[[list[Trial]], None], ending: Event
+) -> list[Trial]:
     """Run the trials on the connected Ray cluster, from where an earlier call has left them; the best first.
 
-    Calls show(trials) after each change. A trial that fails is marked, and the others go on. Raises
+    Calls show(trials) after each change; ends once `ending` is set. A trial that fails is marked, and the others go on. Raises
     ValueError where the cluster could never hold a trial.
     """
     sets = Sets(*index.split(search.held_out, search.seed))
@@ -44,8 +46,11 @@ def run_search(search: SearchConfig, index: Index, show: Callable[[list[Trial]],
     book = Book(search, show)
     # A trial that fails reports that alone, and ends.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-    # Tune's own account of what it does would run through ours.
+    # Tune's own account of what it does would run through ours, and its files would tell it again.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    # Who calls this decides what Ctrl-C does.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     shared = _Shared(search, sets, book.stopped())
     with tempfile.TemporaryDirectory(prefix="diptych-") as scratch:
         points = [] if search.searcher == "tpe" else search.points(search_space(search))
@@ -63,6 +68,7 @@ def run_search(search: SearchConfig, index: Index, show: Callable[[list[Trial]],
                 storage_path=scratch,
                 name=search.name,
                 verbose=0,
+                stop=_Ending(ending),
                 callbacks=[_Telling(book)],
                 failure_config=tune.FailureConfig(max_failures=search.train.retries),
             ),
@@ -150,6 +156,22 @@ class _Trial(tune.Trainable):
         line = self._judged(config, until)
         assert line
         return line
+
+
+class _Ending(tune.Stopper):
+    """Ends the search once the event is set."""
+
+    def __init__(self, event: Event) -> None:
+        self._event = event
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune saves it, and an event cannot be saved.
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._event.is_set()
 
 
 class _Telling(tune.Callback):

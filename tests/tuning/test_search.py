@@ -4,12 +4,15 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -165,7 +168,8 @@ def test_a_search_whose_driver_is_killed_goes_on_to_the_same_trials(
     (tmp_path / "deep.toml").write_text(content)
     main(["tune", str(tmp_path / "deep.toml")])
     whole, killed = tmp_path / "whole" / "deep", tmp_path / "killed" / "deep"
-    command = [sys.executable, "-m", "cluster.cli", "tune", tmp_path / "deep.toml", "--output", killed.parent]
+    arguments = ["tune", str(tmp_path / "deep.toml"), "--output", str(killed.parent)]
+    command = [sys.executable, "-c", f"from cluster.cli import main; main({arguments!r})"]
     address = ray.get_runtime_context().gcs_address
     with (tmp_path / "log").open("w") as log:
         driver = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"RAY_ADDRESS": address})
@@ -291,26 +295,48 @@ def test_grid_tries_every_combination_once_and_marks_what_fails(images: Path, tm
 
 def test_hyperband_lets_trials_wait_for_each_other(images: Path, tmp_path: Path) -> None:
     content = SEARCH.format(output=tmp_path, images=images)
-    content = content.replace('"none"', '"hyperband"\nsearcher = "tpe"\ntrials = 4')
+    content = content.replace('"none"', '"hyperband"\ntrials = 5')
     content = content.replace("epochs = 1", "epochs = 3\nevaluation = { every_epochs = 1 }")
     (tmp_path / "bands.toml").write_text(content)
     main(["tune", str(tmp_path / "bands.toml")])
     states = [trial["state"] for trial in _trials(tmp_path / "bands")]
-    assert len(states) == 4
-    assert set(states) == {"finished", "stopped early"}
+    assert sorted(states) == ["finished"] * 3 + ["stopped early"] * 2
 
 
-def test_a_search_ends_in_time_and_goes_on(
+def test_a_search_ends_in_time_or_when_interrupted_and_goes_on(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    (tmp_path / "short.toml").write_text(SEARCH.format(output=tmp_path, images=images))
+    content = SEARCH.format(output=tmp_path, images=images)
+    content = content.replace("epochs = 1", "epochs = 2\nevaluation = { every_epochs = 1 }")
+    (tmp_path / "short.toml").write_text(content)
     with pytest.raises(SystemExit):
         main(["tune", str(tmp_path / "short.toml"), "--trials", "2", "--max-minutes", "0.01"])
     assert "was judged: no time was left for one" in capsys.readouterr().err
-    kept = (tmp_path / "short" / "search.toml").read_text()
-    (tmp_path / "short" / "search.toml").write_text(kept.replace("max_minutes = 0.01\n", ""))
-    main(["tune", "resume", str(tmp_path / "short")])
-    assert [trial["state"] for trial in _trials(tmp_path / "short")] == ["finished"] * 2
+    short = tmp_path / "short"
+    kept = (short / "search.toml").read_text()
+    (short / "search.toml").write_text(kept.replace("max_minutes = 0.01\n", ""))
+    judged = re.compile('"accuracy": [0-9.]')
+    interrupting = Thread(target=_interrupt_once, args=(lambda: judged.search(_text(short / "trials.jsonl")),))
+    interrupting.start()
+    with pytest.raises(SystemExit) as ended:
+        main(["tune", "resume", str(short)])
+    interrupting.join()
+    assert ended.value.code == 128 + signal.SIGINT
+    assert f"diptych: stopped; go on with: diptych tune resume {short}" in capsys.readouterr().err
+    assert "unfinished" in {trial["state"] for trial in _trials(short)}
+    main(["tune", "resume", str(short)])
+    assert [trial["state"] for trial in _trials(short)] == ["finished"] * 2
+
+
+def _interrupt_once(condition: Callable[[], Any]) -> None:
+    """Press Ctrl-C when the condition holds."""
+    while not condition():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def test_a_trial_that_can_never_fit_is_refused_before_any_begins(
