@@ -27,6 +27,9 @@ from tuning.variants import search_space
 # What a trial reports beside Tune's own: how far it is, in evaluations, and how good.
 EVALUATIONS, SCORE = "evaluations", "score"
 
+# One trial in so many goes on from a rung to the next, so many times as long (Li et al. 2020; 2018).
+_ASHA_ETA, _HYPERBAND_ETA = 4, 3
+
 # The worst quarter follow the best quarter, each value times one of these (Jaderberg et al. 2017).
 _POPULATION = {"quantile_fraction": 0.25, "perturbation_factors": (1.2, 0.8)}
 
@@ -150,7 +153,7 @@ def scheduler(search: SearchConfig, evaluations: int) -> TrialScheduler:
     """What decides after each of a trial's so many evaluations whether it goes on."""
     settings = {"time_attr": EVALUATIONS, "metric": SCORE, "mode": "max", "max_t": evaluations}
     if search.scheduler == "asha":
-        return ASHAScheduler(**settings, grace_period=1, reduction_factor=2)
+        return ASHAScheduler(**settings, grace_period=1, reduction_factor=_ASHA_ETA)
     if search.scheduler == "hyperband":
-        return HyperBandScheduler(**settings, reduction_factor=3)
+        return HyperBandScheduler(**settings, reduction_factor=_HYPERBAND_ETA)
     return _Population(search) if search.scheduler == "population" else FIFOScheduler()

@@ -316,7 +316,9 @@ def test_a_search_ends_in_time_or_when_interrupted_and_goes_on(
     kept = (short / "search.toml").read_text()
     (short / "search.toml").write_text(kept.replace("max_minutes = 0.01\n", ""))
     judged = re.compile('"accuracy": [0-9.]')
-    interrupting = Thread(target=_interrupt_once, args=(lambda: judged.search(_text(short / "trials.jsonl")),))
+    interrupting = Thread(
+        target=_interrupt_once, args=(lambda: judged.search(_text(short / "trials.jsonl")),)
+    )
     interrupting.start()
     with pytest.raises(SystemExit) as ended:
         main(["tune", "resume", str(short)])
