@@ -2,12 +2,11 @@
 
     python benchmarks/search.py CIFAR10    # a folder of Parquet files train-*: image, label
 
-For each seed, on 5,000 images of which three fifths are held out, ResNet-8 and SimCLR: a random search trains all
-its trials to the end; another, of the same space, draws them by TPE and stops them by ASHA. Prints how many
-images the second had trained on when it reached the accuracy that is the best of the first's, as a share of
-what the first trained on in all. Then a few trials of one epoch are run by a search and, for comparison, one
-after the other as `diptych train` would on the same cluster, in turns; prints the seconds that each takes
-beyond its steps and evaluations.
+For each seed, on 5,000 images of which three fifths are held out, ResNet-8 and SimCLR: a random search trains
+all its trials to the end; another, of the same space, draws them by TPE and stops them by ASHA. Prints how
+many images the second had trained on when it reached the accuracy that is the best of the first's, as a share
+of what the first trained on in all. Then a few trials of one epoch are run by a search and, for comparison,
+one after the other as `diptych train` would on the same cluster, in turns; prints how long both take.
 """
 
 import argparse

@@ -108,7 +108,8 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
         raise ValueError(f"no trial of {folder} was judged: {failed}")
     _write(f"{folder}/best.toml", to_toml(best_config(search, trials[0].run)))
     for trial in trials:
-        print(f"{trial.accuracy or 0:6.1%}  {trial.images:>10,} images  {trial.state}  {described(trial)}")
+        became = f"failed: {trial.error}" if trial.error else trial.state
+        print(f"{trial.accuracy or 0:6.1%}  {trial.images:>10,} images  {became}  {described(trial)}")
     print(f"best: {folder}/best.toml")
     print(f"report: {write_search_report(search, trials)}")
     if any(trial.state == "unfinished" for trial in trials) or len(trials) < count:

@@ -84,3 +84,11 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     """Give every group of parameters the same rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def load_moments(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Take over what another optimizer knows of each weight, and keep this one's own settings."""
+    own = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)

@@ -28,7 +28,7 @@ from training.faults import NonFiniteError, StoppedError
 from training.gradients import Backward, micro_batches, whole_batch
 from training.loop import fit
 from training.objectives import Objective, build_objective
-from training.optimizers import build_optimizer, learning_rate, peak_learning_rate
+from training.optimizers import build_optimizer, learning_rate, load_moments, peak_learning_rate
 from training.process import Worker
 from training.runlog import LOG, Progress, RunLog
 from training.saver import Saver
@@ -218,7 +218,7 @@ class _Run:
                 f"the weights of {self.config.branch_from} do not fit this run's networks: "
                 "branch with the same --objective, --encoder and --projector"
             ) from error
-        self.optimizer.load_state_dict(saved["optimizer"])
+        load_moments(self.optimizer, saved["optimizer"])
         if self.average:
             self.average.load_state_dict(saved["average"])
         torch.set_rng_state(saved["random"])

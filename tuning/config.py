@@ -82,8 +82,8 @@ class SearchConfig:
             )
         if self.scheduler == "hyperband" and self.searcher == "tpe":
             raise ValueError(
-                "scheduler=hyperband draws all combinations before any is judged, so searcher=tpe would learn "
-                "from none; set searcher=random or scheduler=asha"
+                "scheduler=hyperband draws all combinations before it judges one, so searcher=tpe has none "
+                "to learn from; set searcher=random or scheduler=asha"
             )
         space = self.distributions
         if self.searcher == "grid":

@@ -38,8 +38,8 @@ def run_search(
 ) -> list[Trial]:
     """Run the trials on the connected Ray cluster, from where an earlier call has left them; the best first.
 
-    Calls show(trials) after each change; ends once `ending` is set. A trial that fails is marked, and the others go on. Raises
-    ValueError where the cluster could never hold a trial.
+    Calls show(trials) after each change; ends once `ending` is set. A trial that fails is marked, and the
+    others go on. Raises ValueError where the cluster could never hold a trial.
     """
     sets = Sets(*index.split(search.held_out, search.seed))
     room = _room(search)
@@ -228,7 +228,8 @@ def _room(search: SearchConfig) -> int:
     train, resources = search.train, usable_resources()
     workers = fitting_workers(replace(train, workers=train.workers or 1))
     cpus = resources.get("CPU", 0.0) / (workers * train.cpus_per_worker + CPUS_PER_TRIAL)
-    gpus = resources.get("GPU", 0.0) / (workers * (train.gpus_per_worker or 1.0))
+    share = 1.0 if train.gpus_per_worker is None else train.gpus_per_worker
+    gpus = resources.get("GPU", 0.0) / (workers * share) if share else 0.0
     return max(1, min(search.concurrent, int(cpus), int(gpus) if gpus >= 1 else search.concurrent))
 
 

@@ -187,13 +187,29 @@ def test_another_config_is_refused_by_its_fields(
     assert "other values of optimizer.momentum, temperature" in capsys.readouterr().err
 
 
-def test_more_workers_than_the_cluster_holds_are_refused(
-    ray_cluster: None, images: str, bucket: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--workers", "8"], "workers=8 need 16 CPUs of the cluster, which has 9; try --workers 4"),
+        (["--workers", "2", "--cpus-per-worker", "5"], "workers=2 need 10 CPUs of the cluster, which has 9"),
+        (
+            ["--gpus-per-worker", "0.5"],
+            "need 0.5 GPUs of the cluster, which has 0; leave out gpus_per_worker",
+        ),
+    ],
+)
+def test_more_than_the_cluster_holds_is_refused(
+    flags: list[str],
+    message: str,
+    ray_cluster: None,
+    images: str,
+    bucket: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        train(images, f"{bucket}/runs", "many", "--workers", "8", lanes=8)
+        train(images, f"{bucket}/runs", "many", *flags, lanes=8)
     assert stopped.value.code == 2
-    assert "workers=8 need 16 CPUs of the cluster, which has 9; try --workers 4" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_data_without_a_good_image_ends_in_one_line_that_names_the_file(
