@@ -94,6 +94,7 @@ class _Trial(tune.Trainable):
 
     def reset_config(self, new_config: Point) -> bool:
         self._point, self._branch, self._evaluations = new_config, None, 0
+        self._run, self._at_step = "", 0
         return True
 
     def step(self) -> dict[str, Any]:

@@ -277,20 +277,25 @@ def test_compound_coefficients_are_searched_on_their_surface_and_the_best_can_be
 
 def test_grid_tries_every_combination_once_and_marks_what_fails(images: Path, tmp_path: Path) -> None:
     content = SEARCH.format(output=tmp_path, images=images)
-    content = content.replace("loguniform = [0.1, 1.0]", "choice = [0.2, 0.4]").replace(
-        "[16, 32]", "[32, 128]"
+    content = content.replace(
+        "temperature = { loguniform = [0.1, 1.0] }", "optimizer.learning_rate = { choice = [0.02, 1e30] }"
     )
-    content = content.replace("lanes = 4", "lanes = 4\nworkers = 2")
-    (tmp_path / "grid.toml").write_text('searcher = "grid"\nmetric = "linear"\n' + content)
+    # Four trials of two workers each would need 16 CPUs of the cluster's 9: two wait.
+    content = content.replace("lanes = 4", "lanes = 4\nworkers = 2").replace("[16, 32]", "[24, 128]")
+    content = 'searcher = "grid"\nmetric = "linear"\nconcurrent = 4\n' + content
+    (tmp_path / "grid.toml").write_text(content.replace("epochs = 1", "steps = 10\noptimizer.name = 'sgd'"))
     main(["tune", str(tmp_path / "grid.toml")])
     trials = _trials(tmp_path / "grid")
-    tried = [(trial["values"]["temperature"], trial["values"]["batch_size"]) for trial in trials]
-    assert sorted(tried) == [(0.2, 32), (0.2, 128), (0.4, 32), (0.4, 128)]
+    found = {
+        (trial["values"]["optimizer.learning_rate"], trial["values"]["batch_size"]): trial for trial in trials
+    }
+    assert len(trials) == len(found) == 4
+    assert [trial["state"] for trial in trials] == ["finished", "failed", "failed", "failed"]
+    assert trials[0] == found[0.02, 24]
+    assert "linear_top1" in _lines(tmp_path / "grid" / trials[0]["run"])[-1]
+    assert "not finite" in found[1e30, 24]["error"]
     # 120 images fill no batch of 128.
-    for trial, (_, batch_size) in zip(trials, tried, strict=True):
-        assert trial["state"] == ("finished" if batch_size == 32 else "failed")
-        assert ("batch_size=128" in trial["error"]) == (batch_size == 128)
-    assert all("linear_top1" in _lines(tmp_path / "grid" / trial["run"])[-1] for trial in trials[:2])
+    assert all("batch_size=128" in found[rate, 128]["error"] for rate in (0.02, 1e30))
 
 
 def test_hyperband_lets_trials_wait_for_each_other(images: Path, tmp_path: Path) -> None:
