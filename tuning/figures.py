@@ -8,7 +8,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from tuning.space import Space
 from tuning.trials import Trial
@@ -78,6 +78,7 @@ def _best_so_far(trials: Sequence[Trial]) -> Figure:
     over_time.set_xlabel("minutes since the search began")
     over_images.step(images, best, where="post", color=_BLUE)
     over_images.set_xlabel("images that all trials trained on")
+    over_images.xaxis.set_major_locator(MaxNLocator(4))
     over_images.xaxis.set_major_formatter(_COUNT)
     for axes in (over_time, over_images):
         axes.yaxis.set_major_formatter(_PERCENT)
@@ -127,7 +128,8 @@ def _keys(space: Space, trials: Sequence[Trial]) -> Figure:
         axes.set_xlabel(key)
         axes.yaxis.set_major_formatter(_PERCENT)
     places[0].set_ylabel("accuracy")
-    places[0].legend(loc="best")
+    if any(trial.state == "stopped early" for trial in trials):
+        places[0].legend(loc="best")
     return figure
 
 

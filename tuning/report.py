@@ -57,8 +57,9 @@ def render(search: SearchConfig, trials: Sequence[Trial], pictures: str) -> str:
 def saving(trials: Sequence[Trial]) -> float:
     """Share of the images of whole trials that was not trained on, since trials were stopped early."""
     whole = max((trial.images for trial in trials if trial.state == "finished"), default=0)
-    over = [trial.images for trial in trials if trial.state in ("finished", "stopped early")]
-    return 1 - sum(min(images, whole) for images in over) / (whole * len(over)) if whole else 0.0
+    over = [trial for trial in trials if trial.state in ("finished", "stopped early")]
+    saved = sum(max(0, whole - trial.images) for trial in over if trial.state == "stopped early")
+    return saved / (whole * len(over)) if whole else 0.0
 
 
 def _facts(trials: Sequence[Trial]) -> list[tuple[str, str]]:
@@ -71,9 +72,10 @@ def _facts(trials: Sequence[Trial]) -> list[tuple[str, str]]:
         facts += [
             ("best accuracy", f"{best:.1%}"),
             ("images trained on", f"{images:,}"),
-            ("saved by stopping early", f"{saving(trials):.0%}"),
             ("minutes", f"{seconds / 60:,.1f}"),
         ]
+    if saved := saving(trials):
+        facts.append(("saved by stopping early", f"{saved:.0%}"))
     return facts
 
 
