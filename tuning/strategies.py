@@ -83,6 +83,22 @@ class _Population(PopulationBasedTraining):
         np.random.seed(zlib.crc32(drawn.encode()))
         super()._checkpoint_or_exploit(trial, *args, **kwargs)
 
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        self._go_on_without(tune_controller, trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self._go_on_without(tune_controller, trial)
+
+    def _go_on_without(self, controller: Any, member: Any) -> None:
+        # Ray looks whether all have come only when one comes: the others would wait for ever for one that
+        # has failed.
+        state = self._trial_state[member]
+        state.last_score, state.last_train_time = None, int(self._next_perturbation_sync)
+        others = [other for other in controller.get_live_trials() if other is not member]
+        times = [self._trial_state[other].last_train_time for other in others]
+        if others and min(times) >= self._next_perturbation_sync:
+            self.on_trial_result(controller, others[0], self._trial_state[others[0]].last_result or {})
+
 
 class _Distinct(OptunaSearch):
     """Never the same combination twice; the search ends where Optuna finds no other."""

@@ -28,6 +28,10 @@ from pipelines.sources import build_index
 from training.config import TrainConfig, config_hash
 from training.cost import encoder_cost
 from training.encoder_config import EncoderConfig
+from training.record import claim_run
+from training.run import run_uri
+from tuning.config import SearchConfig
+from tuning.variants import search_space, trial_config
 
 pytestmark = pytest.mark.ray
 
@@ -193,20 +197,27 @@ def test_a_search_whose_driver_is_killed_goes_on_to_the_same_trials(
 
 def test_a_population_pauses_goes_on_and_branches_exactly(images: Path, tmp_path: Path) -> None:
     content = SEARCH.format(output=tmp_path, images=images)
-    content = content.replace('"none"', '"population"\ntrials = 4\nconcurrent = 2')
+    content = content.replace('"none"', '"population"\ntrials = 5')
     content = content.replace("batch_size = { choice = [16, 32] }", "").replace(
         "epochs = 1", "epochs = 3\nbatch_size = 32\nevaluation = { every_epochs = 1 }"
     )
     (tmp_path / "grown.toml").write_text(content)
+    # The last member to come where the others wait for it fails: its place is another run's.
+    settings = SearchConfig(**tomllib.loads(content), name="grown")
+    last = trial_config(settings, settings.points(search_space(settings))[4], member=4)
+    claim_run(run_uri(last), replace(last, seed=99))
     main(["tune", str(tmp_path / "grown.toml")])
     grown = tmp_path / "grown"
     trials = _trials(grown)
-    assert [trial["state"] for trial in trials] == ["finished"] * 4
+    assert [trial["state"] for trial in trials] == ["finished"] * 4 + ["failed"]
+    assert trials[4]["number"] == 4
+    assert "is a run with other values of seed" in trials[4]["error"]
     assert len({run for trial in trials for run in trial["runs"]}) == sum(len(t["runs"]) for t in trials)
     branched = [trial for trial in trials if len(trial["runs"]) > 1]
     assert branched
     # A run on its own, from one end to the other, has the very losses of the one that was paused.
-    for run in (branched[0]["runs"][-1], next(t["run"] for t in trials if len(t["runs"]) == 1)):
+    straight = next(trial for trial in trials[:4] if len(trial["runs"]) == 1)
+    for run in (branched[0]["runs"][-1], straight["run"]):
         config = _config(grown / run)
         shutil.rmtree(tmp_path / "again", ignore_errors=True)
         kept, _ = build_index(config.data.train, config.data).split(0.25, 0)
@@ -300,7 +311,7 @@ def test_grid_tries_every_combination_once_and_marks_what_fails(images: Path, tm
 
 def test_hyperband_lets_trials_wait_for_each_other(images: Path, tmp_path: Path) -> None:
     content = SEARCH.format(output=tmp_path, images=images)
-    content = content.replace('"none"', '"hyperband"\ntrials = 5')
+    content = content.replace('"none"', '"hyperband"\ntrials = 5\nconcurrent = 2')
     content = content.replace("epochs = 1", "epochs = 3\nevaluation = { every_epochs = 1 }")
     (tmp_path / "bands.toml").write_text(content)
     main(["tune", str(tmp_path / "bands.toml")])
