@@ -19,6 +19,8 @@ HOMES = {
         "training/crew.py",
         "tuning/search.py",
         "tuning/strategies.py",
+        "tuning/asha.py",
+        "tuning/combinations.py",
         "cluster/local.py",
     },
     "nvidia": {"pipelines/graph.py"},

@@ -24,10 +24,14 @@ from training.worker import RunError, fitting_workers
 from tuning.book import Book
 from tuning.compound import scoring
 from tuning.config import METRICS, SearchConfig
+from tuning.room import EVALUATIONS, FINISHED, SCORE, Room
 from tuning.space import Point
-from tuning.strategies import EVALUATIONS, SCORE, member_number, param_space, scheduler, searcher, waits
+from tuning.strategies import member_number, param_space, scheduler, searcher, waits
 from tuning.trials import Trial
 from tuning.variants import branched, search_space, trial_config
+
+# The searcher says itself when there is no other trial.
+_UNTIL_IT_ENDS = 10**9
 
 # A trial itself only waits for its workers, which ask for what they need.
 CPUS_PER_TRIAL = 0.1
@@ -51,16 +55,16 @@ def run_search(
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     # Who calls this decides what Ctrl-C does.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    shared = _Shared(search, sets, book.stopped())
+    shared, places = _Shared(search, sets, book.stopped()), Room(room)
     with tempfile.TemporaryDirectory(prefix="diptych-") as scratch:
-        points = [] if search.searcher == "tpe" else search.points(search_space(search))
+        points = book.points() if search.searcher == "tpe" else search.points(search_space(search))
         tune.Tuner(
             tune.with_resources(tune.with_parameters(_Trial, shared=shared), _resources(search, room)),
             param_space=param_space(search),
             tune_config=tune.TuneConfig(
-                num_samples=len(points) or search.trials,
-                search_alg=searcher(search, points, book.points(), room),
-                scheduler=scheduler(search, _evaluations(search, sets)),
+                num_samples=len(points) if waits(search) else _UNTIL_IT_ENDS,
+                search_alg=searcher(search, points, places),
+                scheduler=scheduler(search, _evaluations(search, sets), places),
                 time_budget_s=60 * search.max_minutes if search.max_minutes else None,
                 reuse_actors=True,
             ),
@@ -118,7 +122,7 @@ class _Trial(tune.Trainable):
             "accuracy": accuracy,
             "images": images,
             "run": self._run,
-            "finished": until == steps,
+            FINISHED: until == steps,
             "done": until == steps or stopped,
         }
 
@@ -199,7 +203,7 @@ class _Telling(tune.Callback):
         if "failure" in result:
             self._book.end(trial.trial_id, "failed", result["failure"])
         else:
-            self._book.end(trial.trial_id, "finished" if result["finished"] else "stopped early")
+            self._book.end(trial.trial_id, "finished" if result[FINISHED] else "stopped early")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._book.end(trial.trial_id, "failed", "the process that looked after it was lost")

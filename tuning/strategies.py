@@ -2,39 +2,26 @@
 
 import random
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import optuna
 from ray import tune
-from ray.tune.schedulers import (
-    ASHAScheduler,
-    FIFOScheduler,
-    HyperBandScheduler,
-    PopulationBasedTraining,
-    TrialScheduler,
-)
-from ray.tune.search import ConcurrencyLimiter, SearchAlgorithm, Searcher
+from ray.tune.schedulers import FIFOScheduler, HyperBandScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import SearchAlgorithm, Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
-from ray.tune.search.optuna import OptunaSearch
 
+from tuning.asha import ASHA
+from tuning.combinations import Combinations
 from tuning.config import SearchConfig
-from tuning.space import Distribution, Point, Space, active
+from tuning.room import EVALUATIONS, SCORE, Room
+from tuning.space import Distribution, Point
 from tuning.variants import search_space
 
-# What a trial reports beside Tune's own: how far it is, in evaluations, and how good.
-EVALUATIONS, SCORE = "evaluations", "score"
-
-# One trial in so many goes on from a rung to the next, so many times as long (Li et al. 2020; 2018).
-_ASHA_ETA, _HYPERBAND_ETA = 4, 3
+# HyperBand's eta: one trial in so many goes on, so many times as far (Li et al. 2018, section 3.1).
+_ETA = 3
 
 # The worst quarter follow the best quarter, each value times one of these (Jaderberg et al. 2017).
 _POPULATION = {"quantile_fraction": 0.25, "perturbation_factors": (1.2, 0.8)}
-
-# How often Optuna is asked again where it gives a combination that was there before.
-_TRIES = 20
 
 
 def member_number(search: SearchConfig, trial_id: str) -> int | None:
@@ -100,60 +87,16 @@ class _Population(PopulationBasedTraining):
             self.on_trial_result(controller, others[0], self._trial_state[others[0]].last_result or {})
 
 
-class _Distinct(OptunaSearch):
-    """Never the same combination twice; the search ends where Optuna finds no other."""
-
-    def __init__(self, space: Callable[[Any], None], **settings: Any) -> None:
-        super().__init__(space=space, metric=SCORE, mode="max", **settings)
-        self._suggested: set[str] = set()
-
-    def suggest(self, trial_id: str) -> Any:
-        for _ in range(_TRIES):
-            point = super().suggest(trial_id)
-            if repr(point) not in self._suggested:
-                self._suggested.add(repr(point))
-                return point
-            assert self._ot_study
-            self._ot_study.tell(self._ot_trials.pop(trial_id), state=optuna.trial.TrialState.FAIL)
-        return Searcher.FINISHED
-
-
-def searcher(
-    search: SearchConfig, points: list[Point], before: list[Point], room: int
-) -> SearchAlgorithm | Searcher:
-    """What gives Tune `points` or, for tpe, those of trials `before` and then its own; `room` at a time."""
-    if search.searcher != "tpe":
-        return BasicVariantGenerator(points_to_evaluate=points, max_concurrent=0 if waits(search) else room)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    tpe = optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=max(2, search.trials // 3))
-    distinct = _Distinct(_Suggest(search_space(search)), sampler=tpe, points_to_evaluate=before)
-    return distinct if waits(search) else ConcurrencyLimiter(distinct, max_concurrent=room)
-
-
-@dataclass(frozen=True)
-class _Suggest:
-    """Asks Optuna for the values whose conditions hold. A class, since Tune saves its searchers."""
-
-    space: Space
-
-    def __call__(self, trial: Any) -> None:
-        point: Point = {}
-        for key, what in self.space.items():
-            if active(self.space, {**point, key: None}).keys() == {*point, key}:
-                point[key] = _suggested(trial, key, what)
-
-
-def _suggested(trial: Any, key: str, what: Distribution) -> Any:
-    if what.kind == "choice":
-        return trial.suggest_categorical(key, what.values)
-    if what.kind == "integers":
-        return trial.suggest_int(key, *what.values)
-    return trial.suggest_float(key, *what.values, log=what.kind == "loguniform")
+def searcher(search: SearchConfig, points: list[Point], room: Room) -> SearchAlgorithm | Searcher:
+    """What gives Tune `points` and then, for tpe, its own."""
+    if waits(search):
+        return BasicVariantGenerator(points_to_evaluate=points)
+    return Combinations(search, points, room)
 
 
 def param_space(search: SearchConfig) -> dict[str, Any]:
-    """The space as Tune knows it: nothing where Optuna has its own."""
-    return {} if search.searcher == "tpe" else {k: _sampler(what) for k, what in search_space(search).items()}
+    """The space as Tune knows it, where it is Tune that takes points of it."""
+    return {k: _sampler(what) for k, what in search_space(search).items()} if waits(search) else {}
 
 
 def _sampler(what: Distribution) -> Any:
@@ -165,11 +108,12 @@ def _sampler(what: Distribution) -> Any:
     return tune.loguniform(low, high) if what.kind == "loguniform" else tune.uniform(low, high)
 
 
-def scheduler(search: SearchConfig, evaluations: int) -> TrialScheduler:
+def scheduler(search: SearchConfig, evaluations: int, room: Room) -> TrialScheduler:
     """What decides after each of a trial's so many evaluations whether it goes on."""
-    settings = {"time_attr": EVALUATIONS, "metric": SCORE, "mode": "max", "max_t": evaluations}
     if search.scheduler == "asha":
-        return ASHAScheduler(**settings, grace_period=1, reduction_factor=_ASHA_ETA)
+        return ASHA(evaluations, room)
     if search.scheduler == "hyperband":
-        return HyperBandScheduler(**settings, reduction_factor=_HYPERBAND_ETA)
+        return HyperBandScheduler(
+            time_attr=EVALUATIONS, metric=SCORE, mode="max", max_t=evaluations, reduction_factor=_ETA
+        )
     return _Population(search) if search.scheduler == "population" else FIFOScheduler()
