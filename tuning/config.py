@@ -58,9 +58,10 @@ class SearchConfig:
     concurrent: Count = 1
     """Trials that run at a time; fewer where the cluster has no room for so many."""
     scheduler: Literal["asha", "hyperband", "population", "none"] = "asha"
-    """What is done after each evaluation. asha ends trials that fall behind (Li et al. 2020). hyperband lets
-    them wait for each other first (Li et al. 2018). population, population-based training (Jaderberg et al.
-    2017), has the worst quarter go on from the best's weights, with values changed a little."""
+    """What is done after each evaluation. asha: after 1, 4, 16 ... of them a trial waits, and goes on once it
+    is in the best quarter of those that came as far (Li et al. 2020). hyperband: trials wait for each other,
+    and the best third go on (Li et al. 2018). population, population-based training: the worst quarter go on
+    from the best's weights, with values changed a little (Jaderberg et al. 2017). none: all go to the end."""
     searcher: Literal["random", "grid", "tpe"] = "random"
     """random draws each combination by itself, tpe where those before it did well (Bergstra et al. 2011, by
     Optuna), grid tries all of them: then `trials` is not asked for."""
