@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter, validators
 from pydantic import ValidationError
 
+from cluster.cluster_cli import cluster
 from cluster.config_file import read_config_file
 from cluster.data_cli import Count, data
 from cluster.messages import wrong_fields
@@ -31,6 +32,7 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
+app.command(cluster)
 app.command(data)
 app.command(tune)
 

@@ -1,15 +1,21 @@
-"""The Ray cluster that a command runs on: the one RAY_ADDRESS names, or a private one on this machine."""
+"""The Ray cluster that a command runs on: the one RAY_ADDRESS names, or one on this machine."""
 
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-import ray
+from cluster import embedded
+from cluster.ray_settings import LOOPBACK, LOOPBACK_ONLY, SYSTEM_CONFIG
 
-# Ray ends processes that were idle for a second where there are more than cores. The readers are, between
-# two windows, and starting one takes as long as it reads some thousand images.
-PRIVATE_SYSTEM_CONFIG = {"num_workers_soft_limit": 64}
+
+def address() -> str | None:
+    """Of the cluster that RAY_ADDRESS names, or that `diptych cluster up` has started; None without one."""
+    if named := os.environ.get("RAY_ADDRESS"):
+        return named
+    running = embedded.find()
+    return running.address if running else None
 
 
 @contextmanager
@@ -18,20 +24,48 @@ def cluster(cpus: float) -> Iterator[None]:
 
     Logical CPUs only limit how many processes run at once: with more of them than cores, all are slower.
     """
+    import ray
+
     if ray.is_initialized():
         yield
         return
     # Threads that wait for work must not spin: torch's, DALI's and the readers' share the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    workers = {"env_vars": {"OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"]}}
-    settings = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env=workers, **settings)
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if there := address():
+        workers = {"env_vars": {"OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"]}}
+        try:
+            ray.init(there, runtime_env=workers, **settings)
+        except ConnectionError as error:
+            raise ValueError(_no_answer(there, error)) from error
     else:
         # The dashboard would take a share of a small machine's cores.
         cores = max(os.cpu_count() or 1, int(cpus + 0.999))
-        ray.init(num_cpus=cores, include_dashboard=False, _system_config=PRIVATE_SYSTEM_CONFIG, **settings)
+        ray.init(num_cpus=cores, include_dashboard=False, _system_config=SYSTEM_CONFIG, **settings)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _no_answer(there: str, error: BaseException) -> str:
+    if "AuthenticationError" in str(error.__cause__ or error.__context__):
+        return (
+            f"the Ray cluster at {there} wants its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH "
+            "unless it is in ~/.ray/auth_token"
+        )
+    return f"no Ray cluster answers at {there}; see RAY_ADDRESS, or leave it out to run on this machine"
+
+
+def _before_ray_is_imported() -> None:
+    named, running = os.environ.get("RAY_ADDRESS"), embedded.find()
+    if (named or LOOPBACK).startswith(LOOPBACK):
+        os.environ.update(LOOPBACK_ONLY)
+    else:
+        for name in LOOPBACK_ONLY:
+            os.environ.pop(name, None)
+    if running and (named or running.address) == running.address:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+_before_ray_is_imported()

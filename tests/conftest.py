@@ -1,17 +1,26 @@
 """Fixtures for all tests: object storage and one Ray cluster a session, started by the first that asks."""
 
 import logging
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cluster.objectstore import S3Server, s3_server
+from cluster.ray_settings import LOOPBACK_ONLY, SYSTEM_CONFIG
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from objectstores import azure_server, azurite, gcs_server
+
+# Neither a cluster that someone has named nor one that runs here is the tests', and theirs listens on this
+# machine alone; before anything imports Ray.
+_STATE = tempfile.TemporaryDirectory(prefix="diptych-")
+os.environ |= LOOPBACK_ONLY | {"XDG_STATE_HOME": _STATE.name}
+os.environ.pop("RAY_ADDRESS", None)
 
 BUCKET = "diptych-tests"
 
@@ -50,14 +59,12 @@ def ray_cluster(bucket: str) -> Iterator[None]:
     """A connected Ray cluster whose workers know the S3 server; room for four training workers."""
     import ray
 
-    from cluster.local import PRIVATE_SYSTEM_CONFIG
-
     ray.init(
         num_cpus=9,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        _system_config=PRIVATE_SYSTEM_CONFIG,
+        _system_config=SYSTEM_CONFIG,
     )
     yield
     ray.shutdown()

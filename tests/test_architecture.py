@@ -22,9 +22,17 @@ HOMES = {
         "tuning/asha.py",
         "tuning/combinations.py",
         "cluster/local.py",
+        "cluster/embedded.py",
+        "cluster/nodes.py",
     },
     "nvidia": {"pipelines/graph.py"},
-    "cyclopts": {"cluster/cli.py", "cluster/data_cli.py", "cluster/tune_cli.py", "cluster/config_file.py"},
+    "cyclopts": {
+        "cluster/cli.py",
+        "cluster/cluster_cli.py",
+        "cluster/data_cli.py",
+        "cluster/tune_cli.py",
+        "cluster/config_file.py",
+    },
 }
 
 

@@ -1,0 +1,176 @@
+"""A Ray cluster of several nodes on this machine, which stays until it is taken down."""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cluster.ray_settings import LOOPBACK, LOOPBACK_ONLY, SYSTEM_CONFIG
+
+# In the environment of each of the cluster's processes, so that `down` finds them all, and no others.
+_MARK = "DIPTYCH_CLUSTER"
+
+# A node starts within seconds; on a crowded machine it takes longer.
+_START_SECONDS = 180.0
+
+# What processes get to end by themselves.
+_GRACE_SECONDS = 5.0
+
+_OBJECT_STORE_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The cluster that `diptych cluster up` has started: where it is, and the mark of its processes."""
+
+    address: str
+    dashboard: str
+    mark: str
+
+
+def up(nodes: int, cpus: int, host: str = LOOPBACK) -> Embedded:
+    """Start a cluster of so many Ray nodes with `cpus` logical CPUs each; it listens on `host` alone.
+
+    Ray's token authentication is on. Raises ValueError where one is running already, or a node does not
+    start; then nothing is left running.
+    """
+    if running := find():
+        raise ValueError(f"a cluster is running already at {running.address}; diptych cluster down ends it")
+    down()
+    port, dashboard = _free_ports(host, 2)
+    cluster = Embedded(f"{host}:{port}", f"http://{host}:{dashboard}", secrets.token_hex(8))
+    _folder().mkdir(parents=True, exist_ok=True)
+    _write(_state(), json.dumps(asdict(cluster)))
+    log = _folder() / "cluster.log"
+    # Threads that wait must not spin: all nodes share this machine's cores.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "RAY_AUTH_MODE": "token", _MARK: cluster.mark}
+    environment |= LOOPBACK_ONLY if host == LOOPBACK else {}
+    environment.pop("RAY_ADDRESS", None)
+    command = f"from cluster.embedded import hold; hold({nodes}, {cpus}, {host!r}, {port}, {dashboard})"
+    with log.open("wb") as out:
+        holder = subprocess.Popen(
+            [sys.executable, "-c", command], env=environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=out, start_new_session=True,
+        )  # fmt: skip
+    try:
+        _wait(holder, log)
+    except BaseException:
+        down()
+        raise
+    return cluster
+
+
+def hold(nodes: int, cpus: int, host: str, port: int, dashboard: int) -> None:
+    """Start the nodes, say so on stdout, and keep them until SIGTERM: what the process of `up` does."""
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+    from ray.cluster_utils import Cluster
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    ensure_token_if_auth_enabled()
+    node = {"node_ip_address": host, "num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES}
+    head = {
+        "gcs_server_port": port,
+        "include_dashboard": True,
+        "dashboard_host": host,
+        "dashboard_port": dashboard,
+        "_system_config": SYSTEM_CONFIG,
+    }
+    cluster = Cluster(initialize_head=True, head_node_args=node | head)
+    for _ in range(nodes - 1):
+        cluster.add_node(**node)
+    os.write(1, b"up")
+    while True:
+        signal.pause()
+
+
+def find() -> Embedded | None:
+    """The cluster that runs, if one does."""
+    cluster = _read()
+    return cluster if cluster and _answers(cluster.address) and list(_processes(cluster.mark)) else None
+
+
+def down() -> int:
+    """End all processes of the cluster, also after a crash; how many there were."""
+    cluster = _read()
+    if cluster is None:
+        return 0
+    found = list(_processes(cluster.mark))
+    _signal(found, signal.SIGTERM)
+    deadline = time.monotonic() + _GRACE_SECONDS
+    while left := list(_processes(cluster.mark)):
+        if time.monotonic() > deadline:
+            _signal(left, signal.SIGKILL)
+        time.sleep(0.1)
+    _state().unlink()
+    return len(found)
+
+
+def _folder() -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "diptych"
+
+
+def _state() -> Path:
+    return _folder() / "cluster.json"
+
+
+def _read() -> Embedded | None:
+    try:
+        return Embedded(**json.loads(_state().read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def _write(path: Path, content: str) -> None:
+    beside = path.with_suffix(".part")
+    beside.write_text(content)
+    beside.replace(path)
+
+
+def _wait(holder: subprocess.Popen, log: Path) -> None:
+    assert holder.stdout
+    os.set_blocking(holder.stdout.fileno(), False)
+    deadline = time.monotonic() + _START_SECONDS
+    while not holder.stdout.read():
+        if holder.poll() is not None or time.monotonic() > deadline:
+            raise ValueError(f"the cluster did not start; see {log}")
+        time.sleep(0.1)
+    holder.stdout.close()
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with suppress(OSError), socket.create_connection((host, int(port)), timeout=1.0):
+        return True
+    return False
+
+
+def _free_ports(host: str, count: int) -> list[int]:
+    sockets = [socket.create_server((host, 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def _processes(mark: str) -> Iterator[int]:
+    """The processes that have the mark in their environment."""
+    wanted = f"{_MARK}={mark}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # It has ended, or is another user's.
+            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                yield int(folder.name)
+
+
+def _signal(processes: list[int], number: int) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)

@@ -1,0 +1,11 @@
+"""Settings of the Ray clusters that diptych starts."""
+
+LOOPBACK = "127.0.0.1"
+
+# Ray reads this as it is imported: then it takes the loopback address for a node's own, and listens there
+# alone.
+LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+# Ray ends processes that were idle for a second where there are more than cores. The readers are, between
+# two windows, and starting one takes as long as it reads some thousand images.
+SYSTEM_CONFIG = {"num_workers_soft_limit": 64}

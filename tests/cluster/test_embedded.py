@@ -1,0 +1,134 @@
+"""diptych cluster: real Ray nodes on this machine, for this machine alone."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.digits import scattered_digits
+from pipelines.shards import write_shards
+
+pytestmark = pytest.mark.ray
+
+
+def _diptych(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", f"from cluster.cli import main; main({list(arguments)!r})"],
+        env=os.environ | environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What `diptych cluster up` notes of a cluster of two nodes."""
+    folder = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(folder))
+        started = _diptych("cluster", "up", "--nodes", "2", "--cpus", "2")
+        assert started.returncode == 0, started.stderr
+        yield json.loads((folder / "diptych" / "cluster.json").read_text())
+        _diptych("cluster", "down")
+
+
+def _marked(state: dict[str, str]) -> list[int]:
+    mark = f"DIPTYCH_CLUSTER={state['mark']}".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def _listening(processes: list[int]) -> set[str]:
+    """The addresses, in hexadecimal, on which the processes listen."""
+    sockets = set()
+    for process in processes:
+        for link in Path(f"/proc/{process}/fd").glob("*"):
+            try:
+                sockets |= set(re.findall(r"socket:\[(\d+)\]", os.readlink(link)))
+            except OSError:
+                continue
+    addresses = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in sockets:
+                addresses.add(fields[1].partition(":")[0])
+    return addresses
+
+
+def test_its_nodes_are_listed_and_a_second_cluster_is_refused(state: dict[str, str]) -> None:
+    listed = _diptych("cluster", "status")
+    assert listed.returncode == 0, listed.stderr
+    assert state["address"] in listed.stdout
+    assert listed.stdout.count("alive") == 2
+    again = _diptych("cluster", "up")
+    assert again.returncode == 2
+    assert again.stderr == (
+        f"diptych: a cluster is running already at {state['address']}; diptych cluster down ends it\n"
+    )
+
+
+def test_it_listens_on_the_loopback_address_alone(state: dict[str, str]) -> None:
+    addresses = _listening(_marked(state))
+    # 127.0.0.1, and the same as an address of IPv6.
+    assert addresses == {"0100007F", "0000000000000000FFFF00000100007F"}
+
+
+def test_without_the_token_it_is_closed(state: dict[str, str]) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{state['dashboard']}/api/jobs/")
+    assert refused.value.code == 401
+    stranger = _diptych("cluster", "status", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 32)
+    assert stranger.returncode == 2
+    assert f"the Ray cluster at {state['address']} wants its token" in stranger.stderr
+
+
+def test_a_run_is_spread_over_its_nodes(state: dict[str, str], tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    write_shards(
+        scattered_digits(64, held_out=False, seed=0), str(images), rows_per_shard=32, rows_per_group=16
+    )
+    # A worker takes two CPUs: there is room for one on each node.
+    run = _diptych(
+        "train", "--data.train", str(images), "--data.recipe", "simclr-cifar", "--encoder.name", "resnet8",
+        "--projector.hidden-dim", "32", "--projector.dim", "16", "--batch-size", "16", "--lanes", "2",
+        "--workers", "2", "--steps", "2", "--evaluation.diagnostic-images", "0", "--output", str(tmp_path),
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if "loss" in json.loads(line)] == [1, 2]
+
+
+def test_it_can_be_taken_down_after_a_crash_and_nothing_else_is(state: dict[str, str]) -> None:
+    control = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        (holder,) = (
+            process for process in _marked(state)
+            if b"cluster.embedded import hold" in Path(f"/proc/{process}/cmdline").read_bytes()
+        )  # fmt: skip
+        os.kill(holder, signal.SIGKILL)
+        down = _diptych("cluster", "down")
+        assert re.fullmatch(r"[1-9]\d* processes ended\n", down.stdout), down.stderr
+        time.sleep(0.5)
+        assert _marked(state) == []
+        assert control.poll() is None
+    finally:
+        control.kill()
+        control.wait()
+    gone = _diptych("cluster", "status")
+    assert gone.returncode == 1
+    assert gone.stderr == "diptych: no cluster is running; start one with: diptych cluster up\n"
+    assert _diptych("cluster", "down").stdout == "0 processes ended\n"
