@@ -70,6 +70,8 @@ def up(nodes: int, cpus: int, host: str = LOOPBACK) -> Embedded:
 
 def hold(nodes: int, cpus: int, host: str, port: int, dashboard: int) -> None:
     """Start the nodes, say so on stdout, and keep them until SIGTERM: what the process of `up` does."""
+    from ray._common.utils import reset_ray_address
+    from ray._private import utils
     from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
     from ray.cluster_utils import Cluster
 
@@ -83,7 +85,13 @@ def hold(nodes: int, cpus: int, host: str, port: int, dashboard: int) -> None:
         "dashboard_port": dashboard,
         "_system_config": SYSTEM_CONFIG,
     }
+    named = utils.read_ray_address()
     cluster = Cluster(initialize_head=True, head_node_args=node | head)
+    # Other people's `ray.init()` is not led here, nor to nowhere once this cluster is gone.
+    if named:
+        utils.write_ray_address(named)
+    else:
+        reset_ray_address()
     for _ in range(nodes - 1):
         cluster.add_node(**node)
     os.write(1, b"up")

@@ -41,7 +41,7 @@ def cluster(cpus: float) -> Iterator[None]:
     else:
         # The dashboard would take a share of a small machine's cores.
         cores = max(os.cpu_count() or 1, int(cpus + 0.999))
-        ray.init(num_cpus=cores, include_dashboard=False, _system_config=SYSTEM_CONFIG, **settings)
+        ray.init("local", num_cpus=cores, include_dashboard=False, _system_config=SYSTEM_CONFIG, **settings)
     try:
         yield
     finally:

@@ -60,6 +60,7 @@ def ray_cluster(bucket: str) -> Iterator[None]:
     import ray
 
     ray.init(
+        "local",
         num_cpus=9,
         include_dashboard=False,
         log_to_driver=False,

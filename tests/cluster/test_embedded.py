@@ -87,10 +87,16 @@ def test_it_listens_on_the_loopback_address_alone(state: dict[str, str]) -> None
     assert addresses == {"0100007F", "0000000000000000FFFF00000100007F"}
 
 
+def test_rays_own_way_to_a_cluster_is_left_as_it_was(state: dict[str, str]) -> None:
+    named = Path("/tmp/ray/ray_current_cluster")
+    assert not named.exists() or named.read_text().strip() != state["address"]
+
+
 def test_without_the_token_it_is_closed(state: dict[str, str]) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{state['dashboard']}/api/jobs/")
     assert refused.value.code == 401
+    refused.value.close()
     stranger = _diptych("cluster", "status", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 32)
     assert stranger.returncode == 2
     assert f"the Ray cluster at {state['address']} wants its token" in stranger.stderr
