@@ -2,10 +2,9 @@
 
     python benchmarks/search.py CIFAR10    # a folder of Parquet files train-*: image, label
 
-For each seed, on 5,000 images of which three fifths are held out, ResNet-8 and SimCLR: a random search trains
-all its trials to the end; another, of the same space, draws them by TPE and stops them by ASHA. Prints how
-many images the second had trained on when it reached the accuracy that is the best of the first's, as a share
-of what the first trained on in all. Then a few trials of one epoch are run by a search and, for comparison,
+For each seed, on 5,000 images of which three fifths are held out, the search `simclr` that comes with diptych,
+and a random one of the same space, which trains all its trials to the end. Prints how many images the first had trained on when it
+reached the accuracy that is the best of the second's, as a share of what that trained on in all. Then a few trials of one epoch are run by a search and, for comparison,
 one after the other as `diptych train` would on the same cluster, in turns; prints how long both take.
 """
 
@@ -15,13 +14,14 @@ import statistics
 import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 from threading import Event
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # Before torch reads it.
 
 from cluster.local import cluster
-from cluster.tune import run_tuning
+from cluster.tune import read_search, run_tuning
 from pipelines.sources import build_index
 from training.attempts import run_to_its_end
 from training.evaluator import Sets
@@ -31,18 +31,6 @@ from tuning.config import SearchConfig
 from tuning.figures import progress
 from tuning.trials import Trial
 from tuning.variants import search_space, trial_config
-
-_TRAIN: dict[str, Any] = {
-    "encoder": {"name": "resnet8"},
-    "projector": {"hidden_dim": 256, "dim": 64},
-    "optimizer": {"name": "sgd"},
-    "evaluation": {"every_epochs": 1, "diagnostic_images": 0, "train_images": 2000},
-}
-_SPACE = {
-    "temperature": {"loguniform": [0.02, 2.0]},
-    "optimizer.learning_rate": {"loguniform": [0.003, 3.0]},
-    "batch_size": {"choice": [32, 64, 128, 256]},
-}
 
 
 def main() -> None:
@@ -80,21 +68,21 @@ def _arguments() -> argparse.Namespace:
 
 
 def _search(arguments: argparse.Namespace, output: str, **fields: Any) -> SearchConfig:
-    train = {
-        "data": {"train": f"{arguments.cifar10}/train-00000-*", "recipe": "simclr-cifar"},
-        "epochs": arguments.epochs,
-        **_TRAIN,
+    flags = {
+        "train.data.train": f"{arguments.cifar10}/train-00000-*",
+        "train.epochs": arguments.epochs,
+        "held_out": 0.6,
+        "output": output,
     }
-    values: dict[str, Any] = {"train": train, "space": _SPACE, "held_out": 0.6, "output": output}
-    return SearchConfig(**values | fields)
+    return read_search(Path("simclr"), flags | fields)
 
 
 def _seed(arguments: argparse.Namespace, seed: int, output: str) -> float | None:
     """Share of random search's images after which the other search was as good; None where it never was."""
-    common = {"seed": seed, "trials": arguments.trials}
-    random = run_tuning(_search(arguments, output, scheduler="none", name=f"random-{seed}", **common))
-    common["trials"] = 2 * arguments.trials
-    clever = run_tuning(_search(arguments, output, searcher="tpe", name=f"tpe-asha-{seed}", **common))
+    fields: dict[str, Any] = {"seed": seed, "trials": arguments.trials, "name": f"random-{seed}"}
+    random = run_tuning(_search(arguments, output, scheduler="none", searcher="random", **fields))
+    fields |= {"trials": 2 * arguments.trials, "name": f"tpe-asha-{seed}"}
+    clever = run_tuning(_search(arguments, output, **fields))
     goal, whole = _best(random), progress(random)[-1][1]
     share = next((images / whole for _, images, best in progress(clever) if best >= goal), None)
     said = "never" if share is None else f"after {share:.0%} of its images"
@@ -111,10 +99,9 @@ def _best(trials: list[Trial]) -> float:
 
 def _overhead(arguments: argparse.Namespace, number: int, scratch: str) -> tuple[float, float]:
     """Seconds for the same few trials in a search, and as runs of their own."""
-    search = _search(
-        arguments, f"{scratch}/{number}", scheduler="none", trials=4, seed=100 + number, name="together"
-    )
-    search = replace(search, train=replace(search.train, epochs=1))
+    fields: dict[str, Any] = {"scheduler": "none", "searcher": "random", "train.epochs": 1}
+    fields |= {"trials": 4, "seed": 100 + number, "name": "together"}
+    search = _search(arguments, f"{scratch}/{number}", **fields)
     began = time.perf_counter()
     run_tuning(search)
     together = time.perf_counter() - began

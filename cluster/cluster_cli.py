@@ -30,7 +30,7 @@ def up(*, nodes: Count = 1, cpus: Count = 8, host: str = LOOPBACK) -> None:
     from cluster.embedded import up
 
     started = up(nodes, cpus, host)
-    print(f"{nodes} nodes of {cpus} CPUs at {started.address}, dashboard {started.dashboard}")
+    print(f"{nodes} x {cpus} CPUs at {started.address}, dashboard {started.dashboard}")
     print("diptych on this machine uses it; it ends with: diptych cluster down")
 
 

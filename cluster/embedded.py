@@ -35,12 +35,18 @@ class Embedded:
     dashboard: str
     mark: str
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs, before it imports Ray, to be part of it or to connect to it."""
+        alone = LOOPBACK_ONLY if self.address.startswith(f"{LOOPBACK}:") else {}
+        return {"RAY_AUTH_MODE": "token", **alone}
+
 
 def up(nodes: int, cpus: int, host: str = LOOPBACK) -> Embedded:
     """Start a cluster of so many Ray nodes with `cpus` logical CPUs each; it listens on `host` alone.
 
-    Ray's token authentication is on. Raises ValueError where one is running already, or a node does not
-    start; then nothing is left running.
+    Ray's token authentication is on. Raises ValueError where one is running already, `host` is none of
+    this machine's addresses, or a node does not start; then nothing is left running.
     """
     if running := find():
         raise ValueError(f"a cluster is running already at {running.address}; diptych cluster down ends it")
@@ -51,8 +57,7 @@ def up(nodes: int, cpus: int, host: str = LOOPBACK) -> Embedded:
     _write(_state(), json.dumps(asdict(cluster)))
     log = _folder() / "cluster.log"
     # Threads that wait must not spin: all nodes share this machine's cores.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "RAY_AUTH_MODE": "token", _MARK: cluster.mark}
-    environment |= LOOPBACK_ONLY if host == LOOPBACK else {}
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **cluster.environment, _MARK: cluster.mark}
     environment.pop("RAY_ADDRESS", None)
     command = f"from cluster.embedded import hold; hold({nodes}, {cpus}, {host!r}, {port}, {dashboard})"
     with log.open("wb") as out:
@@ -102,7 +107,7 @@ def hold(nodes: int, cpus: int, host: str, port: int, dashboard: int) -> None:
 def find() -> Embedded | None:
     """The cluster that runs, if one does."""
     cluster = _read()
-    return cluster if cluster and _answers(cluster.address) and list(_processes(cluster.mark)) else None
+    return cluster if cluster and _answers(cluster.address) and any(_processes(cluster.mark)) else None
 
 
 def down() -> int:
@@ -162,7 +167,10 @@ def _answers(address: str) -> bool:
 
 
 def _free_ports(host: str, count: int) -> list[int]:
-    sockets = [socket.create_server((host, 0)) for _ in range(count)]
+    try:
+        sockets = [socket.create_server((host, 0)) for _ in range(count)]
+    except OSError as error:
+        raise ValueError(f"host={host} is no address of this machine; leave it out, or give one") from error
     ports = [one.getsockname()[1] for one in sockets]
     for one in sockets:
         one.close()

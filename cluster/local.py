@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cluster import embedded
-from cluster.ray_settings import LOOPBACK, LOOPBACK_ONLY, SYSTEM_CONFIG
+from cluster.ray_settings import LOOPBACK_ONLY, SYSTEM_CONFIG
 
 
 def address() -> str | None:
@@ -59,13 +59,10 @@ def _no_answer(there: str, error: BaseException) -> str:
 
 def _before_ray_is_imported() -> None:
     named, running = os.environ.get("RAY_ADDRESS"), embedded.find()
-    if (named or LOOPBACK).startswith(LOOPBACK):
-        os.environ.update(LOOPBACK_ONLY)
-    else:
-        for name in LOOPBACK_ONLY:
-            os.environ.pop(name, None)
     if running and (named or running.address) == running.address:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.update(running.environment)
+    elif not named:
+        os.environ.update(LOOPBACK_ONLY)
 
 
 _before_ray_is_imported()

@@ -1,7 +1,8 @@
 """The `diptych tune` commands."""
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -11,23 +12,41 @@ tune = App(
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchFlags:
+    """Fields of a search that are flags too."""
+
+    data: str | None = None
+    """Images to train on: train.data.train."""
+    trials: int | None = None
+    """How many combinations are tried."""
+    max_minutes: float | None = None
+    """End the search after so many minutes; `diptych tune resume` goes on."""
+    concurrent: int | None = None
+    """Trials that run at a time."""
+    workers: int | None = None
+    """Workers of each trial: train.workers."""
+    searcher: str | None = None
+    """random, grid or tpe."""
+    scheduler: str | None = None
+    """asha, hyperband, population or none."""
+    metric: str | None = None
+    """Accuracy by which trials are ranked: knn or linear."""
+    seed: int | None = None
+    """Seed of the combinations."""
+    name: str | None = None
+    """The search's name; it is written to OUTPUT/NAME."""
+    output: str | None = None
+    """Where searches are written: a path, file://, s3://, gs:// or az://."""
+
+    def by_key(self) -> dict[str, Any]:
+        """Those that were given, by their dotted keys."""
+        keys = {"data": "train.data.train", "workers": "train.workers"}
+        return {keys.get(key, key): value for key, value in asdict(self).items() if value is not None}
+
+
 @tune.default
-def search(
-    search: Path,
-    /,
-    *,
-    data: str | None = None,
-    trials: int | None = None,
-    max_minutes: float | None = None,
-    concurrent: int | None = None,
-    workers: int | None = None,
-    searcher: str | None = None,
-    scheduler: str | None = None,
-    metric: str | None = None,
-    seed: int | None = None,
-    name: str | None = None,
-    output: str | None = None,
-) -> None:
+def search(search: Path, /, *, flags: Annotated[SearchFlags, Parameter(name="*")] = SearchFlags()) -> None:
     """Search; interrupted, the same command or `diptych tune resume` goes on.
 
     Parameters
@@ -35,46 +54,11 @@ def search(
     search
         A search that comes with diptych, such as simclr, or a TOML file with the tables `train` (a training
         config) and `space` (distributions of its keys). Flags take precedence over it.
-    data
-        Images to train on: train.data.train.
-    trials
-        How many combinations are tried.
-    max_minutes
-        End the search after so many minutes; `diptych tune resume` goes on.
-    concurrent
-        Trials that run at a time.
-    workers
-        Workers of each trial: train.workers.
-    searcher
-        random, grid or tpe.
-    scheduler
-        asha, hyperband, population or none.
-    metric
-        Accuracy by which trials are ranked: knn or linear.
-    seed
-        Seed of the combinations.
-    name
-        The search's name; it is written to OUTPUT/NAME.
-    output
-        Where searches are written: a path, file://, s3://, gs:// or az://.
     """
     # torch takes seconds to import; help should not.
     from cluster.tune import read_search, run_tuning
 
-    flags = {
-        "train.data.train": data,
-        "trials": trials,
-        "max_minutes": max_minutes,
-        "concurrent": concurrent,
-        "train.workers": workers,
-        "searcher": searcher,
-        "scheduler": scheduler,
-        "metric": metric,
-        "seed": seed,
-        "name": name,
-        "output": output,
-    }
-    run_tuning(read_search(search, {key: value for key, value in flags.items() if value is not None}))
+    run_tuning(read_search(search, flags.by_key()))
 
 
 @tune.command

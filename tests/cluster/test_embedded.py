@@ -81,6 +81,14 @@ def test_its_nodes_are_listed_and_a_second_cluster_is_refused(state: dict[str, s
     )
 
 
+def test_an_address_that_is_none_of_this_machines_is_refused(tmp_path: Path) -> None:
+    refused = _diptych("cluster", "up", "--host", "192.0.2.254", XDG_STATE_HOME=str(tmp_path))
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "diptych: host=192.0.2.254 is no address of this machine; leave it out, or give one\n"
+    )
+
+
 def test_it_listens_on_the_loopback_address_alone(state: dict[str, str]) -> None:
     addresses = _listening(_marked(state))
     # 127.0.0.1, and the same as an address of IPv6.
