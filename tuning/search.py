@@ -46,7 +46,7 @@ def run_search(
     others go on. Raises ValueError where the cluster could never hold a trial.
     """
     sets = Sets(*index.split(search.held_out, search.seed))
-    room = _room(search)
+    room = Room(_at_a_time(search))
     book = Book(search, show)
     # A trial that fails reports that alone, and ends.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
@@ -55,16 +55,16 @@ def run_search(
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     # Who calls this decides what Ctrl-C does.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    shared, places = _Shared(search, sets, book.stopped()), Room(room)
+    shared = _Shared(search, sets, book.stopped())
     with tempfile.TemporaryDirectory(prefix="diptych-") as scratch:
         points = book.points() if search.searcher == "tpe" else search.points(search_space(search))
         tune.Tuner(
-            tune.with_resources(tune.with_parameters(_Trial, shared=shared), _resources(search, room)),
+            tune.with_resources(tune.with_parameters(_Trial, shared=shared), _resources(search, room.size)),
             param_space=param_space(search),
             tune_config=tune.TuneConfig(
                 num_samples=len(points) if waits(search) else _UNTIL_IT_ENDS,
-                search_alg=searcher(search, points, places),
-                scheduler=scheduler(search, _evaluations(search, sets), places),
+                search_alg=searcher(search, points, room),
+                scheduler=scheduler(search, _evaluations(search, sets), room),
                 time_budget_s=60 * search.max_minutes if search.max_minutes else None,
                 reuse_actors=True,
             ),
@@ -228,7 +228,7 @@ def _evaluations(search: SearchConfig, sets: Sets) -> int:
     return -(-train.steps * largest // (every * int(sets.train.rows.sum())))
 
 
-def _room(search: SearchConfig) -> int:
+def _at_a_time(search: SearchConfig) -> int:
     """How many trials run at a time; ValueError where the cluster could hold none."""
     train, resources = search.train, usable_resources()
     workers = fitting_workers(replace(train, workers=train.workers or 1))
@@ -238,11 +238,11 @@ def _room(search: SearchConfig) -> int:
     return max(1, min(search.concurrent, int(cpus), int(gpus) if gpus >= 1 else search.concurrent))
 
 
-def _resources(search: SearchConfig, room: int) -> dict[str, float]:
+def _resources(search: SearchConfig, at_a_time: int) -> dict[str, float]:
     """What a trial itself asks for: where trials wait, a share of this node, which has room for so many."""
     if not waits(search):
         return {"CPU": CPUS_PER_TRIAL}
     here = ray.get_runtime_context().get_node_id()
     (node,) = (node for node in ray.nodes() if node["NodeID"] == here)
     (name,) = (name for name in node["Resources"] if name == f"node:{node['NodeManagerAddress']}")
-    return {"CPU": CPUS_PER_TRIAL, name: round(1 / (room + 0.5), 4)}
+    return {"CPU": CPUS_PER_TRIAL, name: round(1 / (at_a_time + 0.5), 4)}
