@@ -24,7 +24,7 @@ def trial_table(trials: Sequence[Trial], count: int, most: int | None = None) ->
     for heading in ("trial", "accuracy", "score", "images", "state"):
         table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
     for key in keys:
-        table.add_column(key, justify="right")
+        table.add_column(key, justify="right", overflow="fold")
     for trial in trials[:most]:
         accuracy = "" if trial.accuracy is None else f"{trial.accuracy:.1%}"
         score = "" if trial.score is None else f"{trial.score:.3f}"
