@@ -66,12 +66,15 @@ def retrying(call: Callable[[], _T], what: str) -> _T:
         try:
             result = call()
         except (OSError, pa.ArrowException, ValueError) as error:
-            if not transient(error):
+            late = time.monotonic() - started > _timeout()
+            # A server that has just come back may not know its users yet.
+            returning = waited and not late and _DENIED.search(str(error)) is not None
+            if not transient(error) and not returning:
                 explained = _explained(error, what)
                 if explained is None:
                     raise
                 raise explained from error
-            if time.monotonic() - started > _timeout():
+            if late:
                 raise OSError(
                     f"{what}: the storage was away for {_timeout():g} s ({first_line(error)}); check it and "
                     "the network, or set DIPTYCH_STORAGE_TIMEOUT to more seconds"

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain, repeat
 from threading import Thread
 
 import pyarrow as pa
@@ -151,6 +152,34 @@ def test_a_call_is_tried_until_it_succeeds_with_a_warning_at_either_end(caplog: 
     waiting, goes_on = caplog.messages
     assert waiting == "reading it: waiting for the storage (reset)"
     assert goes_on.startswith("reading it: goes on after ")
+
+
+_DENIED = OSError("When reading key 'a' in bucket 'b': AWS Error ACCESS_DENIED during GetObject operation")
+
+
+def test_a_server_that_has_just_come_back_may_deny_for_a_while():
+    faults = iter([ConnectionRefusedError("refused"), _DENIED])
+
+    def call() -> str:
+        for fault in faults:
+            raise fault
+        return "content"
+
+    assert retrying(call, "reading it") == "content"
+
+
+@pytest.mark.parametrize(("first", "at_once"), [(_DENIED, True), (ConnectionRefusedError("refused"), False)])
+def test_one_that_denies_for_good_is_told_of(first: OSError, at_once: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DIPTYCH_STORAGE_TIMEOUT", "1")
+    faults, calls = chain([first], repeat(_DENIED)), []
+
+    def call() -> None:
+        calls.append(1)
+        raise next(faults)
+
+    with pytest.raises(PermissionError, match="reading it: access was denied; check AWS_ACCESS_KEY_ID"):
+        retrying(call, "reading it")
+    assert (len(calls) == 1) == at_once
 
 
 def test_a_call_that_succeeds_is_made_once_and_says_nothing(caplog: pytest.LogCaptureFixture):
