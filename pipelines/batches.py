@@ -10,7 +10,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Int, Shaped
 
 from pipelines.plan import Window
-from pipelines.quarantine import Quarantined
+from pipelines.quarantine import WAY_OUT, Quarantined
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +135,8 @@ class ShuffledWindow:
             candidate = (row + size // 2 + step) % size
             if candidate not in self._bad:
                 return candidate
-        raise ValueError(
-            f"none of {size} images that are read together is good: {self._rows.marked(self._bad).first_bad}"
-        )
+        first = self._rows.marked(self._bad).first_bad
+        raise ValueError(f"none of {size} images that are read together is good: {first}; {WAY_OUT}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -111,9 +111,11 @@ def first_line(error: BaseException) -> str:
 
 
 def _explained(error: Exception, what: str) -> OSError | None:
-    """The error in one line with its way out, or None where it is not a storage client's."""
+    """The error in one line with its way out, or None where it is no storage client's and none is known."""
     text = str(error)
     if not _CLIENT.search(text):
+        if isinstance(error, PermissionError):
+            return PermissionError(f"{what}: {first_line(error)}; give this user the permission")
         return None
     variables = next((names for client, names in CREDENTIALS.items() if client in text), "the credentials")
     if _NO_CREDENTIALS.search(text):

@@ -15,6 +15,9 @@ from pyarrow import fs
 
 from pipelines.faults import CREDENTIALS, first_line, retrying
 
+# Set by `diptych submit` in the job that it sends.
+IN_A_JOB = "DIPTYCH_JOB"
+
 _KNOWN = "use a path, file://, s3://, gs://, az:// or abfs://"
 _AZURE = ("az", "abfs", "abfss")
 
@@ -52,22 +55,51 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def absolute(uri: str) -> str:
-    """`uri`, or where it is a path, that path from the root: workers have another working directory."""
+    """`uri`, or where it is a path, that path from the root: workers have another working directory.
+
+    Raises ValueError for a path that is not from the root already in a job that was sent to a cluster.
+    """
+    if os.environ.get(IN_A_JOB):
+        check_shared(uri)
     return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 
 
-def _remote(scheme: str, place: str) -> tuple[fs.FileSystem, str]:
-    bucket, _, key = place.partition("/")
-    account = ""
-    if scheme in _AZURE:
-        # abfs://container@account.dfs.core.windows.net/path is how Azure itself writes them.
-        bucket, _, account = bucket.partition("@")
+def check_shared(uri: str) -> None:
+    """Raises ValueError where `uri` is a path within a working directory, which no other machine has."""
+    if "://" not in uri and not Path(uri).expanduser().is_absolute():
+        raise ValueError(
+            f"{uri} is a path in the job's own folder, which ends with the job; give s3://BUCKET/..., gs:// "
+            "or az://, or an absolute path that all nodes share"
+        )
+
+
+def check_no_secret(uri: str) -> None:
+    """Raises ValueError where a URI of object storage carries credentials or options."""
+    scheme, _, place = uri.partition("://")
+    if scheme not in _CLIENTS or not place:
+        return
+    bucket, account = _bucket(scheme, place)
     # A config is stored and shown, so a secret must not stand in it, nor may this message repeat it.
     if "@" in bucket + account or ":" in bucket or "?" in place:
         raise ValueError(
             f"the {scheme}:// URI carries credentials or options; leave them out and set "
             f"{CREDENTIALS[_CLIENTS[scheme]]} in the environment"
         )
+
+
+def _bucket(scheme: str, place: str) -> tuple[str, str]:
+    """Of what follows the scheme, the bucket and Azure's account, where that is named."""
+    bucket = place.partition("/")[0]
+    if scheme not in _AZURE:
+        return bucket, ""
+    # abfs://container@account.dfs.core.windows.net/path is how Azure itself writes them.
+    bucket, _, account = bucket.partition("@")
+    return bucket, account
+
+
+def _remote(scheme: str, place: str) -> tuple[fs.FileSystem, str]:
+    check_no_secret(f"{scheme}://{place}")
+    (bucket, account), key = _bucket(scheme, place), place.partition("/")[2]
     if not bucket:
         raise ValueError(f"{scheme}://{place} names no bucket; write {scheme}://BUCKET/PATH")
     if scheme == "s3" and _s3_endpoint(os.environ):

@@ -64,7 +64,13 @@ def _decoder(gpu: bool) -> Any:
 
 
 def _decoded(encoded: Any, gpu: bool) -> Any:
-    return fn.decoders.image(encoded, device="mixed" if gpu else "cpu", output_type=DALIImageType.RGB)
+    return fn.decoders.image(
+        encoded,
+        device="mixed" if gpu else "cpu",
+        output_type=DALIImageType.RGB,
+        # A GPU would repeat a JPEG's halved colours, which a CPU interpolates: off by dozens of grey levels.
+        jpeg_fancy_upsampling=True,
+    )
 
 
 def _cropped(images: Any, size: int, given: dict[str, Any]) -> Any:

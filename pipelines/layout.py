@@ -25,6 +25,10 @@ IMAGE_ENDINGS = (
 CONNECTIONS = 16
 
 
+# The way out where a file is not what its index says of it.
+CHANGED = "put it back, or give the changed images a run of their own"
+
+
 class Place(NamedTuple):
     """A file of the data set: its path within the file system and its size in bytes."""
 
@@ -54,4 +58,7 @@ def reading(call: Callable[[], _T], place: str) -> _T:
         return storage.retrying(call, what)
     except (OSError, pa.ArrowInvalid) as error:
         line = storage.first_line(error)
-        raise ValueError(line if line.startswith(what) else f"cannot read {place}: {line}") from error
+        if line.startswith(what):
+            raise ValueError(line) from error
+        way_out = CHANGED if isinstance(error, FileNotFoundError) else "write it anew, or take it away"
+        raise ValueError(f"cannot read {place}: {line.rstrip('.')}; {way_out}") from error

@@ -178,5 +178,8 @@ def mean_bytes(table: pa.Table) -> float:
     """Of the good images of `table` (reader.SCHEMA); ValueError where there is none."""
     sizes = pc.binary_length(table["image"]).drop_null()  # pyright: ignore[reportAttributeAccessIssue]
     if not len(sizes):
-        raise ValueError(f"none of {len(table)} images that were looked at is good: {table['bad'][0]}")
+        raise ValueError(
+            f"none of {len(table)} images that were looked at is good: {table['bad'][0]}; "
+            f"{quarantine.WAY_OUT}"
+        )
     return pc.mean(sizes).as_py()  # pyright: ignore[reportAttributeAccessIssue]

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from pyarrow import fs
 
 from pipelines.config import DataConfig
-from pipelines.layout import ROWS, Listing, Place, reading
+from pipelines.layout import CHANGED, ROWS, Listing, Place, reading
 
 ENDINGS = (".parquet", ".parq")
 
@@ -92,7 +92,7 @@ def _check_columns(schema: pa.Schema, path: str, data: DataConfig) -> None:
         if not pa.types.is_integer(kind):
             raise ValueError(
                 f"{path}: column {data.label_column!r} is {kind}, not whole numbers from 0; "
-                "name another with --data.label-column"
+                "name another with --data.label-column, or none that is there to do without labels"
             )
 
 
@@ -103,7 +103,9 @@ def _read_piece(filesystem: fs.FileSystem, piece: dict, data: DataConfig, has_la
         with pq.ParquetFile(path, filesystem=filesystem) as file:
             names = set(file.schema_arrow.names) & {data.image_column, data.label_column, data.key_column}
             if group >= file.num_row_groups:
-                raise ValueError(f"cannot read {path}, row group {group}: it had more when it was indexed")
+                raise ValueError(
+                    f"cannot read {path}, row group {group}: it had more when it was indexed; {CHANGED}"
+                )
             return file.read_row_group(group, columns=sorted(names)).slice(start, stop - start)
 
     table = reading(read, f"{path}, row group {group}")

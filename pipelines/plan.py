@@ -8,7 +8,7 @@ workers. Pure NumPy.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from jaxtyping import Int
@@ -30,7 +30,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Window:
-    """Rows of a lane that are shuffled together where there is a `key`.
+    """Rows of a lane that are shuffled together where there is a `key_path`: a seed, and what follows it.
 
     `pieces` are read for it. Together with the rows that the lane's windows before it have read and not
     used they begin with its `size` rows; what is left over is the next window's, so that no fragment is
@@ -39,7 +39,7 @@ class Window:
 
     pieces: tuple[Piece, ...]
     size: int
-    key: Key | None = None
+    key_path: tuple[int, ...] | None = None
     skip: int = 0
 
     @property
@@ -53,7 +53,10 @@ class Window:
 
     def order(self) -> Int[np.ndarray, " size"]:
         """Positions among the window's rows in the order in which they are consumed, skipped ones first."""
-        return np.arange(self.size) if self.key is None else permutation(self.key, self.size)
+        if self.key_path is None:
+            return np.arange(self.size)
+        # Derived here, which takes longer than all else about a window: who only reads it needs no key.
+        return permutation(derive_key(*self.key_path), self.size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,17 +113,18 @@ class Plan:
                 f"in lanes={self.lanes}; try {fits}"
             )
 
-    @property
-    def lane_batch_size(self) -> int:
-        return self.batch_size // self.lanes
-
-    @property
+    # Every window asks for these, and adding up the rows takes the longer the more fragments there are.
+    @cached_property
     def lane_rows(self) -> int:
         return int(self.rows.sum()) // self.lanes
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         return self.lane_rows // self.lane_batch_size
+
+    @property
+    def lane_batch_size(self) -> int:
+        return self.batch_size // self.lanes
 
     @property
     def window_size(self) -> int:
@@ -157,8 +161,7 @@ class Plan:
         # Fragments are read to their ends, or to the lane's: the rows beyond `stop` are the next window's.
         read_from = start if number == first_number else min(line.fragment_end(start), end)
         pieces = line.pieces(read_from, min(line.fragment_end(stop), end))
-        key = derive_key(self.seed, _ROWS, epoch, lane, number)
-        return Window(tuple(pieces), stop - start, key, skip)
+        return Window(tuple(pieces), stop - start, (self.seed, _ROWS, epoch, lane, number), skip)
 
     @lru_cache(maxsize=2)  # noqa: B019 - a plan lives as long as its run
     def _line(self, epoch: int) -> Line:
@@ -193,10 +196,14 @@ def check_lanes(batch_size: int, lanes: int, workers: int = 1) -> None:
     """Raise ValueError unless workers divide lanes and lanes divide batch_size."""
     if batch_size % lanes:
         nearest = max(1, batch_size // lanes) * lanes
-        raise ValueError(f"batch_size={batch_size} must divide by lanes={lanes}; try --batch-size {nearest}")
+        raise ValueError(
+            f"batch_size={batch_size} must be a multiple of lanes={lanes}; try --batch-size {nearest}"
+        )
     if lanes % workers:
         fits = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0)
-        raise ValueError(f"lanes={lanes} must divide by workers={workers}; try --workers out of {fits}")
+        raise ValueError(
+            f"lanes={lanes} must be a multiple of workers={workers}; try --workers out of {fits}"
+        )
 
 
 def lanes_of(rank: int, world_size: int, lanes: int) -> range:

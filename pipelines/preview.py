@@ -6,15 +6,17 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 from pipelines.batches import Rows
 from pipelines.dali import Request, make_views
 from pipelines.feed import make_request
+from pipelines.quarantine import WAY_OUT
 from pipelines.recipes import ViewRecipe
 
-_GAP = 4
+# Pixels between the pictures of a sheet.
+GAP = 4
 _SMALLEST_SIDE = 96
 
 
@@ -28,7 +30,7 @@ def contact_sheet(
 
     def request(rows: Rows) -> Request:
         if not len(good := rows.good[:images]):
-            raise ValueError(f"none of {len(rows)} images can be shown: {rows.first_bad}")
+            raise ValueError(f"none of {len(rows)} images can be shown: {rows.first_bad}; {WAY_OUT}")
         return make_request(good, recipes, seed=seed, epoch=epoch, tag=good)
 
     def repair(failed: Request, broken: Mapping[int, str]) -> Request:
@@ -38,7 +40,7 @@ def contact_sheet(
     views, shown = next(made)
     size = recipes[0].size
     tiles = [[_fitted(content.tobytes(), size) for content in shown.image]]
-    tiles += [[_shown(view, recipe) for view in batch] for batch, recipe in zip(views, recipes, strict=True)]
+    tiles += [[pixels(view, recipe) for view in batch] for batch, recipe in zip(views, recipes, strict=True)]
     return _grid(tiles, size)
 
 
@@ -48,19 +50,20 @@ def _fitted(content: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
     return np.asarray(ImageOps.pad(image, (size, size), color=(255, 255, 255)))
 
 
-def _shown(view: torch.Tensor, recipe: ViewRecipe) -> UInt8[np.ndarray, "size size 3"]:
+def pixels(view: Float[torch.Tensor, "3 size size"], recipe: ViewRecipe) -> UInt8[np.ndarray, "size size 3"]:
+    """A normalised view as it looks."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (recipe.mean, recipe.std))
-    pixels = (view * std + mean).clamp(0, 1) * 255
-    return pixels.round().byte().permute(1, 2, 0).numpy()
+    scaled = (view * std + mean).clamp(0, 1) * 255
+    return scaled.round().byte().permute(1, 2, 0).numpy()
 
 
 def _grid(rows: list[list[np.ndarray]], size: int) -> bytes:
     scale = max(1, -(-_SMALLEST_SIDE // size))
-    pitch = size * scale + _GAP
-    sheet = Image.new("RGB", (pitch * len(rows[0]) - _GAP, pitch * len(rows) - _GAP), "white")
+    pitch = size * scale + GAP
+    sheet = Image.new("RGB", (pitch * len(rows[0]) - GAP, pitch * len(rows) - GAP), "white")
     for y, row in enumerate(rows):
-        for x, pixels in enumerate(row):
-            tile = Image.fromarray(pixels).resize((size * scale, size * scale), Image.Resampling.NEAREST)
+        for x, picture in enumerate(row):
+            tile = Image.fromarray(picture).resize((size * scale, size * scale), Image.Resampling.NEAREST)
             sheet.paste(tile, (x * pitch, y * pitch))
     out = io.BytesIO()
     sheet.save(out, "PNG", optimize=True)

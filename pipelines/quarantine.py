@@ -9,6 +9,9 @@ from pipelines.sources import Index
 
 _FILE = "quarantine.jsonl"
 
+# Where so many images are bad that nothing can be done with the others.
+WAY_OUT = "mend them; diptych data inspect URI --decode counts all faults"
+
 
 @dataclass(frozen=True)
 class Quarantined:

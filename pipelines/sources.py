@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -34,6 +35,9 @@ _ENDINGS: dict[Layout, tuple[str, ...]] = {
 
 # First part of a key's path; pipelines.plan and pipelines.draws use others.
 _SPLIT = 4
+
+# A split into whole fragments may hold out so many times what was asked for.
+_ABOUT = 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,17 +72,21 @@ class Index:
     def split(self, share: float, seed: int) -> tuple["Index", "Index"]:
         """The index without, and of, randomly chosen fragments that hold at least `share` of the rows.
 
-        Raises ValueError where one part would be empty.
+        Where fragments are so few that they would hold much more than that, randomly chosen rows of all
+        instead. Raises ValueError where one part would be empty.
         """
-        rows = self.rows
-        order = permutation(derive_key(seed, _SPLIT), len(rows))
-        count = int(np.searchsorted(np.cumsum(rows[order]), share * rows.sum())) + 1
+        rows, key = self.rows, derive_key(seed, _SPLIT)
+        wanted = share * rows.sum()
+        order = permutation(key, len(rows))
+        held = np.cumsum(rows[order])
+        count = int(np.searchsorted(held, wanted)) + 1
+        if count < len(order) and held[count - 1] <= _ABOUT * wanted:
+            return self._part(np.sort(order[count:])), self._part(np.sort(order[:count]))
+        order = permutation(key, int(rows.sum()))
+        count = math.ceil(wanted)
         if count >= len(order):
-            raise ValueError(
-                f"{self.uri} has {len(order)} fragments, too few to hold out {share:.0%} of its images; "
-                "write smaller row groups or tars"
-            )
-        return self._part(np.sort(order[count:])), self._part(np.sort(order[:count]))
+            raise ValueError(f"{self.uri} has {len(order)} images, too few to hold out {share:.0%} of them")
+        return self.only(np.sort(order[count:])), self.only(np.sort(order[:count]))
 
     def only(self, rows: Int[np.ndarray, " chosen"]) -> "Index":
         """The index of these rows alone, given by their places in it, ascending."""
@@ -114,7 +122,7 @@ class Index:
         table = pq.read_table(io.BytesIO(content))
         about = json.loads((table.schema.metadata or {})[b"index"])
         classes = tuple(about.pop("classes"))
-        return cls(fragments=table.replace_schema_metadata(None), classes=classes, **about)
+        return cls(fragments=_whole(table.replace_schema_metadata(None)), classes=classes, **about)
 
 
 def build_index(
@@ -137,7 +145,16 @@ def build_index(
         raise ValueError(f"{uri} holds no image: its {files} files have none")
     rows = fragments["rows"].to_numpy()
     fragments = fragments.append_column("first_sample", pa.array(np.cumsum(rows) - rows))
-    return Index(uri, layout, fragments, listing.has_labels, listing.classes)
+    return Index(uri, layout, _whole(fragments), listing.has_labels, listing.classes)
+
+
+def _whole(fragments: pa.Table) -> pa.Table:
+    """The same, each column in one piece.
+
+    Of several, every look-up of a window's rows would first make one, and pickling writes the memory that
+    they share once for each.
+    """
+    return fragments.combine_chunks()
 
 
 def _list(uri: str, data: DataConfig, progress: Progress | None) -> tuple[Listing, Layout, int]:

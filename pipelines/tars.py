@@ -14,7 +14,7 @@ from typing import Any, cast
 import pyarrow as pa
 from pyarrow import fs
 
-from pipelines.layout import IMAGE_ENDINGS, ROWS, Listing, Place, reading
+from pipelines.layout import CHANGED, IMAGE_ENDINGS, ROWS, Listing, Place, reading
 
 ENDINGS = (".tar",)
 
@@ -118,7 +118,7 @@ def _read_piece(filesystem: fs.FileSystem, piece: dict, has_labels: bool) -> pa.
     content = memoryview(reading(read, path))
 
     if len(content) < last - first:
-        raise ValueError(f"cannot read {path}: it is shorter than when it was indexed")
+        raise ValueError(f"cannot read {path}: it is shorter than when it was indexed; {CHANGED}")
 
     def part(offset: int, size: int) -> bytes:
         return bytes(content[offset - first : offset - first + size])

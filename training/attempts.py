@@ -1,22 +1,25 @@
 """A run that goes on by itself: when a worker is lost, and on more workers when the cluster has grown."""
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from threading import Event
 
+from training.capacity import asked_for, fitting_workers, or_none, wait_for_nodes
 from training.checkpoint import Checkpoints
-from training.config import TrainConfig
+from training.config import TrainConfig, most_workers
 from training.evaluator import Sets
-from training.faults import StoppedError
+from training.faults import RunError, StoppedError
+from training.nodes import wait_for_lost_nodes
 from training.run import run_uri, train
 from training.runlog import Progress
-from training.worker import Launch, RunError, fitting_workers, launch
+from training.worker import Launch, launch
 
 # How often the cluster is looked at for room for more workers, and how long it must have had that.
 _LOOK_SECONDS, _STEADY_LOOKS = 5.0, 2
 
 # How long to wait for nodes where too few are left, and for a lost one to be noticed.
-_PATIENCE_SECONDS, _SETTLE_SECONDS = 300.0, 2.0
+_PATIENCE_SECONDS, _NOTICE_SECONDS = 300.0, 60.0
 
 
 def run_to_its_end(
@@ -36,11 +39,12 @@ def run_to_its_end(
     """
     checkpoints = Checkpoints(run_uri(config), config.checkpoint.keep)
     failures, reached = 0, checkpoints.latest_step()
-    workers = fitting_workers(config)
+    workers = _first_workers(config, progress, reached or 0, stop)
     while True:
         try:
             ending = _Ending(stop, config, workers)
-            launch(config, sets, progress, partial(train, until=until), workers=workers, stopping=ending)
+            with _missing_nodes(config, workers):
+                launch(config, sets, progress, partial(train, until=until), workers=workers, stopping=ending)
             return
         except StoppedError as stopped:
             if stop.is_set():
@@ -54,20 +58,40 @@ def run_to_its_end(
             if error.final or failures > config.retries or stop.is_set():
                 raise
             progress({"step": step or 0, "restarting": f"{error}"})
-            time.sleep(_SETTLE_SECONDS)
-        workers = _wait_for_room(config)
+            wait_for_lost_nodes(_NOTICE_SECONDS, stop)
+        workers = _wait_for_room(config, reached or 0, stop)
 
 
-def _wait_for_room(config: TrainConfig) -> int:
+def _first_workers(config: TrainConfig, progress: Progress, reached: int, stop: Event) -> int:
+    """How many workers to begin with: those that fit, or those that do once more nodes have come."""
+    most = most_workers(config)
+    if config.wait_for_nodes and _fitting(config) < most:
+        progress({"step": reached, "waiting": f"nodes with room for {most} workers"})
+        wait_for_nodes(config, partial(fitting_workers, config), most, stop)
+        if stop.is_set():
+            raise StoppedError(reached)
+    return fitting_workers(config)
+
+
+def _fitting(config: TrainConfig) -> int:
+    return or_none(partial(fitting_workers, config))
+
+
+def _wait_for_room(config: TrainConfig, reached: int, stop: Event) -> int:
     """How many workers the cluster has room for, once it has enough; ValueError after a while."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            return fitting_workers(config)
-        except ValueError:
-            if time.monotonic() > deadline:
-                raise
+    deadline = time.monotonic() + max(_PATIENCE_SECONDS, config.wait_for_nodes)
+    with _missing_nodes(config, 0):
+        while not _fitting(config) and time.monotonic() < deadline:
             time.sleep(_LOOK_SECONDS)
+            if stop.is_set():
+                raise StoppedError(reached)
+    return fitting_workers(config)
+
+
+def _missing_nodes(config: TrainConfig, workers: int) -> AbstractContextManager[None]:
+    """Where nodes are to be waited for, those are asked for that would have room for the other workers."""
+    missing = most_workers(config) - workers
+    return asked_for(config, missing) if config.wait_for_nodes and missing > 0 else nullcontext()
 
 
 class _Ending:
@@ -86,7 +110,4 @@ class _Ending:
         return self._steady >= _STEADY_LOOKS
 
     def _grown(self) -> bool:
-        try:
-            return fitting_workers(self._config) > self._workers
-        except ValueError:
-            return False
+        return _fitting(self._config) > self._workers

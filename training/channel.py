@@ -9,9 +9,10 @@ from threading import Event, Thread
 from typing import Any, cast
 
 import ray
-from ray._private.state import state
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from training.nodes import draining_nodes
 
 # How often rank 0 asks whether it shall stop, and how often the driver looks for reasons.
 _ASK_SECONDS, _LOOK_SECONDS = 1.0, 0.25
@@ -106,18 +107,3 @@ def open_channel(
             ray.kill(channel)
         except RayError:
             pass  # The cluster is gone, and with it the channel.
-
-
-def draining_nodes() -> set[str]:
-    """The ids of the nodes that their provider will take away soon, such as preempted ones."""
-    return set(state.get_draining_nodes())
-
-
-def usable_resources() -> dict[str, float]:
-    """What the cluster's nodes have, without those that are being drained."""
-    leaving, total = draining_nodes(), dict[str, float]()
-    for node in ray.nodes():
-        if node["Alive"] and node["NodeID"] not in leaving:
-            for name, amount in node["Resources"].items():
-                total[name] = total.get(name, 0.0) + amount
-    return total

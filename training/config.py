@@ -17,6 +17,7 @@ from training.objective_config import (
     BYOLConfig,
     Count,
     ObjectiveName,
+    Option,
     ProjectorConfig,
     SimCLRConfig,
     SupervisedConfig,
@@ -79,8 +80,9 @@ class EvaluationConfig:
     every_epochs: Annotated[int, Field(ge=0)] = 0
     """Evaluate after every so many epochs; 0 evaluates before the first step and after the last."""
     held_out: Share | None = None
-    """Share of the training images, in whole fragments, that is not trained on but evaluated; the test images
-    are then looked at after the last step alone. Unset: the test images are evaluated each time."""
+    """Share of the training images, in whole fragments where they are many, that is not trained on but
+    evaluated; the test images are then looked at after the last step alone. Unset: the test images are
+    evaluated each time."""
     diagnostic_images: Annotated[int, Field(ge=0)] = 512
     """Training images for alignment, uniformity and effective rank, which need no labels; 0: no such."""
     neighbours: Count = 200
@@ -141,7 +143,7 @@ class CheckpointConfig:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainConfig:
     """One training run. Its result depends on this alone, and not on where and on what it runs: name, output,
-    workers, cpus_per_worker, gpus_per_worker, retries, timeout, trackers."""
+    workers, cpus_per_worker, gpus_per_worker, wait_for_nodes, retries, timeout, trackers."""
 
     data: DataConfig
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
@@ -155,6 +157,9 @@ class TrainConfig:
     """Cores that the scheduler sets aside for a worker and for the tasks that read its images."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
     """GPUs, or the share of one, that a worker has to itself; unset: one, where there are as many."""
+    wait_for_nodes: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds to wait for nodes with room for the workers, on a cluster that grows by itself; for GPUs name
+    gpus_per_worker too. With FEWEST:MOST the run begins with fewer once a minute has brought no more."""
     retries: Annotated[int, Field(ge=0)] = 3
     """How often a run that has lost a worker goes on from its last checkpoint by itself, without having saved
     another one in between."""
@@ -187,7 +192,10 @@ class TrainConfig:
     """A checkpoint of another run that training goes on from, at its step: with its weights, its optimizer's
     state, and this config's values; unset: training starts at step 0."""
     objective: ObjectiveName = "simclr"
-    """simclr, byol, or supervised: cross entropy with the labels."""
+    """simclr, byol, supervised (cross entropy with the labels), or MODULE:CLASS of your own: a subclass of
+    training.Objective in a Python file of the folder at hand, or in an installed package."""
+    objective_options: dict[str, Option] = field(default_factory=dict)
+    """What an objective of your own takes, by name."""
     temperature: Temperature | None = None
     """Temperature of SimCLR's NT-Xent and NT-Logistic; unset: 0.1."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -207,6 +215,7 @@ class TrainConfig:
             check_micro_batches(self.batch_size, self.micro_batch_size, self.lanes)
         check_objective(
             self.objective,
+            options=self.objective_options,
             temperature=self.temperature,
             projector=self.projector,
             simclr=self.simclr,
@@ -225,7 +234,8 @@ def worker_counts(config: TrainConfig) -> list[int]:
     if not counts:
         fits = ", ".join(str(count) for count in range(1, config.lanes + 1) if config.lanes % count == 0)
         raise ValueError(
-            f"lanes={config.lanes} divide by no number of workers={config.workers}; take in one of {fits}"
+            f"lanes={config.lanes} is a multiple of no number in workers={config.workers}; take in one of "
+            f"{fits}"
         )
     return counts
 
@@ -242,7 +252,7 @@ def check_micro_batches(batch_size: int, micro_batch_size: int, lanes: int) -> N
         near = min(fits, key=lambda n: abs(n - micro_batch_size), default=None)
         hint = f"; try --micro-batch-size {near}" if near else ""
         raise ValueError(
-            f"micro_batch_size={micro_batch_size} must divide by lanes={lanes} and into "
+            f"micro_batch_size={micro_batch_size} must be a multiple of lanes={lanes} and divide "
             f"batch_size={batch_size}{hint}"
         )
 
@@ -259,7 +269,8 @@ def shipped_config(name: str) -> Path:
 # Where a run is written and on how many workers it runs is not part of what it computes; how often it
 # saves or evaluates does not change its weights either, but it changes the run's record.
 NOT_IDENTITY = (
-    "name", "output", "workers", "cpus_per_worker", "gpus_per_worker", "retries", "timeout", "trackers",
+    "name", "output", "workers", "cpus_per_worker", "gpus_per_worker", "wait_for_nodes", "retries", "timeout",
+    "trackers",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipelines.feed import evaluation_views, still_views
 from pipelines.plan import sweep
-from pipelines.quarantine import Quarantined
+from pipelines.quarantine import WAY_OUT, Quarantined
 from pipelines.sources import Index
 from pipelines.views import Views
 from training.config import ProbeConfig, TrainConfig
@@ -123,7 +123,12 @@ class Evaluator:
         )  # fmt: skip
         features, labels = embed(encoders, self._noting(views), self._worker.device)
         if not self._worker.gather.total(torch.tensor(len(labels), device=labels.device)):
-            raise ValueError(f"no image of {index.uri} that evaluation looked at can be decoded")
+            raise ValueError(f"no image of {index.uri} that evaluation looked at can be decoded; {WAY_OUT}")
+        if len(labels) and (least := int(labels.min())) < 0:
+            raise ValueError(
+                f"an image of {index.uri} has label {least}, not one from 0; evaluation needs labels of all "
+                "images: give it one, or leave it out"
+            )
         return features, labels
 
     def _diagnostics(self, encoder: Encoder) -> dict[str, float]:

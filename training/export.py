@@ -52,7 +52,7 @@ class Trained:
         }
 
 
-def read_trained(run: str, step: int | None) -> Trained:
+def read_trained(run: str, step: int | None = None) -> Trained:
     """The encoder of the run's checkpoint of `step`, or of its newest.
 
     Raises ValueError where there is no such run or checkpoint.

@@ -15,3 +15,11 @@ class NonFiniteError(Exception):
     def __init__(self, first: int, last: int) -> None:
         super().__init__(f"the loss or its gradient is not finite in steps {first} to {last}")
         self.first, self.last = first, last
+
+
+class RunError(Exception):
+    """A worker failed; the message says which and why. `final`: it would again, whoever did the work."""
+
+    def __init__(self, message: str, *, final: bool) -> None:
+        super().__init__(message)
+        self.final = final

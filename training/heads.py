@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from training.objective_config import BYOLConfig, ObjectiveName, ProjectorConfig, projector_kind
+from training.objective_config import BYOLConfig, ProjectorConfig, projector_kind
 
 # Widths of the hidden layers and of the projection where the config says none.
 _WIDTHS = {"simclr": (2048, 128), "byol": (4096, 256)}
@@ -18,7 +18,7 @@ class Head(nn.Sequential):
         self.dim = dim
 
 
-def build_projector(config: ProjectorConfig, features_dim: int, objective: ObjectiveName) -> Head:
+def build_projector(config: ProjectorConfig, features_dim: int, objective: str) -> Head:
     """The head whose output the loss compares: linear layers with batch norm and ReLU between them.
 
     SimCLR's has batch norm after the last layer too, without a bias: a shift common to all projections

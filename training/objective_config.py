@@ -1,17 +1,58 @@
 """What the user can set about the objective and its heads, and which of it has an effect."""
 
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from pipelines.recipes import STRICT, Probability, Share
 
 Count = Annotated[int, Field(ge=1)]
 
-ObjectiveName = Literal["simclr", "byol", "supervised"]
+# Objectives by what people call them.
+OBJECTIVES: Mapping[str, str] = {"simclr": "SimCLR", "byol": "BYOL", "supervised": "Supervised"}
+
+_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def objective_title(objective: str) -> str:
+    """What people call it."""
+    return OBJECTIVES.get(objective) or objective.rpartition(":")[2]
+
+
+def is_own(objective: str) -> bool:
+    """Whether that is a class of the user's own, MODULE:CLASS."""
+    return ":" in objective
+
+
+def _objective_name(name: str) -> str:
+    if name in OBJECTIVES or _OWN.fullmatch(name):
+        return name
+    near = get_close_matches(name, OBJECTIVES, 1)
+    hint = f"did you mean {near[0]}?" if near else "an objective of your own is MODULE:CLASS"
+    raise ValueError(f"no objective {name!r}; there are {', '.join(OBJECTIVES)}; {hint}")
+
+
+ObjectiveName = Annotated[str, AfterValidator(_objective_name)]
+
+
+def _as_written(value: Any) -> Any:
+    """A flag's text as the number, or the truth, that it says."""
+    if value in ("true", "false"):
+        return value == "true"
+    if isinstance(value, str):
+        for kind in (int, float):
+            with suppress(ValueError):
+                return kind(value)
+    return value
+
+
+Option = Annotated[bool | int | float | str, BeforeValidator(_as_written)]
 ContrastiveLoss = Literal["nt-xent", "nt-logistic", "nt-logistic-semi-hard", "margin", "margin-semi-hard"]
 ProjectorKind = Literal["non-linear", "linear", "none"]
 
@@ -102,8 +143,9 @@ def projector_kind(config: ProjectorConfig) -> ProjectorKind:
 
 
 def check_objective(
-    objective: ObjectiveName,
+    objective: str,
     *,
+    options: Mapping[str, Option],
     temperature: float | None,
     projector: ProjectorConfig,
     simclr: SimCLRConfig,
@@ -111,6 +153,8 @@ def check_objective(
     supervised: SupervisedConfig,
 ) -> None:
     """ValueError where something is set that has no effect on the objective."""
+    if options and not is_own(objective):
+        raise ValueError(f"objective_options has no effect with objective={objective}; leave it out")
     parts = {"projector": projector, "simclr": simclr, "byol": byol, "supervised": supervised}
     given: dict[str, Any] = {"temperature": temperature}
     given |= {f"{name}.{key}": value for name, part in parts.items() for key, value in asdict(part).items()}
@@ -120,7 +164,7 @@ def check_objective(
             raise ValueError(f"{field} has no effect with {causes[field]}; leave it out")
 
 
-def _idle(objective: ObjectiveName, loss: ContrastiveLoss, kind: ProjectorKind) -> Mapping[str, str]:
+def _idle(objective: str, loss: ContrastiveLoss, kind: ProjectorKind) -> Mapping[str, str]:
     """The fields that have no effect, and why."""
     heads = {"non-linear": (), "linear": ("layers", "hidden_dim"), "none": ("layers", "hidden_dim", "dim")}
     idle = {f"projector.{field}": f"projector.kind={kind}" for field in heads[kind]}
@@ -130,7 +174,7 @@ def _idle(objective: ObjectiveName, loss: ContrastiveLoss, kind: ProjectorKind) 
         "byol": {*_fields("byol", BYOLConfig), *_fields("projector", ProjectorConfig)},
         "supervised": _fields("supervised", SupervisedConfig),
     }
-    others = set().union(*own.values()) - set(own[objective])
+    others = set().union(*own.values()) - set(own.get(objective, ()))
     return {**idle, **dict.fromkeys(others, f"objective={objective}")}
 
 

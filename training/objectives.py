@@ -26,7 +26,7 @@ from training.losses import (
     semi_hard_nt_logistic,
     semi_hard_triplet,
 )
-from training.objective_config import contrastive_loss, label_smoothing, margin, tau_base, temperature
+from training.objective_config import contrastive_loss, is_own, label_smoothing, margin, tau_base, temperature
 
 # The loss of two views' projections.
 ViewLoss = Callable[[Float[Tensor, "n dim"], Float[Tensor, "n dim"]], Float[Tensor, ""]]
@@ -207,6 +207,11 @@ def build_objective(config: TrainConfig, index: Index, gather: Gather) -> Object
     encoder = build_encoder(config.encoder)
     if config.init:
         load_initial(encoder, config.init)
+    if is_own(config.objective):
+        from training.own_objective import find_own  # It needs this module.
+
+        options = config.objective_options
+        return find_own(config.objective, options)(encoder, gather=gather, **options)
     if config.objective == "supervised":
         classifier = build_classifier(encoder.dim, count_classes(config, index))
         smoothing = label_smoothing(config.supervised)

@@ -27,4 +27,7 @@ class Worker:
 
     @property
     def dali(self) -> Device:
-        return Device(self.threads, self.device.index if self.device.type == "cuda" else None)
+        if self.device.type != "cuda":
+            return Device(self.threads, None)
+        index = self.device.index  # None is the current one's.
+        return Device(self.threads, torch.cuda.current_device() if index is None else index)

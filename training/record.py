@@ -1,4 +1,4 @@
-"""A run's config.toml: written once, and what tells one run from another."""
+"""A run's config.toml, written once, and what tells one run from another; its index."""
 
 import tomllib
 from dataclasses import asdict
@@ -7,6 +7,7 @@ from typing import Any
 import tomli_w
 
 from pipelines import storage
+from pipelines.sources import Index
 from training.config import TrainConfig, identity
 
 _FILE = "config.toml"
@@ -59,6 +60,21 @@ def read_values(run: str) -> dict[str, Any]:
         raise ValueError(f"{run} is no run: there is no {_FILE}; give OUTPUT/NAME of one")
     output, _, name = run.rpartition("/")
     return tomllib.loads(content.decode()) | {"output": output, "name": name}
+
+
+def keep_index(run: str, name: str, index: Index) -> None:
+    """Write down which files hold the run's images `name`: a resume and a report list nothing again."""
+    storage.write(_index_place(run, name), index.to_bytes())
+
+
+def kept_index(run: str, name: str) -> Index | None:
+    """What keep_index has written, if it has."""
+    kept = storage.read(_index_place(run, name))
+    return Index.from_bytes(kept) if kept else None
+
+
+def _index_place(run: str, name: str) -> str:
+    return storage.join(run, "index", f"{name}.parquet")
 
 
 def to_toml(config: TrainConfig) -> str:

@@ -114,6 +114,8 @@ class _Run:
         gather = self.worker.gather
         lanes = lanes_of(gather.rank, gather.world_size, self.config.lanes)
         LOG.info("steps %d to %d, lanes %s", self.start_step + 1, self.stop_step, ", ".join(map(str, lanes)))
+        if self.log:
+            self.log.begin(gather.world_size)
         self._reached("model")
         views = self._training_views()
         if self.start_step == 0 and self.steps:

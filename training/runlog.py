@@ -29,6 +29,10 @@ class RunLog:
         self._stepped_at = self._written_at = time.monotonic()
         self._shown_at = -math.inf
 
+    def begin(self, workers: int) -> None:
+        """Write down that so many workers go on from the step so far."""
+        self._append({"step": self.last_step, "epoch": self._epoch(self.last_step), "workers": workers})
+
     def step(self, done: int, loss: float, rate: float, spent: Mapping[str, float]) -> None:
         """Note a step; a loss that is not finite is that of one that was skipped."""
         now = time.monotonic()

@@ -15,13 +15,17 @@ import ray.train
 import torch
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import RayTrainCallback
 
 from pipelines import storage
 from pipelines.stream import READER_CPUS, READERS, stream_windows
-from training.channel import WorkerEnd, open_channel, usable_resources
-from training.config import TrainConfig, worker_counts
+from training.capacity import fitting_workers, gpus_per_worker
+from training.channel import WorkerEnd, open_channel
+from training.config import TrainConfig
 from training.evaluator import Sets
-from training.faults import StoppedError
+from training.faults import RunError, StoppedError
 from training.gather import LocalGather, ProcessGroupGather
 from training.gauges import Gauges
 from training.process import Worker
@@ -38,14 +42,6 @@ _NOT_THE_WORKERS = (
     ImportError,
     AssertionError,
 )
-
-
-class RunError(Exception):
-    """A worker failed; the message says which and why. `final`: it would again, whoever did the work."""
-
-    def __init__(self, message: str, *, final: bool) -> None:
-        super().__init__(message)
-        self.final = final
 
 
 Result = TypeVar("Result")
@@ -73,6 +69,18 @@ class _Job:
     sets: Sets
     task: Task
     channel: WorkerEnd
+
+
+class _Trainer(TorchTrainer):
+    """Without two actors that Ray Train starts for each run, which take seconds of CPU time to come up.
+
+    One serves data sets given to the trainer, and there are none; one removes placement groups that a dead
+    controller has left, which the cluster itself does.
+    """
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        unused = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, unused)]
 
 
 def launch(
@@ -104,7 +112,7 @@ def launch_group(
     stopping: Callable[[], bool],
 ) -> None:
     """As launch, but Ray's metrics and the workers' log hear nothing."""
-    gpus = _gpus_per_worker(config, workers)
+    gpus = gpus_per_worker(config, workers)
     # Nodes that are drained are the driver's to look for, in channel.py; and a worker that never answers is
     # lost after as long as others wait for it.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -113,7 +121,7 @@ def launch_group(
         open_channel(progress, stopping) as channel,
         tempfile.TemporaryDirectory(prefix="diptych-") as scratch,
     ):
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             _work,
             train_loop_config={"job": _Job(config, sets, task, channel)},
             scaling_config=ScalingConfig(
@@ -166,40 +174,8 @@ def _failure(config: TrainConfig, error: WorkerGroupError) -> Exception:
     log = storage.join(run_uri(config), "error.log")
     storage.write(log, str(error).encode())
     cause = causes[rank]
-    message = f"worker {rank} failed: {type(cause).__name__}: {cause} (traceback: {log})"
+    message = f"worker {rank} failed: {_described(cause)} (traceback: {log})"
     return RunError(message, final=bool(blamed))
-
-
-def fitting_workers(config: TrainConfig) -> int:
-    """The largest number of workers that the config allows and the connected cluster has room for.
-
-    Where the config leaves it open that is a worker for each GPU, or one. Raises ValueError, with a number
-    that fits, where the cluster is too small.
-    """
-    resources = usable_resources()
-    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    each, share = config.cpus_per_worker, config.gpus_per_worker
-    allowed = worker_counts(config)
-    if config.workers is None:
-        allowed = [count for count in allowed if count <= max(1, gpus // (share or 1.0))]
-    if share and allowed[0] * share > gpus:
-        raise ValueError(
-            f"workers={allowed[0]} need {allowed[0] * share:g} GPUs of the cluster, which has {gpus:g}; "
-            "leave out gpus_per_worker"
-        )
-    fitting = [count for count in allowed if count * each <= cpus and count * (share or 0.0) <= gpus]
-    if not fitting:
-        raise ValueError(
-            f"workers={allowed[0]} need {allowed[0] * each:g} CPUs of the cluster, which has "
-            f"{cpus:g}; try --workers {max(1, int(cpus / each))}"
-        )
-    return fitting[-1]
-
-
-def _gpus_per_worker(config: TrainConfig, workers: int) -> float:
-    """What each of so many workers gets: none where the cluster has too few for all."""
-    share = 1.0 if config.gpus_per_worker is None else config.gpus_per_worker
-    return share if usable_resources().get("GPU", 0.0) >= workers * share else 0.0
 
 
 def _work(loop_config: dict[str, Any]) -> None:
@@ -251,5 +227,9 @@ def _root_error(error: BaseException) -> BaseException:
 
 
 def _root(error: BaseException) -> str:
-    cause = _root_error(error)
-    return f"{type(cause).__name__}: {cause}"
+    return _described(_root_error(error))
+
+
+def _described(error: BaseException) -> str:
+    """What it says in one line: Ray's of memory that ran out is a page."""
+    return f"{type(error).__name__}: {storage.first_line(error)}"

@@ -1,13 +1,15 @@
 """The plan gives the same global batches to any number of workers, from any step on."""
 
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipelines.plan import Plan, Window, check_lanes, lanes_of, sweep
+from pipelines.philox import permutation
+from pipelines.plan import Line, Plan, Window, check_lanes, lanes_of, sweep
 
 _seeded = settings(derandomize=True, deadline=None, max_examples=60)
 _fragments = st.lists(st.integers(0, 40), min_size=1, max_size=9).map(np.array)
@@ -140,6 +142,36 @@ def test_two_seeds_differ():
     plans = [Plan(rows=np.full(20, 30), seed=seed, lanes=4, batch_size=40, window_rows=50) for seed in (0, 1)]
     first, second = (_batches(plan, range(4), 0, 3) for plan in plans)
     assert not {frozenset(batch) for batch in first} & {frozenset(batch) for batch in second}
+
+
+def test_a_run_sees_the_images_that_it_always_has():
+    plan = Plan(rows=np.array([5, 3, 4]), seed=7, lanes=2, batch_size=4, window_rows=4)
+    # Three steps each of two epochs; another order would be another run's under the same config.
+    assert _batches(plan, range(2), 0, 6) == [
+        [3, 2, 8, 9], [0, 1, 7, 6], [5, 4, 11, 10], [3, 2, 11, 5], [0, 1, 9, 10], [4, 8, 6, 7],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [1, 4095, 4096, 4097, 10_000])
+def test_the_fragments_order_is_a_permutation_by_the_key(count: int):
+    line = Line.of(np.ones(count, np.int64), (3, 5))
+    assert np.array_equal(line.order, permutation((3, 5), count))
+
+
+class _Counted(np.ndarray):
+    """Row counts that note how often they are added up."""
+
+    sums = 0
+
+    def sum(self, *args: Any, **kwargs: Any) -> Any:
+        _Counted.sums += 1
+        return super().sum(*args, **kwargs)
+
+
+def test_however_many_windows_are_listed_the_rows_are_added_up_once():
+    plan = Plan(np.full(50, 20).view(_Counted), seed=0, lanes=4, batch_size=8, window_rows=10)
+    assert len(list(plan.windows(range(4), 0, 3 * plan.steps_per_epoch))) > 200
+    assert _Counted.sums == 1
 
 
 def test_a_window_is_shuffled():

@@ -1,9 +1,12 @@
 """An index lists every row group in the order of the paths, and its errors name what is wrong."""
 
+import math
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -166,6 +169,27 @@ def test_an_unknown_scheme_is_refused_with_those_that_work():
         build_index("ftp://host/images", _DATA)
 
 
+def test_a_large_index_is_stored_and_comes_back_as_it_was_and_in_one_piece():
+    count = 300_000
+    rows = np.full(count, 7)
+    fragments = pa.table(
+        {
+            "path": [f"bucket/{number:06}.parquet" for number in range(count)],
+            "rows": rows,
+            "row_group": np.zeros(count, np.int64),
+            "first_sample": np.cumsum(rows) - rows,
+        }
+    )
+    index = Index("s3://bucket", "parquet", fragments, has_labels=True, classes=("cat", "dog"))
+    loaded = Index.from_bytes(index.to_bytes())
+    assert loaded.fragments.equals(fragments)
+    assert (loaded.uri, loaded.layout, loaded.has_labels, loaded.classes) == (
+        "s3://bucket", "parquet", True, ("cat", "dog"),
+    )  # fmt: skip
+    # Columns in several pieces of one memory would be pickled, memory and all, once for each.
+    assert len(pickle.dumps(loaded)) < 1.01 * fragments.nbytes
+
+
 def test_a_split_deals_every_fragment_to_one_part_and_keeps_the_samples_numbers(
     index: Index, data: DataConfig
 ):
@@ -181,6 +205,18 @@ def test_a_split_deals_every_fragment_to_one_part_and_keeps_the_samples_numbers(
     assert part["image"].to_pylist() == [images[sample] for sample in part["sample"].to_pylist()]
 
 
+def test_a_split_of_few_fragments_deals_their_rows(index: Index, data: DataConfig):
+    total = int(index.rows[:2].sum())
+    parts = index._part(np.arange(2)).split(0.25, seed=1)
+    assert [part.rows.sum() for part in parts] == [total - math.ceil(total / 4), math.ceil(total / 4)]
+    read = [
+        read_windows(part, data, sweep(part.rows, 0, 1, seed=0, limit=None, window_rows=total))
+        for part in parts
+    ]
+    samples = [sample for tables in read for table in tables for sample in table["sample"].to_pylist()]
+    assert sorted(samples) == list(range(total))
+
+
 def test_a_split_that_would_leave_no_image_is_refused(index: Index):
-    with pytest.raises(ValueError, match="fragments, too few to hold out 99% of its images"):
-        index.split(0.99, seed=0)
+    with pytest.raises(ValueError, match="images, too few to hold out 100% of them"):
+        index.split(1.0, seed=0)

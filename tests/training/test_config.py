@@ -58,8 +58,8 @@ def test_a_whole_number_is_the_same_setting_as_its_float() -> None:
         ({"name": "../elsewhere"}, "name"),
         ({"encoder": {"name": "resnet19"}}, "encoder.name"),
         ({"optimizer": {"momentum": 1.5}}, "optimizer.momentum"),
-        ({"micro_batch_size": 100}, "must divide by lanes=8 and into batch_size=256; try .* 128"),
-        ({"micro_batch_size": 48}, "must divide by lanes=8 and into batch_size=256; try .* 32"),
+        ({"micro_batch_size": 100}, "must be a multiple of lanes=8 and divide batch_size=256; try .* 128"),
+        ({"micro_batch_size": 48}, "must be a multiple of lanes=8 and divide batch_size=256; try .* 32"),
         ({"encoder": {"name": "resnet20", "stem": "cifar"}}, "encoder.stem has no effect on resnet20"),
     ],
 )

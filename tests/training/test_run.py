@@ -1,9 +1,8 @@
 """Whole runs on scikit-learn's digits, without Ray: stopped and resumed, on one, two and four ranks."""
 
-import io
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
-from sklearn.datasets import load_digits
+from small_digits import small_digits, write_small_digits
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -40,21 +39,10 @@ _TRAIN_IMAGES, _STEPS, _STEPS_PER_EPOCH = 149, 8, 6
 Samples = list[list[int]]
 
 
-def _digits(start: int, stop: int) -> Iterator[tuple[bytes, int, str]]:
-    """PNGs of 24 pixels a side, grey as RGB."""
-    digits: Any = load_digits()
-    for row in range(start, stop):
-        image = Image.fromarray((digits.images[row] * 15).astype("uint8")).resize((24, 24)).convert("RGB")
-        out = io.BytesIO()
-        image.save(out, "PNG")
-        yield out.getvalue(), int(digits.target[row]), f"digit-{row}"
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     folder = tmp_path_factory.mktemp("digits")
-    write_shards(_digits(0, _TRAIN_IMAGES), str(folder / "train"), rows_per_shard=60, rows_per_group=25)
-    write_shards(_digits(500, 550), str(folder / "test"), rows_per_shard=60, rows_per_group=25)
+    write_small_digits(folder, _TRAIN_IMAGES)
     return DataConfig(
         train=str(folder / "train"),
         test=str(folder / "test"),
@@ -298,7 +286,7 @@ def test_more_ranks_than_test_images_find_the_same_accuracy(
 def broken(data: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     """The same digits: one cut off, one garbled so that only decoding tells, and one empty."""
     folder = tmp_path_factory.mktemp("broken")
-    rows = list(_digits(0, _TRAIN_IMAGES))
+    rows = list(small_digits(0, _TRAIN_IMAGES))
     harmed = {17: lambda png: png[:-30], 60: lambda png: png[:60] + b"garbled" + png[67:], 99: lambda _: b""}
     for row, harm in harmed.items():
         content, label, key = rows[row]
@@ -367,7 +355,7 @@ def test_micro_batches_train_the_same_on_any_number_of_ranks(
     _train(alone)
     run_ranks(_train, 2, together)
     # Statistics of so few images let rounding grow faster.
-    assert _losses(together)[:3] == pytest.approx(_losses(alone)[:3], rel=1e-5)
+    assert _losses(together)[:3] == pytest.approx(_losses(alone)[:3], rel=4e-5)
     assert _losses(together) == pytest.approx(_losses(alone), rel=5e-3)
     # Batch norm's statistics are those of 8 images, so the losses are near the whole batch's, but not they.
     assert _losses(alone) == pytest.approx(_losses(whole[0]), rel=0.2)
@@ -393,8 +381,10 @@ def test_a_run_without_test_images_evaluates_nothing(data: DataConfig, tmp_path:
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]
     assert not [line for line in lines if "knn_top1" in line]
     assert [set(line) - {"step", "epoch"} for line in lines if "loss" not in line] == [
-        {"alignment", "uniformity", "effective_rank"}
-    ] * 2
+        {"workers"},
+        {"alignment", "uniformity", "effective_rank"},
+        {"alignment", "uniformity", "effective_rank"},
+    ]
 
 
 def test_held_out_training_images_are_watched_and_test_images_looked_at_once(
