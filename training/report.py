@@ -1,140 +1,192 @@
-"""A run's metrics to one HTML page that needs no network."""
+"""What runs have left to one HTML page that needs no network."""
 
-import base64
+import html
+import platform
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pickle import UnpicklingError
 from typing import Any
 
-import plotly.graph_objects as go
-
 from pipelines import storage
+from training import report_curves, report_pictures
+from training.checkpoint import Checkpoints
 from training.config import TrainConfig, config_hash
-from training.metrics import read_metrics
+from training.objective_config import objective_title
 from training.page import page
 from training.record import to_toml
-from training.run import run_uri
+from training.report_glance import differences_table, glance_table, numbers, table, words
+from training.report_images import affordable, look
+from training.report_run import RunRecord, read_record, read_run
 
-_VIEWS = """<h2>Images and their views</h2>
-<p class="soft">First row: images. Below each: the two views that the encoder learned to match.</p>
-<img alt="Training images, each above its two augmented views" src="data:image/png;base64,{}">
+# What the encoder may be asked for: about a minute of two cores for the command, and seconds at a run's end.
+COMMAND_MULTIPLY_ADDS, END_MULTIPLY_ADDS = 2e12, 2e11
+
+_STYLE = """
+table.plain { width: 100%; table-layout: fixed; margin: 1rem 0; }
+.plain th, .plain td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top;
+  padding: .35rem .75rem .35rem 0; cursor: auto; }
+.plain th::after { content: none; } .plain tr > :first-child { width: 26%; }
+@media (max-width: 600px) { .plain tr > :first-child { width: 34%; } }
+ .plain td:first-child { color: var(--soft); }
 """
 
-_TITLES = {"simclr": "SimCLR", "byol": "BYOL", "supervised": "Supervised"}
+# Reasons that are listed; the rest are counted together.
+_REASONS = 12
 
-# Readable on a light page and on a dark one.
-_GREY = "#8a919e"
-_COLOURS = ("#3b82c4", "#d9822b")
+# What a checkpoint that is torn, or another network's, ends in.
+_UNREADABLE = (ValueError, OSError, RuntimeError, EOFError, KeyError, UnpicklingError)
 
 
-def write_report(config: TrainConfig) -> str:
+def write_report(config: TrainConfig, multiply_adds: float = END_MULTIPLY_ADDS) -> str:
     """Write RUN/report.html from what the run has left; returns its URI."""
-    run = run_uri(config)
-    uri = storage.join(run, "report.html")
-    views = storage.read(storage.join(run, "views.png"))
-    storage.write(uri, render(config, read_metrics(run), views).encode())
+    run = read_record(config)
+    uri = storage.join(run.uri, "report.html")
+    storage.write(uri, render(run, multiply_adds).encode())
     return uri
 
 
-def render(config: TrainConfig, metrics: list[dict[str, Any]], views: bytes | None) -> str:
-    """The page; `metrics` are the lines of metrics.jsonl, `views` a PNG."""
-    steps = [line for line in metrics if "loss" in line]
-    evaluations = [line for line in metrics if "knn_top1" in line]
-    diagnoses = [line for line in metrics if "effective_rank" in line]
-    left_out = max((line["quarantined"] for line in metrics if "quarantined" in line), default=0)
-    title = f"{_TITLES[config.objective]}, {config.encoder.name}"
+def write_reports(places: Sequence[str], output: str | None) -> str:
+    """Write the page of the run, or of several to be compared, to `output`; returns its URI.
+
+    Unset, it is RUN/report.html, or comparison.html beside the first of several. Raises ValueError where
+    there is no such run, one is named twice, or nothing can be written.
+    """
+    runs = [read_run(place) for place in places]
+    twice = [run.uri for number, run in enumerate(runs) if run.uri in [each.uri for each in runs[:number]]]
+    if twice:
+        raise ValueError(f"{twice[0]} is named twice; name different runs to compare them")
+    if len(runs) == 1:
+        uri, content = storage.join(runs[0].uri, "report.html"), render(runs[0], COMMAND_MULTIPLY_ADDS)
+    else:
+        uri = storage.join(runs[0].config.output, "comparison.html")
+        content = render_comparison(_named(runs))
+    uri = storage.absolute(output) if output else uri
+    try:
+        storage.write(uri, content.encode())
+    except OSError as error:
+        raise ValueError(
+            f"cannot write {uri}: {storage.first_line(error)}; choose another --output"
+        ) from error
+    return uri
+
+
+def render(run: RunRecord, multiply_adds: float) -> str:
+    """The page of one run; the encoder sees as many images as so many multiply-adds allow."""
+    config = run.config
+    title = f"{objective_title(config.objective)}, {config.encoder.name}"
+    saved, missing = _newest_checkpoint(run)
+    sections = {
+        "At a glance": table([], words(run)),
+        "Curves": report_curves.curves({config.name: run}),
+        "Images and their views": _views(run),
+        "Features": note(missing) if saved is None else _features(run, saved, multiply_adds),
+        "Images left out": _left_out(run),
+        "The same run again": _again(run),
+        "Versions": _versions(saved),
+    }
     subtitle = f"{title}, {config.data.train}, config {config_hash(config)}"
-    body = _figures(steps, evaluations, diagnoses)
-    if views:
-        body += _VIEWS.format(base64.b64encode(views).decode())
-    return page(config.name, subtitle, _facts(steps, evaluations, left_out), body, to_toml(config))
+    return page(config.name, subtitle, numbers(run), _body(sections), to_toml(config), _styles())
 
 
-def _facts(
-    steps: list[dict[str, Any]], evaluations: list[dict[str, Any]], left_out: int
-) -> list[tuple[str, str]]:
-    facts = [("images left out", f"{left_out:,}")] if left_out else []
-    if steps:
-        rates = sorted(line["images_per_second"] for line in steps)
-        facts += [
-            ("steps", f"{steps[-1]['step']:,}"),
-            ("epochs", str(steps[-1]["epoch"])),
-            ("last loss", f"{steps[-1]['loss']:.3f}"),
-            ("images/s, median", f"{rates[len(rates) // 2]:,.0f}"),
-        ]
-    for line in evaluations[:1]:
-        if "knn_top1_pixels" in line:
-            facts.append(("kNN, raw pixels", f"{line['knn_top1_pixels']:.1%}"))
-        if line["step"] == 0:
-            facts.append(("kNN, untrained", f"{line['knn_top1']:.1%}"))
-    if evaluations and evaluations[-1]["step"]:
-        facts.append(("kNN, trained", f"{evaluations[-1]['knn_top1']:.1%}"))
-    return facts
+def render_comparison(runs: Mapping[str, RunRecord]) -> str:
+    """The page of several runs by their names: side by side, and their curves over each other."""
+    sections = {
+        "At a glance": glance_table(runs),
+        "What differs": differences_table(runs),
+        "Curves": report_curves.curves(runs),
+        "Images and features": note(f"Each run's own page has them: diptych report {_shown(runs)}"),
+        "Versions": _versions(None),
+    }
+    configs = "\n".join(f"# {name}\n{to_toml(run.config)}" for name, run in runs.items())
+    return page(f"{len(runs)} runs", ", ".join(runs), [], _body(sections), configs, _styles())
 
 
-def _figures(
-    steps: list[dict[str, Any]], evaluations: list[dict[str, Any]], diagnoses: list[dict[str, Any]]
-) -> str:
-    figures = []
-    if steps:
-        figures += [
-            _curve("Loss", steps, "loss", "loss"),
-            _curve("Learning rate", steps, "learning_rate", "learning rate"),
-            _curve("Throughput", steps, "images_per_second", "images per second"),
-        ]
-    if diagnoses:
-        figures += [
-            _curve("Alignment: distance of two views, less is better", diagnoses, "alignment", "alignment"),
-            _curve("Uniformity: how evenly features spread, less is better", diagnoses, "uniformity", "nats"),
-            _curve(
-                "Effective rank: directions that features fill", diagnoses, "effective_rank", "directions"
-            ),
-        ]
-    if evaluations:
-        figures.insert(0, _accuracy(evaluations))
-    return "".join(
-        f"<h2>{title}</h2>"
-        + figure.to_html(full_html=False, include_plotlyjs=number == 0, config={"displayModeBar": False})
-        for number, (title, figure) in enumerate(figures)
-    )
+def note(text: str) -> str:
+    """What stands where there is nothing to show, as HTML."""
+    return f'<p class="note">{html.escape(text)}</p>'
 
 
-def _curve(title: str, lines: list[dict[str, Any]], key: str, axis: str) -> tuple[str, go.Figure]:
-    trace = go.Scatter(
-        x=[line["step"] for line in lines],
-        y=[line[key] for line in lines],
-        line={"color": _COLOURS[0], "width": 1.5},
-    )
-    return title, _styled(go.Figure(trace), axis)
+def _body(sections: Mapping[str, str]) -> str:
+    return "".join(f"<section><h2>{heading}</h2>{body}</section>" for heading, body in sections.items())
 
 
-def _accuracy(evaluations: list[dict[str, Any]]) -> tuple[str, go.Figure]:
-    x = [line["step"] for line in evaluations]
-    figure = go.Figure(
-        go.Scatter(
-            x=x,
-            y=[100 * line["knn_top1"] for line in evaluations],
-            mode="lines+markers",
-            name="encoder",
-            line={"color": _COLOURS[0]},
-        )
-    )
-    pixels = evaluations[0].get("knn_top1_pixels")
-    if pixels is not None:
-        flat = {"x": [x[0], x[-1]], "y": [100 * pixels] * 2}
-        figure.add_trace(
-            go.Scatter(**flat, mode="lines", name="raw pixels", line={"color": _COLOURS[1], "dash": "dash"})
-        )
-    figure.update_yaxes(rangemode="tozero")
-    return "kNN accuracy on held-out images", _styled(figure, "top-1, %")
+def _styles() -> str:
+    return _STYLE + report_curves.STYLE + report_pictures.STYLE
 
 
-def _styled(figure: go.Figure, axis: str) -> go.Figure:
-    grid = {"gridcolor": "rgba(138,145,158,.25)", "zeroline": False}
-    return figure.update_layout(
-        height=320,
-        margin={"l": 60, "r": 20, "t": 20, "b": 50},
-        font={"color": _GREY},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        xaxis={"title": "step", **grid},
-        yaxis={"title": axis, **grid},
-        legend={"orientation": "h", "y": 1.1},
-    )
+def _named(runs: Sequence[RunRecord]) -> dict[str, RunRecord]:
+    """The runs by their names, or by their URIs where two have one name."""
+    names = [run.config.name for run in runs]
+    return {run.uri if names.count(run.config.name) > 1 else run.config.name: run for run in runs}
+
+
+def _shown(runs: Mapping[str, RunRecord]) -> str:
+    return shlex.quote(next(iter(runs.values())).uri)
+
+
+def _newest_checkpoint(run: RunRecord) -> tuple[dict[str, Any] | None, str]:
+    """What it holds; or None, and why."""
+    try:
+        saved = Checkpoints(run.uri, run.config.checkpoint.keep).latest()
+    except _UNREADABLE as error:
+        return None, f"The newest checkpoint cannot be read: {_first_line(error)}"
+    return saved, "There is no checkpoint yet; once there is, diptych report shows what the encoder sees."
+
+
+def _views(run: RunRecord) -> str:
+    if not run.views:
+        return note("There is no views.png yet: it is drawn with the first batch.")
+    about = "Above: an image. Below it: the two views that the encoder learns to match."
+    return f'<p class="soft">{about}</p>{report_pictures.views_sheet(run.views)}'
+
+
+def _features(run: RunRecord, saved: dict[str, Any], multiply_adds: float) -> str:
+    images = affordable(run.config, multiply_adds)
+    if not images:
+        return note(f"With an encoder of this size this takes a while: diptych report {shlex.quote(run.uri)}")
+    try:
+        seen = look(run.config, saved, images)
+    except _UNREADABLE as error:
+        return note(f"The images cannot be shown: {_first_line(error)}")
+    near = _or_note(lambda: report_pictures.neighbours(seen))
+    return f"{_or_note(lambda: report_pictures.feature_map(seen))}<h2>Nearest neighbours</h2>{near}"
+
+
+def _or_note(make: Callable[[], str]) -> str:
+    try:
+        return make()
+    except ValueError as error:
+        return note(_first_line(error))
+
+
+def _left_out(run: RunRecord) -> str:
+    if not run.left_out:
+        return note("None.")
+    reasons = run.left_out.most_common()
+    rows = [[reason, f"{count:,}"] for reason, count in reasons[:_REASONS]]
+    if rest := reasons[_REASONS:]:
+        rows.append([f"{len(rest):,} other reasons", f"{sum(count for _, count in rest):,}"])
+    return f'<p class="soft">quarantine.jsonl names each.</p>{table(["", "images"], rows)}'
+
+
+def _again(run: RunRecord) -> str:
+    """The command; a config in object storage has to be saved first."""
+    name = shlex.quote(f"{run.config.name}-again")
+    local = "://" not in run.uri
+    config = shlex.quote(storage.join(run.uri, "config.toml")) if local else f"{run.config.name}.toml"
+    first = "" if local else f'<p class="soft">Save the config below as {html.escape(config)}, then:</p>'
+    return f"{first}<pre>{html.escape(f'diptych train {config} --name {name}')}</pre>"
+
+
+def _versions(saved: dict[str, Any] | None) -> str:
+    rows = [
+        [f"{name}, of the newest checkpoint", text]
+        for name, text in (saved or {}).get("versions", {}).items()
+    ]
+    rows += [[f"{name}, of this page", version(name)] for name in ("diptych", "plotly", "scikit-learn")]
+    return table([], [*rows, ["Python, of this page", platform.python_version()]])
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -2,17 +2,23 @@
 
 import base64
 import io
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from pipelines.config import DataConfig
 from training.config import EncoderConfig, TrainConfig, config_hash
 from training.metrics import MetricsLog
-from training.report import render, write_report
+from training.report import render as render_run
+from training.report import write_report
+from training.report_curves import thinned
+from training.report_glance import numbers, words
+from training.report_run import RunRecord
 
 _CONFIG = TrainConfig(
     data=DataConfig(train="s3://bucket/<script>alert('1')</script>&more"),
@@ -34,9 +40,14 @@ _AFTER = {"step": 5, "epoch": 1, "knn_top1": 0.81249}
 
 
 def _png() -> bytes:
+    """A contact sheet of two images: three rows of 16 pixels with four between them."""
     out = io.BytesIO()
-    Image.new("RGB", (3, 2), "red").save(out, "PNG")
+    Image.new("RGB", (2 * 20 - 4, 3 * 20 - 4), "red").save(out, "PNG")
     return out.getvalue()
+
+
+def render(config: TrainConfig, metrics: list[dict[str, Any]], views: bytes | None) -> str:
+    return render_run(RunRecord(config, metrics, views=views), 0)
 
 
 class _Page(HTMLParser):
@@ -81,7 +92,7 @@ def test_the_page_loads_nothing(page: _Page) -> None:
         for name in ("src", "href", "srcset", "data")
         if name in attributes
     ]
-    assert [resource[:22] for resource in resources if resource] == ["data:image/png;base64,"]
+    assert {resource[:23] for resource in resources if resource} == {"data:image/jpeg;base64,"}
     assert not {"link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
     assert "url(" not in page.style
     assert "@import" not in page.style
@@ -107,16 +118,21 @@ def test_accuracies_are_shown_as_percentages(page: _Page) -> None:
 
 def test_the_last_step_and_the_median_speed_are_shown(page: _Page) -> None:
     assert page.fact("steps") == "5"
-    assert page.fact("epochs") == "1"
+    assert page.fact("epochs") == "1 of 100"
     assert page.fact("last loss") == "3.500"
     assert page.fact("images/s, median") == "3,000"
 
 
 def test_the_views_are_within_the_page(page: _Page) -> None:
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 1
-    assert images[0]["alt"]
-    assert base64.b64decode(str(images[0]["src"]).partition(",")[2]) == _png()
+    whats = ("Image", "First view of image", "Second view of image")
+    assert [image["alt"] for image in images] == [f"{what} {number}" for number in (1, 2) for what in whats]
+    for image in images:
+        tile = Image.open(io.BytesIO(base64.b64decode(str(image["src"]).partition(",")[2])))
+        assert tile.size == (16, 16)
+        red, green, blue = tile.resize((1, 1)).getpixel((0, 0))  # pyright: ignore
+        assert red > 250
+        assert green + blue < 10
 
 
 def test_a_run_without_evaluation_or_views_has_a_page_too() -> None:
@@ -140,3 +156,55 @@ def test_the_report_is_written_from_what_the_run_left(tmp_path: Path) -> None:
     assert uri == str(tmp_path / "run/report.html")
     left = _Page(Path(uri).read_text(encoding="utf-8"))
     assert left.fact("kNN, trained") == "81.2%" == _Page(render(config, metrics, None)).fact("kNN, trained")
+
+
+def test_what_went_wrong_is_counted_and_nothing_is_said_where_nothing_did(page: _Page) -> None:
+    bad = [
+        {"step": 2, "epoch": 1, "skipped": 1},
+        {"step": 3, "epoch": 1, "skipped": 2},
+        {"step": 3, "epoch": 1, "rolled_back_to": 1},
+        {"step": 3, "epoch": 1, "quarantined": 1234},
+    ]
+    wrong = _Page(render(_CONFIG, [*_STEPS[:1], *bad, *_STEPS[3:]], None))
+    assert wrong.fact("steps skipped") == "2"
+    assert wrong.fact("times gone back") == "1"
+    assert wrong.fact("images left out") == "1,234"
+    assert not {"steps skipped", "times gone back", "images left out"} & set(page.text)
+
+
+def test_the_time_that_steps_took_is_their_images_by_their_speed(page: _Page) -> None:
+    # 256 images at 1,000 to 5,000 a second.
+    assert page.fact("spent in steps") == "1 s"
+    slow = [{**line, "images_per_second": 0.05} for line in _STEPS]
+    assert _Page(render(_CONFIG, slow, None)).fact("spent in steps") == "7.1 h"
+
+
+def test_left_out_images_are_counted_by_reason_and_their_reasons_escaped() -> None:
+    left_out = Counter({"is <torn>": 3, "has no header": 1})
+    page = render_run(RunRecord(_CONFIG, [], left_out=left_out), 0)
+    text = _Page(page).text
+    assert text[text.index("is <torn>") + 1] == "3"
+    assert text[text.index("has no header") + 1] == "1"
+    assert "<torn>" not in page
+
+
+def test_many_steps_are_drawn_as_means_of_equally_many() -> None:
+    values = np.stack([np.arange(1001), 3.0 * np.arange(1001)], axis=1)
+    rows, size = thinned(values, 100)
+    assert size == 11
+    assert len(rows) == 91
+    np.testing.assert_allclose(rows[:, 1], 3 * rows[:, 0])
+    np.testing.assert_allclose(rows[0], values[:11].mean(0))
+    np.testing.assert_allclose(rows[-1], values[990:].mean(0))
+    few, size = thinned(values[:5], 100)
+    assert size == 1
+    np.testing.assert_array_equal(few, values[:5])
+
+
+def test_a_run_that_went_on_says_on_how_many_workers() -> None:
+    begun = [{"step": 0, "epoch": 0, "workers": 4}, {"step": 20, "epoch": 1, "workers": 4}]
+    facts = dict(words(RunRecord(_CONFIG, begun)) + numbers(RunRecord(_CONFIG, begun)))
+    assert (facts["workers"], facts["times gone on from a checkpoint"]) == ("4", "1")
+    fewer = RunRecord(_CONFIG, [*begun, {"step": 40, "epoch": 2, "workers": 1}])
+    assert dict(words(fewer))["workers"] == "4, then 1"
+    assert "times gone on from a checkpoint" not in dict(numbers(RunRecord(_CONFIG, begun[:1])))
