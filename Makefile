@@ -4,13 +4,15 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo test bench lint lock
+.PHONY: help install demo test bench docs links lint lock
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo     train on handwritten digits, about 3 minutes'
-	@echo 'make test     run all tests, about 15 minutes'
-	@echo 'make bench    install the peers to measure against, and list the benchmarks'
+	@echo 'make test     run all tests, about an hour'
+	@echo 'make bench    measure against the peers, about 8 minutes; benchmarks/README.md has the longer ones'
+	@echo 'make docs     build the pages of docs/ into dist/docs'
+	@echo 'make links    look whether the pages that docs/ links to are there'
 	@echo 'make install  set up .venv alone'
 	@echo 'make lint     style and types'
 	@echo 'make lock     resolve the dependencies anew'
@@ -36,8 +38,15 @@ test: install
 
 bench: install
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements-bench.lock
-	@echo; echo 'Benchmarks, each with what it needs:'
-	@sed -n 's|^    python |    $(BIN)/python |p' benchmarks/*.py
+	$(BIN)/python benchmarks/quick.py $(BENCH)
+
+# What docs/ says of settings and commands comes from the code; a broken link is an error.
+docs: install
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs dist/docs
+	@echo dist/docs/index.html
+
+links: install
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b linkcheck docs dist/links
 
 lint: install
 	$(BIN)/ruff format --check .

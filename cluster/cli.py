@@ -1,25 +1,25 @@
 """The `diptych` command, composed of the packages' commands."""
 
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated, Literal
 
-from cyclopts import App, CycloptsError, Parameter, validators
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, validators
 from pydantic import ValidationError
 
 from cluster.cluster_cli import cluster
 from cluster.config_file import read_config_file
 from cluster.data_cli import Count, data
-from cluster.messages import wrong_fields
+from cluster.jobs_cli import jobs, submit
+from cluster.messages import missing, wrong_fields
+from cluster.request import EvaluationRequest
+from cluster.signals import Interrupted
 from cluster.startup import Startup
 from cluster.tune_cli import tune
-from training.config import (
-    FeatureName,
-    FinetuneConfig,
-    ProbeConfig,
-    ProtocolName,
-    TrainConfig,
-)
+from pipelines.faults import first_line
+from training.config import TrainConfig
+from training.faults import RunError
 
 Multiplier = Annotated[float, Parameter(validator=validators.Number(gt=0))]
 
@@ -34,6 +34,8 @@ app = App(
 )
 app.command(cluster)
 app.command(data)
+app.command(jobs)
+app.command(submit)
 app.command(tune)
 
 
@@ -107,16 +109,7 @@ def evaluate(
     run: str,
     /,
     *,
-    protocol: ProtocolName = "knn",
-    labels: Annotated[float, Parameter(validator=validators.Number(gt=0, lte=1))] = 1.0,
-    features: FeatureName = "encoder",
-    test: str | None = None,
-    checkpoint: int | None = None,
-    workers: str | None = None,
-    neighbours: Count | None = None,
-    temperature: Annotated[float, Parameter(validator=validators.Number(gt=0))] | None = None,
-    probe: ProbeConfig = ProbeConfig(),  # noqa: B008
-    finetune: FinetuneConfig = FinetuneConfig(),  # noqa: B008
+    request: Annotated[EvaluationRequest, Parameter(name="*")] = EvaluationRequest(),  # noqa: B008
 ) -> None:
     """Judge the encoder of a run on labelled test images.
 
@@ -124,37 +117,14 @@ def evaluate(
     ----------
     run
         OUTPUT/NAME of the run: a path, file://, s3://, gs:// or az://.
-    protocol
-        knn: weighted nearest neighbours. linear: a linear classifier on frozen features, its learning rate
-        chosen on held-out training images. finetune: the whole network trained on with labels, as a run of
-        its own below RUN/finetune.
-    labels
-        Share of the training labels of each class that may be used.
-    features
-        What is judged: the encoder's features, or the projector's output.
-    test
-        Labelled test images; unset: the run's.
-    checkpoint
-        Step of the checkpoint; unset: the newest.
-    workers
-        Worker processes; unset: the run's.
-    neighbours
-        Neighbours that vote; unset: the run's.
-    temperature
-        A neighbour's vote weighs exp(cosine similarity / temperature); unset: the run's.
     """
-    from cluster.evaluate import Request, run_evaluation
+    from cluster.evaluate import run_evaluation
 
-    found = run_evaluation(
-        Request(
-            run=run, protocol=protocol, labels=labels, features=features, test=test, step=checkpoint,
-            workers=workers, neighbours=neighbours, temperature=temperature, probe=probe, finetune=finetune,
-        )
-    )  # fmt: skip
+    found = run_evaluation(run, request)
     at = f", learning rate {found['learning_rate']:g}" if "learning_rate" in found else ""
     print(
-        f"{protocol} accuracy of the {features} at step {found['step']} with {labels:.0%} of the labels: "
-        f"{found['top1']:.2%}{at}"
+        f"{request.protocol} accuracy of the {request.features} at step {found['step']} with "
+        f"{request.labels:.0%} of the labels: {found['top1']:.2%}{at}"
     )
 
 
@@ -188,6 +158,59 @@ def export(
 
 
 @app.command
+def report(
+    run: Annotated[list[str], Parameter(negative_iterable=())], /, *, output: str | None = None
+) -> None:
+    """Write one HTML page that shows a run, or compares several: it opens without a network.
+
+    Parameters
+    ----------
+    run
+        OUTPUT/NAME of each run, finished or not: a path, file://, s3://, gs:// or az://.
+    output
+        The file to write: likewise; unset: RUN/report.html, or comparison.html beside the first of several.
+    """
+    # torch takes seconds to import; help should not.
+    from cluster.report import run_report
+
+    run_report(run, output)
+
+
+@app.command
+def doctor(
+    *,
+    address: str | None = None,
+    storage: str | None = None,
+    workers: Count | None = None,
+    gpus_per_worker: Annotated[float | None, Parameter(validator=validators.Number(gt=0))] = None,
+    wait_for_nodes: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 0.0,
+) -> None:
+    """Check whether a cluster can train, or this machine; the exit code is 1 if something would stop a run.
+
+    Parameters
+    ----------
+    address
+        The cluster's, as in RAY_ADDRESS; unset: as every command. From outside of a cluster it is submitted:
+        diptych submit -- doctor.
+    storage
+        Where runs or images are: every node writes a file there and reads the others'. A path, file://,
+        s3://, gs:// or az://.
+    workers
+        Workers of the gradient self-test; unset: one for each GPU, or as many as the CPUs have room for.
+    gpus_per_worker
+        GPUs of each, or the share of one; unset: one, where there are as many.
+    wait_for_nodes
+        Seconds to wait for nodes with room for the workers, on a cluster that grows by itself.
+    """
+    if address:
+        os.environ["RAY_ADDRESS"] = address
+    from cluster.doctor import run_doctor
+
+    if run_doctor(storage, workers, gpus_per_worker, wait_for_nodes):
+        sys.exit(1)
+
+
+@app.command
 def demo(*, output: str = "runs") -> None:
     """Train on handwritten digits from a local S3 store: two workers, three minutes, no network.
 
@@ -209,14 +232,30 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(_one_line(error))
     except ValidationError as error:
         _fail(wrong_fields(error))
-    except ValueError as error:
-        _fail(str(error))
+    except BrokenPipeError:  # Whoever read the output has left, as `| head` does.
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # Else Python's end would say it again.
+        sys.exit(141)
+    except (ValueError, OSError) as error:
+        _fail(first_line(error))
+    except RunError as error:
+        sys.exit(f"diptych: {error}")
+    except Interrupted as interrupted:
+        print(f"\ndiptych: {interrupted}", file=sys.stderr)
+        sys.exit(128 + interrupted.number)
     except KeyboardInterrupt:
         print(
             "diptych: interrupted; the same command goes on from its last checkpoint or shard",
             file=sys.stderr,
         )
         sys.exit(130)
+    except Exception as error:
+        # Ray takes seconds to import.
+        if not type(error).__module__.startswith("ray."):
+            raise
+        what = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
+        sys.exit(f"diptych: the Ray cluster failed: {what}; see diptych doctor")
 
 
 def _fail(message: str) -> None:
@@ -225,5 +264,11 @@ def _fail(message: str) -> None:
 
 
 def _one_line(error: CycloptsError) -> str:
-    cause = error.__cause__
-    return wrong_fields(cause) if isinstance(cause, ValidationError) else " ".join(str(error).split())
+    if isinstance(error.__cause__, ValidationError):
+        return wrong_fields(error.__cause__)
+    if isinstance(error, MissingArgumentError) and error.argument and error.keyword is None:
+        name = error.argument.name
+        if name == "--data.train":
+            return missing("data.train")
+        return f"{name} is missing; see diptych {' '.join(error.command_chain or ())} --help"
+    return " ".join(str(error).split())

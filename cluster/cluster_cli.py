@@ -1,15 +1,19 @@
 """The `diptych cluster` commands."""
 
+import shlex
 import sys
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from cluster.data_cli import Count
+from cluster.manifest import Kind, Wishes
 from cluster.ray_settings import LOOPBACK
 
 cluster = App(
     name="cluster",
-    help="A Ray cluster on this machine, for trying things: commands without RAY_ADDRESS use it.",
+    help="Ray clusters: one on this machine, for trying things, which commands without RAY_ADDRESS use; and "
+    "manifests for others.",
 )
 
 
@@ -49,3 +53,39 @@ def down() -> None:
     from cluster.embedded import down
 
     print(f"{down()} processes ended")
+
+
+@cluster.command
+def manifest(
+    kind: Kind,
+    /,
+    *,
+    output: Annotated[str | None, Parameter(alias="-o")] = None,
+    wishes: Annotated[Wishes, Parameter(name="*")] = Wishes(),  # noqa: B008
+) -> None:
+    """Write what a Ray cluster with GPU nodes is made from: a file that holds no credentials.
+
+    Parameters
+    ----------
+    kind
+        kuberay: a RayCluster or RayJob, for kubectl. aws, gcp: a file for `ray up`. docs/kuberay.md, aws.md
+        and gcp.md tell what comes before and after.
+    output
+        The file to write: a path, file://, s3://, gs:// or az://; unset: standard output.
+    """
+    from cluster.jobs_cli import check_command
+    from cluster.manifest import render
+    from pipelines import storage
+
+    text = render(kind, wishes)
+    if wishes.job is not None:
+        check_command(tuple(shlex.split(wishes.job)))
+    if output is None:
+        print(text, end="")
+    else:
+        try:
+            storage.write(output, text.encode())
+        except OSError as error:
+            why = storage.first_line(error)
+            raise ValueError(f"cannot write {output}: {why}; choose another place") from error
+        print(f"{output}; next: {'kubectl apply -f' if kind == 'kuberay' else 'ray up'} {output}")

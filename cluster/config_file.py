@@ -15,8 +15,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     """What the file says, its name being the file's where it says none; ValueError where it is no TOML."""
     try:
         return {"name": path.stem} | tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}; give this user the permission") from error
 
 
 def read_config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -26,6 +28,8 @@ def read_config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCol
         raise ValueError("give a CONFIG or --resume RUN, not both: a run has its own config")
     if "CONFIG" in given:
         name = given["CONFIG"]
+        if Path(name).is_dir() or "://" in name:
+            raise ValueError(f"{name} is no config; images are given as --data.train {name}")
         path = Path(name) if Path(name).is_file() else shipped_config(name)
         values = read_toml(path)
     elif "--resume" in given:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from cluster.columns import Columns
 from cluster.local import cluster
-from cluster.progress import counted
+from cluster.progress import bar, counted
 from pipelines import destination, storage, torchvision_source
 from pipelines.config import DataConfig
 from pipelines.packing import (
@@ -52,11 +52,11 @@ _SHOWN = 20
 def run_pack(
     source: str,
     dest: str,
-    columns: Columns,
+    columns: Columns = Columns(),  # noqa: B008
     *,
-    rows_per_shard: int | None,
-    rows_per_group: int | None,
-    shuffle: int | None,
+    rows_per_shard: int | None = None,
+    rows_per_group: int | None = None,
+    shuffle: int | None = None,
 ) -> None:
     """Write the images at `source` as Parquet shards below `dest`, or go on where it was interrupted.
 
@@ -94,7 +94,13 @@ def run_pack(
 
 
 def run_embed(
-    run: str, source: str, dest: str, columns: Columns, *, step: int | None, rows_per_shard: int | None
+    run: str,
+    source: str,
+    dest: str,
+    columns: Columns = Columns(),  # noqa: B008
+    *,
+    checkpoint: int | None = None,
+    rows_per_shard: int | None = None,
 ) -> None:
     """Write the features of the images at `source`, by the encoder of `run`, as Parquet shards at `dest`.
 
@@ -105,14 +111,14 @@ def run_embed(
     from training.export import read_trained
 
     run, source, dest = storage.absolute(run.rstrip("/")), _absolute(source), storage.absolute(dest)
-    trained = read_trained(run, step)
+    trained = read_trained(run, checkpoint)
     data = replace(trained.config.data, train=source, **columns.given)
     index = _index(source, dest, data)
     wanted = {
         **_same(index, data),
         "run": run,
         "config": config_hash(trained.config),
-        "checkpoint": step,
+        "checkpoint": checkpoint,
         "rows_per_shard": rows_per_shard,
     }
     noted = destination.claim(dest, "embed", wanted)
@@ -130,36 +136,43 @@ def run_embed(
     _write(dest, index, jobs, -(-int(index.rows.sum()) // noted["rows_per_shard"]), reports)
 
 
-def run_inspect(uri: str, columns: Columns, *, decode: bool, as_json: bool) -> None:
-    """Print what the images at `uri` are; raises ValueError where there are none."""
+def run_inspect(
+    uri: str,
+    columns: Columns = Columns(),  # noqa: B008
+    *,
+    decode: bool = False,
+    as_json: bool = False,
+) -> dict[str, Any]:
+    """Print what the images at `uri` are, and return it; raises ValueError where there are none."""
     uri = _absolute(uri)
     data = columns.data(uri)
     index = _index(uri, None, data)
     readings = all_readings(index, _WINDOW_ROWS)
     found = Survey()
-    with cluster(cpus=1), _bar("inspect", index) as bar:
+    with cluster(cpus=1), _bar("inspect", index) as shown:
         from pipelines.stream import map_jobs
 
         for table in map_jobs(readings, partial(_survey, data=data, decode=decode)):
             part: Survey = pickle.loads(table["found"][0].as_py())
             found.add(part)
-            bar.update(part.images + part.bad_images)
+            shown.update(part.images + part.bad_images)
     values = report(index, found, _class_names(index), data.window_rows)
     if as_json:
         print(json.dumps(values, indent=1))
     else:
         _print_report(values)
+    return values
 
 
 def run_preview(
     uri: str,
     output: str,
-    columns: Columns,
+    columns: Columns = Columns(),  # noqa: B008
     *,
-    recipe: str | None,
-    size: int | None,
-    seed: int,
-    images: int,
+    recipe: str | None = None,
+    size: int | None = None,
+    seed: int = 0,
+    images: int = 12,
 ) -> None:
     """Write a contact sheet of images that lie evenly over the data set at `uri`, with both views of each."""
     uri, output = _absolute(uri), storage.absolute(output)
@@ -225,14 +238,14 @@ def _write(
     finished = finished_shards(dest)
     total = Counter(shards=len(finished))
     bad: list[Quarantined] = []
-    with _bar("write", index) as bar:
+    with _bar("write", index) as shown:
 
         def count(report: pa.Table) -> None:
             row = report.to_pylist()[0]
             left_out = decode(row["bad"].encode())
             bad.extend(left_out)
             total.update(images=row["images"], bytes=row["bytes"])
-            bar.update(row["images"] + len(left_out))
+            shown.update(row["images"] + len(left_out))
 
         for done in finished.values():
             count(done)
@@ -251,7 +264,7 @@ def _write(
 
 
 def _bar(what: str, index: Index) -> tqdm:
-    return tqdm(total=int(index.rows.sum()), desc=what, unit="image", smoothing=0.1)
+    return bar(total=int(index.rows.sum()), desc=what, unit="image", smoothing=0.1)
 
 
 def _survey(reading: Reading, data: DataConfig, decode: bool) -> pa.Table:

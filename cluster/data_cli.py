@@ -138,4 +138,4 @@ def embed(
     """
     from cluster.data import run_embed
 
-    run_embed(run, uri, dest, columns, step=checkpoint, rows_per_shard=rows_per_shard)
+    run_embed(run, uri, dest, columns, checkpoint=checkpoint, rows_per_shard=rows_per_shard)

@@ -3,10 +3,12 @@
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,7 +17,8 @@ from pathlib import Path
 
 from cluster.ray_settings import LOOPBACK, LOOPBACK_ONLY, SYSTEM_CONFIG
 
-# In the environment of each of the cluster's processes, so that `down` finds them all, and no others.
+# In the environment of each of the cluster's processes, so that `down` finds them, and no others. Those that
+# give themselves a title, ray::..., overwrite it; they have files open in the cluster's folder.
 _MARK = "DIPTYCH_CLUSTER"
 
 # A node starts within seconds; on a crowded machine it takes longer.
@@ -29,11 +32,12 @@ _OBJECT_STORE_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Embedded:
-    """The cluster that `diptych cluster up` has started: where it is, and the mark of its processes."""
+    """The cluster that `diptych cluster up` has started: where it is, and what its processes are known by."""
 
     address: str
     dashboard: str
     mark: str
+    folder: str
 
     @property
     def environment(self) -> dict[str, str]:
@@ -52,14 +56,27 @@ def up(nodes: int, cpus: int, host: str = LOOPBACK) -> Embedded:
         raise ValueError(f"a cluster is running already at {running.address}; diptych cluster down ends it")
     down()
     port, dashboard = _free_ports(host, 2)
-    cluster = Embedded(f"{host}:{port}", f"http://{host}:{dashboard}", secrets.token_hex(8))
-    _folder().mkdir(parents=True, exist_ok=True)
-    _write(_state(), json.dumps(asdict(cluster)))
+    cluster = Embedded(
+        f"{host}:{port}",
+        f"http://{host}:{dashboard}",
+        secrets.token_hex(8),
+        tempfile.mkdtemp(prefix="diptych-"),
+    )
+    try:
+        _folder().mkdir(parents=True, exist_ok=True)
+        _write(_state(), json.dumps(asdict(cluster)))
+    except OSError as error:
+        shutil.rmtree(cluster.folder)
+        raise ValueError(
+            f"cannot write {_state()}: {error.strerror}; set XDG_STATE_HOME to a folder of this user's"
+        ) from error
     log = _folder() / "cluster.log"
     # Threads that wait must not spin: all nodes share this machine's cores.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **cluster.environment, _MARK: cluster.mark}
     environment.pop("RAY_ADDRESS", None)
-    command = f"from cluster.embedded import hold; hold({nodes}, {cpus}, {host!r}, {port}, {dashboard})"
+    # Jobs run `python`: this one.
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    command = f"from cluster.embedded import Embedded, hold; hold({nodes}, {cpus}, {cluster!r})"
     with log.open("wb") as out:
         holder = subprocess.Popen(
             [sys.executable, "-c", command], env=environment,
@@ -73,7 +90,7 @@ def up(nodes: int, cpus: int, host: str = LOOPBACK) -> Embedded:
     return cluster
 
 
-def hold(nodes: int, cpus: int, host: str, port: int, dashboard: int) -> None:
+def hold(nodes: int, cpus: int, cluster: Embedded) -> None:
     """Start the nodes, say so on stdout, and keep them until SIGTERM: what the process of `up` does."""
     from ray._common.utils import reset_ray_address
     from ray._private import utils
@@ -82,32 +99,51 @@ def hold(nodes: int, cpus: int, host: str, port: int, dashboard: int) -> None:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     ensure_token_if_auth_enabled()
-    node = {"node_ip_address": host, "num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES}
+    host, _, port = cluster.address.rpartition(":")
+    node = {
+        "node_ip_address": host,
+        "num_cpus": cpus,
+        "object_store_memory": _OBJECT_STORE_BYTES,
+        "dashboard_agent_listen_port": 0,
+    }
     head = {
-        "gcs_server_port": port,
+        "num_gpus": _gpus(),
+        "gcs_server_port": int(port),
         "include_dashboard": True,
         "dashboard_host": host,
-        "dashboard_port": dashboard,
+        "dashboard_port": int(cluster.dashboard.rpartition(":")[2]),
+        "temp_dir": cluster.folder,
         "_system_config": SYSTEM_CONFIG,
     }
     named = utils.read_ray_address()
-    cluster = Cluster(initialize_head=True, head_node_args=node | head)
+    started = Cluster(initialize_head=True, head_node_args=node | head)
     # Other people's `ray.init()` is not led here, nor to nowhere once this cluster is gone.
     if named:
         utils.write_ray_address(named)
     else:
         reset_ray_address()
-    for _ in range(nodes - 1):
-        cluster.add_node(**node)
+    utils.write_ray_address(cluster.address, cluster.folder)  # Jobs are led here.
+    for number in range(1, nodes):
+        # In one folder, a node that unpacks a job's files would take them away from another's processes.
+        started.add_node(**node, runtime_env_dir_name=f"runtime_resources_{number}")
     os.write(1, b"up")
     while True:
         signal.pause()
 
 
+def _gpus() -> int:
+    """This machine's, all of which the head has: other nodes would hand them out a second time."""
+    from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager as manager  # noqa: N813
+
+    visible = manager.get_current_process_visible_accelerator_ids()
+    there = manager.get_current_node_num_accelerators()
+    return there if visible is None else min(there, len(visible))
+
+
 def find() -> Embedded | None:
     """The cluster that runs, if one does."""
     cluster = _read()
-    return cluster if cluster and _answers(cluster.address) and any(_processes(cluster.mark)) else None
+    return cluster if cluster and answers(cluster.address) and any(_processes(cluster)) else None
 
 
 def down() -> int:
@@ -115,14 +151,15 @@ def down() -> int:
     cluster = _read()
     if cluster is None:
         return 0
-    found = list(_processes(cluster.mark))
+    found = list(_processes(cluster))
     _signal(found, signal.SIGTERM)
     deadline = time.monotonic() + _GRACE_SECONDS
-    while left := list(_processes(cluster.mark)):
+    while left := list(_processes(cluster)):
         if time.monotonic() > deadline:
             _signal(left, signal.SIGKILL)
         time.sleep(0.1)
     _state().unlink()
+    shutil.rmtree(cluster.folder, ignore_errors=True)
     return len(found)
 
 
@@ -140,6 +177,8 @@ def _read() -> Embedded | None:
         return Embedded(**json.loads(_state().read_text()))
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{_state()} is not what diptych cluster up has written; delete it") from error
 
 
 def _write(path: Path, content: str) -> None:
@@ -159,9 +198,10 @@ def _wait(holder: subprocess.Popen, log: Path) -> None:
     holder.stdout.close()
 
 
-def _answers(address: str) -> bool:
+def answers(address: str, seconds: float = 1.0) -> bool:
+    """Whether something listens at HOST:PORT, and says so within so many seconds."""
     host, _, port = address.rpartition(":")
-    with suppress(OSError), socket.create_connection((host, int(port)), timeout=1.0):
+    with suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=seconds):
         return True
     return False
 
@@ -177,13 +217,23 @@ def _free_ports(host: str, count: int) -> list[int]:
     return ports
 
 
-def _processes(mark: str) -> Iterator[int]:
-    """The processes that have the mark in their environment."""
-    wanted = f"{_MARK}={mark}".encode()
+def _processes(cluster: Embedded) -> Iterator[int]:
+    """The processes that have the cluster's mark in their environment, or Ray's title and its files open."""
+    wanted = f"{_MARK}={cluster.mark}".encode()
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # It has ended, or is another user's.
-            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+            marked = wanted in (folder / "environ").read_bytes().split(b"\0")
+            titled = (folder / "cmdline").read_bytes().startswith(b"ray")
+            if marked or (
+                titled and any(_within(cluster.folder, link) for link in (folder / "fd").iterdir())
+            ):
                 yield int(folder.name)
+
+
+def _within(folder: str, link: Path) -> bool:
+    with suppress(OSError):  # It has been closed.
+        return os.readlink(link).startswith(f"{folder}/")
+    return False
 
 
 def _signal(processes: list[int], number: int) -> None:

@@ -1,53 +1,35 @@
 """`diptych eval`: a finished run's encoder is judged, and the result kept beside the run."""
 
 import json
-import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from cluster.local import cluster
 from cluster.progress import counted
+from cluster.request import EvaluationRequest
 from cluster.train import labelled, read_index, run_training, training_index
 from pipelines import storage
 from pipelines.labels import labelled_share, read_labels
-from pipelines.sources import Index
 from training.checkpoint import Checkpoints
-from training.config import FeatureName, FinetuneConfig, ProbeConfig, ProtocolName, TrainConfig, most_workers
+from training.config import TrainConfig, most_workers
 from training.evaluator import Sets
 from training.finetune import finetune_config
 from training.protocols import Protocol
-from training.record import read_config
+from training.record import kept_index, read_config
 from training.run import run_uri
 
 _FILE = "evaluations.jsonl"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What of a run is judged, and how."""
+def run_evaluation(run: str, request: EvaluationRequest = EvaluationRequest()) -> dict[str, Any]:  # noqa: B008
+    """Judge the encoder of the run in `run`, OUTPUT/NAME, as requested; the line that is kept beside it.
 
-    run: str
-    protocol: ProtocolName
-    labels: float
-    features: FeatureName
-    test: str | None
-    step: int | None
-    workers: int | str | None
-    neighbours: int | None
-    temperature: float | None
-    probe: ProbeConfig
-    finetune: FinetuneConfig
-
-
-def run_evaluation(request: Request) -> dict[str, Any]:
-    """Judge the encoder of the step, or of the newest checkpoint; the line that is kept.
-
-    Raises ValueError where there is no such run, checkpoint or labelled test set.
+    Raises ValueError where there is no such run, checkpoint or labelled test set, RunError if a worker fails.
     """
-    run = storage.absolute(request.run.rstrip("/"))
+    run = storage.absolute(run.rstrip("/"))
     config = _config(run, request)
     checkpoints = Checkpoints(run, config.checkpoint.keep)
-    step = checkpoints.latest_step() if request.step is None else request.step
+    step = checkpoints.latest_step() if request.checkpoint is None else request.checkpoint
     if step is None:
         raise ValueError(f"{run} has no checkpoint yet; let it train until its first")
     checkpoints.load(step)  # What cannot be loaded is told before a cluster starts.
@@ -57,13 +39,17 @@ def run_evaluation(request: Request) -> dict[str, Any]:
     else:
         found = _frozen(config, sets, request.protocol, step, request)
     found = {"step": step, "protocol": request.protocol, "labels": request.labels, **found}
-    before = storage.read(storage.join(run, _FILE)) or b""
-    storage.write(storage.join(run, _FILE), before + json.dumps(found).encode() + b"\n")
+    line, place = json.dumps(found), storage.join(run, _FILE)
+    try:
+        storage.write(place, (storage.read(place) or b"") + line.encode() + b"\n")
+    except OSError as error:
+        why = storage.first_line(error)
+        raise ValueError(f"cannot write {place}: {why}; what was found is {line}") from error
     return found
 
 
 def _frozen(
-    config: TrainConfig, sets: Sets, name: Literal["knn", "linear"], step: int, request: Request
+    config: TrainConfig, sets: Sets, name: Literal["knn", "linear"], step: int, request: EvaluationRequest
 ) -> dict[str, Any]:
     if request.labels < 1:
         sets = replace(sets, train=labelled(sets.train, config, request.labels))
@@ -71,7 +57,7 @@ def _frozen(
     return _launch(config, sets, protocol)
 
 
-def _finetune(config: TrainConfig, sets: Sets, checkpoint: str, request: Request) -> dict[str, Any]:
+def _finetune(config: TrainConfig, sets: Sets, checkpoint: str, request: EvaluationRequest) -> dict[str, Any]:
     if request.features != "encoder":
         raise ValueError(f"features={request.features} has no effect with protocol=finetune; leave it out")
     train, share = sets.train, request.labels
@@ -88,7 +74,7 @@ def _finetune(config: TrainConfig, sets: Sets, checkpoint: str, request: Request
     return {"features": request.features, "top1": top1, "run": run_uri(tuned)}
 
 
-def _config(run: str, request: Request) -> TrainConfig:
+def _config(run: str, request: EvaluationRequest) -> TrainConfig:
     config = read_config(run)
     test = storage.absolute(request.test) if request.test else config.data.test
     data = replace(config.data, test=test)
@@ -103,24 +89,21 @@ def _config(run: str, request: Request) -> TrainConfig:
 
 
 def _sets(run: str, config: TrainConfig) -> Sets:
-    kept = storage.read(storage.join(run, "index", "train.parquet"))
-    train = Index.from_bytes(kept) if kept else training_index(config)
+    train = kept_index(run, "train") or training_index(config)
     assert config.data.test
     test = read_index(config.data.test, config.data, train.classes)
+    way_out = {train: "give a run whose training images have some", test: "give labelled ones with --test"}
     for index in (train, test):
         if not index.has_labels:
-            raise ValueError(f"evaluation needs labels, and {index.uri} has none")
+            raise ValueError(f"evaluation needs labels, and {index.uri} has none; {way_out[index]}")
     return Sets.of(config, train, test)
 
 
 def _launch(config: TrainConfig, sets: Sets, protocol: Protocol) -> dict[str, Any]:
     # Ray takes seconds to import; an error in the arguments should not.
-    from training.worker import RunError, launch
+    from training.worker import launch
 
     found: dict[str, Any] = {}
     with cluster(cpus=most_workers(config) * config.cpus_per_worker):
-        try:
-            launch(config, sets, found.update, task=protocol)
-        except RunError as error:
-            sys.exit(f"diptych: {error}")
+        launch(config, sets, found.update, task=protocol)
     return found

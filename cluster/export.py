@@ -5,13 +5,13 @@ from training.export import WRITERS, read_trained, torchvision_name
 from training.torchvision_models import ARGUMENTS
 
 
-def run_export(run: str, dest: str, format: str, step: int | None) -> None:
-    """Write the encoder of the run's checkpoint of `step`, or of its newest, and say how it is used.
+def run_export(run: str, dest: str, format: str, checkpoint: int | None = None) -> None:
+    """Write the encoder of the run's checkpoint of that step, or of its newest, and say how it is used.
 
     Raises ValueError where there is no such run or checkpoint, the format does not fit, or nothing can be
     written.
     """
-    trained = read_trained(run, step)
+    trained = read_trained(run, checkpoint)
     content = WRITERS[format](trained)
     try:
         storage.write(dest, content)

@@ -2,12 +2,21 @@
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from cluster import embedded
-from cluster.ray_settings import LOOPBACK_ONLY, SYSTEM_CONFIG
+from cluster.ray_settings import LOOPBACK_ONLY, SYSTEM_CONFIG, wants_token
+
+# What a Ray address is unless it is one for Ray's own client, or a word.
+_HOST_AND_PORT = re.compile(r"[^/]+:\d+")
+
+_WORDS = ("auto", "local")
+
+_CONNECT_SECONDS = 10.0
 
 
 def address() -> str | None:
@@ -19,12 +28,14 @@ def address() -> str | None:
 
 
 @contextmanager
-def cluster(cpus: float) -> Iterator[None]:
+def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[None]:
     """Connect to the cluster, or start one with at least `cpus` logical CPUs; leave or end it afterwards.
 
+    Its workers can import `modules`, files or packages, too, unless this process is connected already.
     Logical CPUs only limit how many processes run at once: with more of them than cores, all are slower.
     """
     import ray
+    from ray.exceptions import AuthenticationError
 
     if ray.is_initialized():
         yield
@@ -32,28 +43,78 @@ def cluster(cpus: float) -> Iterator[None]:
     # Threads that wait for work must not spin: torch's, DALI's and the readers' share the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    environment: dict[str, Any] = {"py_modules": [str(path) for path in modules]} if modules else {}
     if there := address():
-        workers = {"env_vars": {"OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"]}}
+        if there.startswith("http"):
+            raise ValueError(f"{there} takes jobs alone; submit it: diptych submit --address {there} -- ...")
+        _check_listens(there)
+        environment |= {"env_vars": {"OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"]}}
         try:
-            ray.init(there, runtime_env=workers, **settings)
-        except ConnectionError as error:
+            ray.init(there, runtime_env=environment, **settings)
+        except (ConnectionError, AuthenticationError) as error:
             raise ValueError(_no_answer(there, error)) from error
+        except RuntimeError as error:
+            if "Version mismatch" not in str(error):
+                raise
+            raise ValueError(_other_versions(there, error)) from error
     else:
         # The dashboard would take a share of a small machine's cores.
         cores = max(os.cpu_count() or 1, int(cpus + 0.999))
-        ray.init("local", num_cpus=cores, include_dashboard=False, _system_config=SYSTEM_CONFIG, **settings)
+        ray.init(
+            "local", num_cpus=cores, include_dashboard=False, _system_config=SYSTEM_CONFIG,
+            runtime_env=environment, **settings,
+        )  # fmt: skip
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _no_answer(there: str, error: BaseException) -> str:
-    if "AuthenticationError" in str(error.__cause__ or error.__context__):
-        return (
-            f"the Ray cluster at {there} wants its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH "
-            "unless it is in ~/.ray/auth_token"
+def _check_listens(there: str) -> None:
+    """ValueError where no Ray cluster can be at that address: Ray would wait for minutes."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    if there.startswith("ray://"):
+        listens = embedded.answers(there.removeprefix("ray://"), _CONNECT_SECONDS)
+    elif there in _WORDS or "://" in there:
+        return  # Ray's own to find.
+    elif not _HOST_AND_PORT.fullmatch(there):
+        raise ValueError(f"RAY_ADDRESS={there} is no address of a Ray cluster; write HOST:6379")
+    else:
+        # Ray takes a node's own address for the loopback one.
+        listens = embedded.answers(there, _CONNECT_SECONDS) and _speaks_grpc(
+            canonicalize_bootstrap_address(there) or there
         )
+    if not listens:
+        raise ValueError(_no_answer(there))
+
+
+def _speaks_grpc(there: str) -> bool:
+    """Whether what listens there is a server of the kind that Ray's is."""
+    import grpc
+
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
+        return True  # It would hang up on whoever has no certificate.
+    channel = grpc.insecure_channel(there, options=[("grpc.enable_http_proxy", 0)])
+    with channel, suppress(grpc.FutureTimeoutError):
+        grpc.channel_ready_future(channel).result(_CONNECT_SECONDS)
+        return True
+    return False
+
+
+def _other_versions(there: str, error: RuntimeError) -> str:
+    """Ray's five lines about versions that differ, as one."""
+    ray, python, our_ray, our_python = re.findall(r"(?:Ray|Python): (\S+)", str(error))
+    return (
+        f"the Ray cluster at {there} has Ray {ray} and Python {python}, this process Ray {our_ray} and "
+        f"Python {our_python}; give both the same, or send a job: diptych submit --address http://HOST:8265 "
+        "-- ..."
+    )
+
+
+def _no_answer(there: str, error: BaseException | None = None) -> str:
+    if error and "AuthenticationError" in f"{type(error).__name__} {error.__cause__ or error.__context__}":
+        return wants_token(there)
     return f"no Ray cluster answers at {there}; see RAY_ADDRESS, or leave it out to run on this machine"
 
 

@@ -2,6 +2,9 @@
 
 from pydantic import ValidationError
 
+# Flags that are not named as their keys are.
+_FLAGS = {"train.data.train": "data"}
+
 
 def wrong_fields(error: ValidationError) -> str:
     """Each field that a config has wrong, its value and what would do, in one line."""
@@ -12,7 +15,19 @@ def _wrong_field(*, type: str, loc: tuple[str | int, ...], msg: str, input: obje
     key = ".".join(str(part) for part in loc)
     if type == "missing":
         # A table without its one required key is dropped whole.
-        key = "data.train" if key == "data" else key
-        return f"{key} is missing; give it in the config or as --{key.replace('_', '-')}"
+        return missing("data.train" if key == "data" else key)
+    # Of these pydantic's own messages name classes and patterns.
+    if type == "dataclass_type":
+        return f"{key}={input} must be a table: write [{key}], and its keys below"
+    if type == "unexpected_keyword_argument":
+        return f"there is no key {key}; mend its name, or leave it out"
+    if type == "string_pattern_mismatch":
+        return f"{key}={input} is no name; take small letters, digits and hyphens, as in my-run-1"
     message = msg.removeprefix("Value error, ")
     return message if isinstance(input, dict) else f"{key}={input}: {message}"
+
+
+def missing(key: str) -> str:
+    """What is said of a key that has no default."""
+    flag = _FLAGS.get(key, key.replace("_", "-"))
+    return f"{key} is missing; give it in the config or as --{flag}"

@@ -1,5 +1,6 @@
 """Progress on the terminal: of things that are counted, and of a run."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -10,15 +11,36 @@ from tqdm import tqdm
 from cluster.startup import Startup
 from training.diagnostics import COLLAPSED_RANK
 
+# How often a run's progress is told where it is no terminal that shows it.
+_LOG_SECONDS = 30.0
+
+
+class _Lines:
+    """A bar's file that is no terminal: each state of the bar becomes a line of its own."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip("\r\n "):
+            print(line, file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        """Each line is, as it comes."""
+
+
+def bar(**settings: Any) -> tqdm:
+    """A bar on the terminal; a line now and then in a log."""
+    if sys.stderr.isatty():
+        return tqdm(**settings)
+    return tqdm(**settings, file=_Lines(), mininterval=_LOG_SECONDS, maxinterval=_LOG_SECONDS)
+
 
 @contextmanager
 def counted(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """What is called with (done, of how many); there is a bar from the first second on."""
-    with tqdm(desc=what, unit=unit, leave=False, delay=1) as bar:
+    with bar(desc=what, unit=unit, leave=False, delay=1) as shown:
 
         def progress(done: int, of: int) -> None:
-            bar.total = of
-            bar.update(done - bar.n)
+            shown.total = of
+            shown.update(done - shown.n)
 
         yield progress
 
@@ -46,7 +68,7 @@ class RunBar:
                 self._startup.reached(values["phase"])
             return
         if self._bar is None:  # Only now do steps take time, and not the cluster's start.
-            self._bar = tqdm(total=self._steps, initial=self._done, desc="train", unit="step", smoothing=0.1)
+            self._bar = bar(total=self._steps, initial=self._done, desc="train", unit="step", smoothing=0.1)
         if "loss" not in values:
             self._bar.write(f"step {values['step']}: {', '.join(_noted(values))}")
             return
@@ -74,6 +96,8 @@ def _noted(values: dict[str, Any]) -> Iterator[str]:
         yield f"classifier's accuracy {values['top1']:.1%}"
     if "knn_top1_test" in values:
         yield f"on the test images {values['knn_top1_test']:.1%}"
+    if "waiting" in values:
+        yield f"waiting for {values['waiting']}"
     if "restarting" in values:
         yield f"going on from there, for {values['restarting']}"
     if "moving" in values:

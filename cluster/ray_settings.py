@@ -9,3 +9,11 @@ LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # Ray ends processes that were idle for a second where there are more than cores. The readers are, between
 # two windows, and starting one takes as long as it reads some thousand images.
 SYSTEM_CONFIG = {"num_workers_soft_limit": 64}
+
+
+def wants_token(there: str) -> str:
+    """What a user is told whom a cluster has turned away."""
+    return (
+        f"the Ray cluster at {there} wants its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH "
+        "unless it is in ~/.ray/auth_token"
+    )

@@ -8,6 +8,14 @@ from threading import Event, current_thread, main_thread
 from types import FrameType
 
 
+class Interrupted(Exception):  # noqa: N818
+    """A signal of this number has ended the work, which is saved; the message says how to go on."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
 class Stop:
     """Whether a run shall end, and the signal that asked for it; what is said then is `doing`."""
 

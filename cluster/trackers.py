@@ -1,17 +1,20 @@
 """A run's numbers to MLflow and Weights & Biases, through their own clients, which `--trackers` names."""
 
 import hashlib
+import logging
 import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import import_module
 from typing import Any, Protocol
 
 from training.config import TrackerName, TrainConfig, config_hash
 from training.run import run_uri
+
+_log = logging.getLogger(__name__)
 
 _NOT_METRICS = ("step", "steps")
 
@@ -43,9 +46,11 @@ class Trackers:
         return failed
 
     def close(self, *, finished: bool) -> None:
-        for tracker in self._trackers.values():
-            with suppress(Exception):  # The run has ended, and its own record is whole.
+        for name, tracker in self._trackers.items():
+            try:
                 tracker.close(finished=finished)
+            except Exception as error:  # The run has ended, and its own record is whole.
+                _log.warning("%s did not hear of this run's end: %s", name, error)
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """A training run from its config to its report, as the commands run it."""
 
-import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from cluster.local import cluster
+from cluster.own import own_modules
 from cluster.progress import RunBar, counted
-from cluster.signals import stop_signals
+from cluster.signals import Interrupted, stop_signals
 from cluster.startup import Startup
 from cluster.trackers import Trackers, check_trackers, open_trackers
 from pipelines import storage
@@ -21,7 +22,7 @@ from training.evaluator import Sets
 from training.faults import StoppedError
 from training.metrics import read_metrics
 from training.objectives import count_classes, load_initial
-from training.record import claim_run, find_run
+from training.record import claim_run, find_run, keep_index, kept_index
 from training.report import write_report
 from training.run import load_branch, make_plan, run_uri, total_steps
 
@@ -35,7 +36,8 @@ def run_training(
     """Train, showing progress on the terminal; the lines of the run's metrics.jsonl.
 
     `train` and `test` are the images of the config's data, where they are listed already. Raises ValueError
-    where the config, the data or the cluster will not do, before anything is written.
+    where the config, the data or the cluster will not do, before anything is written; RunError if the run
+    fails, and Interrupted after SIGTERM or Ctrl-C, once it has saved.
     """
     startup = startup or Startup()
     startup.reached("imports")
@@ -43,12 +45,13 @@ def run_training(
     check_lanes(config.batch_size, config.lanes)
     worker_counts(config)
     check_trackers(config.trackers)
+    modules = own_modules(config.objective, config.objective_options)
     run = run_uri(config)
     resumed = find_run(run, config)
-    index = (_kept_index(run, "train") if resumed else None) or train or training_index(config)
+    index = (kept_index(run, "train") if resumed else None) or train or training_index(config)
     test_index = None
     if config.data.test:
-        kept = _kept_index(run, "test") if resumed else None
+        kept = kept_index(run, "test") if resumed else None
         test_index = kept or test or read_index(config.data.test, config.data, index.classes)
     unlabelled = [listed.uri for listed in (index, test_index) if listed and not listed.has_labels]
     if unlabelled and (test_index or config.evaluation.held_out):
@@ -68,12 +71,12 @@ def run_training(
     claim_run(run, config)
     for name, listed in (("train", index), ("test", test_index)):
         if listed and not resumed:
-            storage.write(storage.join(run, "index", f"{name}.parquet"), listed.to_bytes())
+            keep_index(run, name, listed)
     if done >= steps:
         print(f"{run} is finished: {done} steps. Its report is {write_report(config)}")
         return read_metrics(run)
     startup.reached("index")
-    _launch(config, sets, steps, done, startup)
+    _launch(config, sets, steps, done, startup, modules)
     print(f"report: {write_report(config)}")
     return read_metrics(run)
 
@@ -90,30 +93,28 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     return replace(config, data=data, output=storage.absolute(config.output), **found)
 
 
-def _launch(config: TrainConfig, sets: Sets, steps: int, done: int, startup: Startup) -> None:
+def _launch(
+    config: TrainConfig, sets: Sets, steps: int, done: int, startup: Startup, modules: list[Path]
+) -> None:
     # Ray takes seconds to import; an error in the config should not.
     from training.attempts import run_to_its_end
-    from training.worker import RunError
 
     print(f"{sets.train.rows.sum():,} images; starting {config.workers or 'the'} workers ...")
     with (
         open_trackers(config) as trackers,
-        cluster(cpus=most_workers(config) * config.cpus_per_worker),
+        cluster(most_workers(config) * config.cpus_per_worker, modules),
         RunBar(steps, done, startup) as bar,
         stop_signals("saving after this step") as stop,
     ):
         startup.reached("cluster")
         try:
             run_to_its_end(config, sets, lambda values: _tell(values, bar, trackers), stop.event)
-        except RunError as error:
-            sys.exit(f"diptych: {error}")
         except StoppedError as stopped:
-            print(
-                f"\ndiptych: stopped after step {stopped.step} of {steps}; "
+            raise Interrupted(
+                f"stopped after step {stopped.step} of {steps}; "
                 f"go on with: diptych train --resume {run_uri(config)}",
-                file=sys.stderr,
-            )
-            sys.exit(128 + stop.number)
+                stop.number,
+            ) from stopped
 
 
 def _tell(values: dict[str, Any], bar: RunBar, trackers: Trackers) -> None:
@@ -141,9 +142,3 @@ def read_index(uri: str, data: DataConfig, classes: tuple[str, ...] = ()) -> Ind
     """The index of `uri`, with a progress bar."""
     with counted(f"index {uri}", "file") as progress:
         return build_index(uri, data, progress, classes=classes)
-
-
-def _kept_index(run: str, name: str) -> Index | None:
-    """The index that the run has kept, so that a resume lists nothing again."""
-    kept = storage.read(storage.join(run, "index", f"{name}.parquet"))
-    return Index.from_bytes(kept) if kept else None

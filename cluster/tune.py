@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +12,12 @@ from rich.console import Console
 
 from cluster.config_file import read_toml
 from cluster.local import cluster
-from cluster.signals import stop_signals
+from cluster.own import own_modules
+from cluster.signals import Interrupted, stop_signals
 from cluster.train import training_index, with_absolute_paths
 from cluster.trial_table import LiveTrials, described, trial_table
 from pipelines import storage
-from training.config import most_workers
+from training.config import TrainConfig, most_workers
 from training.record import to_toml, to_values
 from tuning.compound import scoring
 from tuning.config import SearchConfig
@@ -33,6 +33,8 @@ def read_search(path: Path, flags: dict[str, Any]) -> SearchConfig:
     if not path.is_file():
         path = _shipped(str(path))
     values: dict[str, Any] = read_toml(path)
+    if "train" not in values:
+        raise ValueError(f"{path} is no search: it has no table [train]; put the training config below that")
     for key, value in flags.items():
         *parents, last = key.split(".")
         table = values
@@ -81,8 +83,12 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
     # Ray takes seconds to import; an error in the config should not.
     from tuning.search import CPUS_PER_TRIAL, run_search
 
-    search = replace(search, train=with_absolute_paths(search.train), output=storage.absolute(search.output))
+    # Unless it says otherwise, the best one's run is written beside the search.
+    output = search.output if search.train.output == TrainConfig.output else search.train.output
+    train = with_absolute_paths(replace(search.train, output=output))
+    search = replace(search, train=train, output=storage.absolute(search.output))
     scoring(search)
+    modules = own_modules(search.train.objective, search.train.objective_options)
     count = _count(search)
     index = training_index(search.train)
     if not index.has_labels:
@@ -94,15 +100,14 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
     _keep(search)
     workers = most_workers(search.train) * search.train.cpus_per_worker
     with (
-        cluster(search.concurrent * (workers + CPUS_PER_TRIAL)),
+        cluster(search.concurrent * (workers + CPUS_PER_TRIAL), modules),
         LiveTrials(count) as table,
         stop_signals("ending the search") as stop,
     ):
         trials = run_search(search, index, table.show, stop.event)
     go_on = f"go on with: diptych tune resume {folder}"
     if stop.number:
-        print(f"diptych: stopped; {go_on}", file=sys.stderr)
-        sys.exit(128 + stop.number)
+        raise Interrupted(f"stopped; {go_on}", stop.number)
     if not trials or trials[0].accuracy is None:
         failed = next((trial.error for trial in trials if trial.error), "no time was left for one")
         raise ValueError(f"no trial of {folder} was judged: {failed}")

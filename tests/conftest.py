@@ -20,9 +20,20 @@ from objectstores import azure_server, azurite, gcs_server
 # machine alone; before anything imports Ray.
 _STATE = tempfile.TemporaryDirectory(prefix="diptych-")
 os.environ |= LOOPBACK_ONLY | {"XDG_STATE_HOME": _STATE.name}
+# As in clusters that diptych starts: threads that wait must not spin.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ.pop("RAY_ADDRESS", None)
 
 BUCKET = "diptych-tests"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked gpu where CUDA sees none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU that CUDA sees")
 
 
 @pytest.fixture(scope="session")

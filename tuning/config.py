@@ -54,7 +54,7 @@ class SearchConfig:
     max_minutes: Positive | None = None
     """End the search after so many minutes; `diptych tune resume` goes on. Unset: after all trials."""
     held_out: Share = 0.1
-    """Share of the training images, in whole row groups, that trials do not train on and are ranked by."""
+    """Share of the training images that trials do not train on and are ranked by."""
     concurrent: Count = 1
     """Trials that run at a time; fewer where the cluster has no room for so many."""
     scheduler: Literal["asha", "hyperband", "population", "none"] = "asha"

@@ -4,23 +4,26 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Event
 from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.execution import class_cache
 
 from pipelines.sources import Index
 from training.attempts import run_to_its_end
-from training.channel import usable_resources
+from training.capacity import fitting_workers, wait_for_nodes
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig
 from training.crew import Crew
 from training.evaluator import Sets
+from training.faults import RunError
 from training.metrics import read_metrics
+from training.nodes import usable_resources
 from training.record import claim_run
 from training.run import make_plan, run_uri, total_steps
-from training.worker import RunError, fitting_workers
 from tuning.book import Book
 from tuning.compound import scoring
 from tuning.config import METRICS, SearchConfig
@@ -36,6 +39,8 @@ _UNTIL_IT_ENDS = 10**9
 # A trial itself only waits for its workers, which ask for what they need.
 CPUS_PER_TRIAL = 0.1
 
+_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+
 
 def run_search(
     search: SearchConfig, index: Index, show: Callable[[list[Trial]], None], ending: Event
@@ -46,6 +51,9 @@ def run_search(
     others go on. Raises ValueError where the cluster could never hold a trial.
     """
     sets = Sets(*index.split(search.held_out, search.seed))
+    if search.train.wait_for_nodes:
+        most = search.concurrent
+        wait_for_nodes(search.train, partial(_at_a_time, search), most, ending, groups=most)
     room = Room(_at_a_time(search))
     book = Book(search, show)
     # A trial that fails reports that alone, and ends.
@@ -53,6 +61,8 @@ def run_search(
     # Tune's own account of what it does would run through ours, and its files would tell it again.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    # Tune would hand this process's keys to the trials in their runtime environment, which Ray logs.
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_KEYS)
     # Who calls this decides what Ctrl-C does.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     shared = _Shared(search, sets, book.stopped())

@@ -1,11 +1,15 @@
 """The command line: bad input ends in one clear line and exit code 2, and nothing is written."""
 
+import socket
 from pathlib import Path
 
 import pytest
+from commands import diptych
+from ray._private.utils import check_version_info
 
 from cluster.cli import main
 from cluster.digits import scattered_digits
+from cluster.local import _other_versions
 from pipelines.config import DataConfig
 from pipelines.shards import write_shards
 from training.config import TrainConfig
@@ -41,8 +45,8 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     [
         (["--batch-siz", "3"], "Unknown option: --batch-siz. Did you mean --batch-size?"),
         (["--optimizer.learningrate", "3"], "Did you mean --optimizer.learning-rate?"),
-        (["--batch-size", "30"], "batch_size=30 must divide by lanes=8; try --batch-size 24"),
-        (["--workers", "3"], "lanes=8 must divide by workers=3; try --workers out of 1, 2, 4, 8"),
+        (["--batch-size", "30"], "batch_size=30 must be a multiple of lanes=8; try --batch-size 24"),
+        (["--workers", "3"], "lanes=8 must be a multiple of workers=3; try --workers out of 1, 2, 4, 8"),
         (["--batch-size", "-8"], "batch_size=-8: Input should be greater than or equal to 1"),
         (["--epochs", "many"], "epochs=many: Input should be a valid integer"),
         (["--batch-size", "128"], "the data set has 64 images, less than one batch of batch_size=128"),
@@ -51,7 +55,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--data.recipe", "simcrl"], "no recipe 'simcrl'; there are simclr, simclr-cifar"),
         (["--data.image-column", "picture"], "no column 'picture' among image, label, key"),
         (["--data.test", "/nowhere"], "/nowhere does not exist"),
-        (["--name", "a/b"], "name=a/b: String should match pattern"),
+        (["--name", "a/b"], "name=a/b is no name; take small letters, digits and hyphens"),
         (["--data.view.crop-scale", "1", "0.5"], "needs two numbers with 0 < low <= high"),
     ],
 )
@@ -109,8 +113,76 @@ def test_unknown_config_lists_the_shipped_ones(capsys: pytest.CaptureFixture[str
     assert "neither a TOML file nor one of byol-imagenet-resnet50, demo, simclr-cifar10-resnet18" in line
 
 
-def test_missing_data_names_the_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--data.train" in refused(["train", "simclr-cifar10-resnet20"], capsys)
+@pytest.mark.parametrize("config", [[], ["simclr-cifar10-resnet20"]])
+def test_missing_data_names_the_flag(config: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    line = "diptych: data.train is missing; give it in the config or as --data.train"
+    assert refused(["train", *config], capsys) == line
+
+
+def test_missing_word_of_a_command_leads_to_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(["data", "pack", "x"], capsys) == "diptych: DEST is missing; see diptych data pack --help"
+
+
+def test_images_in_the_place_of_the_config_are_told(images: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"images are given as --data.train {images}" in refused(["train", images], capsys)
+    assert "images are given as --data.train s3://b/x" in refused(["train", "s3://b/x"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "mine.toml is not TOML: 'utf-8' codec"),
+        (b"data = 3", "data=3 must be a table: write [data], and its keys below"),
+        (b'encoder = "resnet18"\n[data]\ntrain = "x"', "encoder=resnet18 must be a table: write [encoder]"),
+    ],
+)
+def test_config_of_another_kind_is_told(
+    content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.toml").write_bytes(content)
+    assert message in refused(["train", str(tmp_path / "mine.toml")], capsys)
+
+
+def test_search_without_a_training_config_is_told(
+    config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "mine.toml is no search: it has no table [train]" in refused(["tune", config_file], capsys)
+    (tmp_path / "mine.toml").write_text('nonsense = 3\n[train.data]\ntrain = "x"\n[space]\n')
+    assert "there is no key nonsense; mend its name" in refused(["tune", config_file], capsys)
+    assert "give it in the config or as --data" in refused(["tune", "simclr"], capsys)
+
+
+def test_what_the_storage_refuses_is_one_line(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    said = refused(["tune", "status", f"{bucket}/search"], capsys)
+    assert "search.toml" in said
+    assert "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in said
+
+
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:port"])
+def test_addresses_that_are_none_are_told(address: str) -> None:
+    done = diptych("cluster", "status", RAY_ADDRESS=address)
+    assert done.returncode == 2
+    assert f"RAY_ADDRESS={address} is no address" in done.stderr
+
+
+def test_port_where_something_else_listens_is_no_cluster() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        done = diptych("cluster", "status", RAY_ADDRESS=address)
+    assert done.returncode == 2
+    assert f"no Ray cluster answers at {address}" in done.stderr
+
+
+def test_versions_that_differ_are_one_line() -> None:
+    # A cluster of another Ray would be another installation; the error is that of Ray's own check.
+    with pytest.raises(RuntimeError) as raised:
+        check_version_info({"ray_version": "2.9.1", "python_version": "3.9.2"}, "this process")
+    said = _other_versions("10.0.0.1:6379", raised.value)
+    assert "at 10.0.0.1:6379 has Ray 2.9.1 and Python 3.9.2, this process Ray" in said
+    assert "\n" not in said
 
 
 def test_unknown_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,8 +233,8 @@ def test_a_run_to_resume_must_be_one_and_has_its_own_config(
         ("x", "workers=x: needs a number from 1 or FEWEST:MOST, as 1:4, got x"),
         ("4:1", "needs FEWEST:MOST"),
         ("0", "needs a number from 1"),
-        ("3:3", "lanes=8 divide by no number of workers=3:3; take in one of 1, 2, 4, 8"),
-        ("3", "lanes=8 must divide by workers=3; try --workers out of 1, 2, 4, 8"),
+        ("3:3", "lanes=8 is a multiple of no number in workers=3:3; take in one of 1, 2, 4, 8"),
+        ("3", "lanes=8 must be a multiple of workers=3; try --workers out of 1, 2, 4, 8"),
     ],
 )
 def test_numbers_of_workers_that_cannot_be_are_refused(

@@ -13,18 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import diptych
 
 from cluster.digits import scattered_digits
 from pipelines.shards import write_shards
 
 pytestmark = pytest.mark.ray
-
-
-def _diptych(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", f"from cluster.cli import main; main({list(arguments)!r})"],
-        env=os.environ | environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +27,23 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     folder = tmp_path_factory.mktemp("state")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(folder))
-        started = _diptych("cluster", "up", "--nodes", "2", "--cpus", "2")
+        started = diptych("cluster", "up", "--nodes", "2", "--cpus", "2")
         assert started.returncode == 0, started.stderr
         yield json.loads((folder / "diptych" / "cluster.json").read_text())
-        _diptych("cluster", "down")
+        diptych("cluster", "down")
 
 
-def _marked(state: dict[str, str]) -> list[int]:
+def _own(state: dict[str, str]) -> list[int]:
+    """The cluster's processes: those with its mark, and those that write its logs."""
     mark = f"DIPTYCH_CLUSTER={state['mark']}".encode()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if mark in (folder / "environ").read_bytes().split(b"\0"):
+            marked = mark in (folder / "environ").read_bytes().split(b"\0")
+            titled = (folder / "cmdline").read_bytes().startswith(b"ray")
+            if marked or (
+                titled and any(state["folder"] in os.readlink(link) for link in (folder / "fd").iterdir())
+            ):
                 found.append(int(folder.name))
         except OSError:
             continue
@@ -70,11 +69,11 @@ def _listening(processes: list[int]) -> set[str]:
 
 
 def test_its_nodes_are_listed_and_a_second_cluster_is_refused(state: dict[str, str]) -> None:
-    listed = _diptych("cluster", "status")
+    listed = diptych("cluster", "status")
     assert listed.returncode == 0, listed.stderr
     assert state["address"] in listed.stdout
     assert listed.stdout.count("alive") == 2
-    again = _diptych("cluster", "up")
+    again = diptych("cluster", "up")
     assert again.returncode == 2
     assert again.stderr == (
         f"diptych: a cluster is running already at {state['address']}; diptych cluster down ends it\n"
@@ -82,7 +81,7 @@ def test_its_nodes_are_listed_and_a_second_cluster_is_refused(state: dict[str, s
 
 
 def test_an_address_that_is_none_of_this_machines_is_refused(tmp_path: Path) -> None:
-    refused = _diptych("cluster", "up", "--host", "192.0.2.254", XDG_STATE_HOME=str(tmp_path))
+    refused = diptych("cluster", "up", "--host", "192.0.2.254", XDG_STATE_HOME=str(tmp_path))
     assert refused.returncode == 2
     assert refused.stderr == (
         "diptych: host=192.0.2.254 is no address of this machine; leave it out, or give one\n"
@@ -90,7 +89,7 @@ def test_an_address_that_is_none_of_this_machines_is_refused(tmp_path: Path) -> 
 
 
 def test_it_listens_on_the_loopback_address_alone(state: dict[str, str]) -> None:
-    addresses = _listening(_marked(state))
+    addresses = _listening(_own(state))
     # 127.0.0.1, and the same as an address of IPv6.
     assert addresses == {"0100007F", "0000000000000000FFFF00000100007F"}
 
@@ -105,7 +104,7 @@ def test_without_the_token_it_is_closed(state: dict[str, str]) -> None:
         urllib.request.urlopen(f"{state['dashboard']}/api/jobs/")
     assert refused.value.code == 401
     refused.value.close()
-    stranger = _diptych("cluster", "status", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 32)
+    stranger = diptych("cluster", "status", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 32)
     assert stranger.returncode == 2
     assert f"the Ray cluster at {state['address']} wants its token" in stranger.stderr
 
@@ -116,7 +115,7 @@ def test_a_run_is_spread_over_its_nodes(state: dict[str, str], tmp_path: Path) -
         scattered_digits(64, held_out=False, seed=0), str(images), rows_per_shard=32, rows_per_group=16
     )
     # A worker takes two CPUs: there is room for one on each node.
-    run = _diptych(
+    run = diptych(
         "train", "--data.train", str(images), "--data.recipe", "simclr-cifar", "--encoder.name", "resnet8",
         "--projector.hidden-dim", "32", "--projector.dim", "16", "--batch-size", "16", "--lanes", "2",
         "--workers", "2", "--steps", "2", "--evaluation.diagnostic-images", "0", "--output", str(tmp_path),
@@ -127,22 +126,25 @@ def test_a_run_is_spread_over_its_nodes(state: dict[str, str], tmp_path: Path) -
 
 
 def test_it_can_be_taken_down_after_a_crash_and_nothing_else_is(state: dict[str, str]) -> None:
-    control = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    # It has a log of the cluster's open, as whoever looks at one has.
+    (log, *_) = Path(state["folder"]).glob("session_latest/logs/*.log")
+    waits = f"import time; log = open({str(log)!r}); time.sleep(600)"
+    control = subprocess.Popen([sys.executable, "-c", waits])
     try:
         (holder,) = (
-            process for process in _marked(state)
-            if b"cluster.embedded import hold" in Path(f"/proc/{process}/cmdline").read_bytes()
+            process for process in _own(state)
+            if b"cluster.embedded import" in Path(f"/proc/{process}/cmdline").read_bytes()
         )  # fmt: skip
         os.kill(holder, signal.SIGKILL)
-        down = _diptych("cluster", "down")
+        down = diptych("cluster", "down")
         assert re.fullmatch(r"[1-9]\d* processes ended\n", down.stdout), down.stderr
         time.sleep(0.5)
-        assert _marked(state) == []
+        assert _own(state) == []
         assert control.poll() is None
     finally:
         control.kill()
         control.wait()
-    gone = _diptych("cluster", "status")
+    gone = diptych("cluster", "status")
     assert gone.returncode == 1
     assert gone.stderr == "diptych: no cluster is running; start one with: diptych cluster up\n"
-    assert _diptych("cluster", "down").stdout == "0 processes ended\n"
+    assert diptych("cluster", "down").stdout == "0 processes ended\n"

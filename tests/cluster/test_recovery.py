@@ -4,18 +4,23 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from processes import held, training_workers
 
+from cluster import embedded
 from cluster.digits import scattered_digits
 from pipelines.shards import write_shards
 
@@ -39,9 +44,9 @@ def address(ray_cluster: None) -> str:
     return ray.get_runtime_context().gcs_address
 
 
-def _start(arguments: list[str], address: str, log: Path) -> subprocess.Popen:
+def _start(arguments: list[str], address: str, log: Path, **environment: str) -> subprocess.Popen:
     """A real `diptych` on the cluster at `address`; what it says goes to `log`."""
-    environment = os.environ | {"RAY_ADDRESS": address}
+    environment = os.environ | {"RAY_ADDRESS": address} | environment
     with log.open("ab") as out:
         return subprocess.Popen(
             [sys.executable, "-c", f"from cluster.cli import main; main({arguments!r})"],
@@ -56,7 +61,7 @@ def _training(
         ["train", "--data.train", str(images), "--output", str(output), "--name", name, "--workers", workers]
         + ["--data.recipe", "simclr-cifar", "--data.window-rows", "24", "--encoder.name", "resnet8"]
         + ["--projector.hidden-dim", "64", "--projector.dim", "32", "--temperature", "1.0"]
-        + ["--batch-size", "96", "--lanes", "4", "--steps", str(steps), "--timeout", str(timeout)]
+        + ["--batch-size", "64", "--lanes", "4", "--steps", str(steps), "--timeout", str(timeout)]
         + ["--checkpoint.every-steps", str(_EVERY), "--evaluation.diagnostic-images", "0"]
         + ["--optimizer.name", "sgd", "--optimizer.learning-rate", "0.02"]
     )
@@ -103,19 +108,6 @@ def undisturbed(images: Path, address: str, tmp_path_factory: pytest.TempPathFac
     return folder / "whole"
 
 
-def _workers() -> list[int]:
-    """The processes of Ray Train's workers."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = path.read_bytes()
-        except OSError:  # It has ended.
-            continue
-        if command.startswith(b"ray::RayTrainWorker"):
-            found.append(int(path.parent.name))
-    return found
-
-
 def _metrics() -> str:
     """What a Prometheus would read of the cluster's one node."""
     import ray
@@ -135,70 +127,52 @@ def _worker_logs() -> str:
 
 def _wait_for_workers(count: int) -> None:
     deadline = time.monotonic() + 60
-    while len(_workers()) != count:
-        assert time.monotonic() < deadline, f"{_workers()} are not {count}"
+    while len(training_workers()) != count:
+        assert time.monotonic() < deadline, f"{training_workers()} are not {count}"
         time.sleep(0.1)
 
 
-def test_a_run_goes_on_by_itself_when_a_worker_is_killed(
+def test_a_run_goes_on_by_itself_when_a_worker_is_killed_and_when_one_stalls(
     images: Path, address: str, undisturbed: Path, tmp_path: Path
 ) -> None:
-    process = _start(_training(images, tmp_path, "run", "2"), address, tmp_path / "log")
-    _wait(_has(tmp_path / "run", 2 * _EVERY), process, tmp_path / "log")
-    os.kill(_workers()[-1], signal.SIGKILL)
-    assert process.wait(600) == 0, (tmp_path / "log").read_text()
-    assert "going on from there, for worker" in (tmp_path / "log").read_text()
-    _assert_same_run(tmp_path / "run", undisturbed)
+    log, run = tmp_path / "log", tmp_path / "run"
+    process = _start(_training(images, tmp_path, "run", "2", timeout=5), address, log)
+    for reached, ending in ((1, signal.SIGKILL), (3, signal.SIGSTOP)):
+        _wait(_has(run, reached * _EVERY), process, log)
+        before = log.read_text().count("going on from there, for worker")
+        os.kill(list(training_workers())[-1], ending)
+        _wait(lambda: log.read_text().count("going on from there, for worker") > before, process, log)  # noqa: B023
+    assert process.wait(600) == 0, log.read_text()
+    _assert_same_run(run, undisturbed)
 
 
-def test_a_run_goes_on_by_itself_when_a_worker_stalls(
+def test_a_run_that_is_terminated_and_whose_driver_is_then_killed_goes_on_bit_for_bit(
     images: Path, address: str, undisturbed: Path, tmp_path: Path
 ) -> None:
-    process = _start(_training(images, tmp_path, "run", "2", timeout=5), address, tmp_path / "log")
-    _wait(_has(tmp_path / "run", 2 * _EVERY), process, tmp_path / "log")
-    os.kill(_workers()[-1], signal.SIGSTOP)
-    assert process.wait(600) == 0, (tmp_path / "log").read_text()
-    assert "going on from there, for worker" in (tmp_path / "log").read_text()
-    _assert_same_run(tmp_path / "run", undisturbed)
-
-
-def test_a_run_whose_driver_is_killed_goes_on_bit_for_bit_and_on_other_numbers_of_workers_to_rounding(
-    images: Path, address: str, undisturbed: Path, tmp_path: Path
-) -> None:
-    process = _start(_training(images, tmp_path, "same", "2"), address, tmp_path / "log")
-    _wait(_has(tmp_path / "same", 3 * _EVERY), process, tmp_path / "log")
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    _wait_for_workers(0)
-    for name in ("fewer", "more"):
-        shutil.copytree(tmp_path / "same", tmp_path / name)
-    for name, workers in (("same", []), ("fewer", ["--workers", "1"]), ("more", ["--workers", "4"])):
-        assert not _has(tmp_path / name, _STEPS)()
-        process = _start(["train", "--resume", str(tmp_path / name), *workers], address, tmp_path / "log")
-        assert process.wait(600) == 0, (tmp_path / "log").read_text()
-    _assert_same_run(tmp_path / "same", undisturbed)
-    for name in ("fewer", "more"):
-        np.testing.assert_allclose(_losses(tmp_path / name), _losses(undisturbed), rtol=1e-3)
-
-
-def test_a_terminated_run_saves_ends_cleanly_and_goes_on_bit_for_bit(
-    images: Path, address: str, undisturbed: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    process = _start(_training(images, tmp_path, "run", "2"), address, tmp_path / "log")
-    _wait(_has(run, _EVERY), process, tmp_path / "log")
+    log, run = tmp_path / "log", tmp_path / "run"
+    process = _start(_training(images, tmp_path, "run", "2"), address, log)
+    _wait(_has(run, _EVERY), process, log)
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 128 + signal.SIGTERM
     saved = max(int(path.stem[5:]) for path in (run / "checkpoints").glob("*.pt"))
     assert _EVERY < saved < _STEPS
     assert (
-        f"stopped after step {saved} of {_STEPS}; go on with: diptych train --resume {run}"
-        in (tmp_path / "log").read_text()
+        f"stopped after step {saved} of {_STEPS}; go on with: diptych train --resume {run}" in log.read_text()
     )
     assert [line["step"] for line in _lines(run) if "loss" in line] == list(range(1, saved + 1))
-    process = _start(["train", "--resume", str(run)], address, tmp_path / "log")
-    assert process.wait(600) == 0, (tmp_path / "log").read_text()
+
+    process = _start(["train", "--resume", str(run)], address, log)
+    _wait(lambda: any(line["step"] > saved for line in _lines(run)), process, log)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _wait_for_workers(0)
+    assert not _has(run, _STEPS)()
+    shutil.copytree(run, tmp_path / "more")
+    for name, workers in (("run", []), ("more", ["--workers", "4"])):
+        process = _start(["train", "--resume", str(tmp_path / name), *workers], address, log)
+        assert process.wait(600) == 0, log.read_text()
     _assert_same_run(run, undisturbed)
+    np.testing.assert_allclose(_losses(tmp_path / "more"), _losses(undisturbed), rtol=1e-3)
 
 
 def test_a_run_is_in_the_cluster_s_metrics_and_ctrl_c_twice_ends_it_at_once(
@@ -208,7 +182,7 @@ def test_a_run_is_in_the_cluster_s_metrics_and_ctrl_c_twice_ends_it_at_once(
     _wait(lambda: "diptych_loss{" in _metrics() and 'run="watched"' in _metrics(), process, tmp_path / "log")
     assert "watched rank 0 INFO: steps 1 to 3000, lanes 0, 1, 2, 3" in _worker_logs()
     _wait_for_workers(1)  # Those of another test may still be going.
-    os.kill(_workers()[0], signal.SIGSTOP)  # The first one alone would wait for it.
+    os.kill(next(iter(training_workers())), signal.SIGSTOP)  # The first one alone would wait for it.
     process.send_signal(signal.SIGINT)
     _wait(lambda: "once more ends at once" in (tmp_path / "log").read_text(), process, tmp_path / "log")
     process.send_signal(signal.SIGINT)
@@ -218,7 +192,7 @@ def test_a_run_is_in_the_cluster_s_metrics_and_ctrl_c_twice_ends_it_at_once(
 
 @pytest.fixture
 def nodes() -> Iterator[Any]:
-    """A cluster of its own: a head without room for a worker, and two nodes for one each."""
+    """A cluster of its own: a head without room for a worker; nodes for one each are added to it."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
@@ -229,40 +203,138 @@ def nodes() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_a_run_shrinks_when_a_node_is_killed_and_grows_when_one_is_added(
+def test_a_run_leaves_a_drained_node_takes_a_new_one_and_goes_on_without_one_that_is_killed(
     nodes: Any, images: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     log, run = tmp_path / "log", tmp_path / "run"
     first, second = (nodes.add_node(num_cpus=2) for _ in range(2))
     process = _start(_training(images, tmp_path, "run", "1:2"), nodes.address, log)
     _wait(_has(run, _EVERY), process, log)
-    assert len(_workers()) == 2
-    nodes.remove_node(second, allow_graceful=False)
-    _wait(_has(run, 3 * _EVERY), process, log)
-    assert len(_workers()) == 1
-    nodes.add_node(num_cpus=2)
-    _wait(lambda: len(_workers()) == 2, process, log)
+    with held(training_workers()):
+        subprocess.run(
+            [Path(sys.executable).parent / "ray", "drain-node", "--address", nodes.address]
+            + ["--node-id", second.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+            + ["--reason-message", "spot", "--deadline-remaining-seconds", "600"],
+            check=True,
+            capture_output=True,
+        )
+    _wait(lambda: "saved, and going on from there on other nodes" in log.read_text(), process, log)
+    _wait(lambda: _parts(run) == [2, 1], process, log)
+    with held(training_workers()):
+        third = nodes.add_node(num_cpus=2)
+        time.sleep(15)
+    _wait(lambda: _parts(run) == [2, 1, 2], process, log)
+    assert "for worker" not in log.read_text()  # None was lost yet, nor a step.
+    nodes.remove_node(third, allow_graceful=False)
     assert process.wait(600) == 0, log.read_text()
+    assert _parts(run) == [2, 1, 2, 1]
+    assert "going on from there, for worker" in log.read_text()
     np.testing.assert_allclose(_losses(run), _losses(undisturbed), rtol=1e-3)
     assert first.remaining_processes_alive()
 
 
+def _parts(run: Path) -> list[int]:
+    """How many workers the run has had, from start to start."""
+    return [line["workers"] for line in _lines(run) if "workers" in line]
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def _with_variable(setting: str) -> list[int]:
+    """The processes that have it in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if setting.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.fixture
+def growing() -> Iterator[str]:
+    """The address of a head without room for a worker, whose real autoscaler starts nodes that have it."""
+    port, folder, head = _free_port(), tempfile.mkdtemp(prefix="diptych-"), "f" * 51 + "00000"
+    address = f"127.0.0.1:{port}"
+    empty = ("auth", "file_mounts", "docker")
+    lists = (
+        "cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands", "setup_commands",
+        "head_setup_commands", "worker_setup_commands", "head_start_ray_commands",
+        "worker_start_ray_commands",
+    )  # fmt: skip
+    config = {
+        "cluster_name": "growing",
+        "max_workers": 2,
+        "provider": {
+            "type": "external",
+            # Its nodes are real raylets on this machine.
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "head_node_id": head,
+            "gcs_address": address,
+            "launch_multiple": True,
+        },
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "worker": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+        },
+        "idle_timeout_minutes": 5,
+        "upscaling_speed": 1.0,
+        "file_mounts_sync_continuously": False,
+        **{key: {} for key in empty},
+        **{key: [] for key in lists},
+    }
+    (Path(folder) / "cluster.json").write_text(json.dumps(config))
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": head,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": head,
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "DIPTYCH_TEST": folder,
+    }
+    process = subprocess.Popen(
+        [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--node-ip-address", "127.0.0.1"]
+        + ["--port", str(port), "--num-cpus", "0", "--temp-dir", folder, "--include-dashboard", "false"]
+        + ["--autoscaling-config", f"{folder}/cluster.json"],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not embedded.answers(address):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield address
+    finally:
+        while started := _with_variable(f"DIPTYCH_TEST={folder}"):  # Some start others meanwhile.
+            for one in started:
+                with suppress(ProcessLookupError):
+                    os.kill(one, signal.SIGKILL)
+            process.poll()
+            time.sleep(0.1)
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.mark.slow
-def test_a_run_leaves_a_node_that_is_drained_without_losing_a_step(
-    nodes: Any, images: Path, undisturbed: Path, tmp_path: Path
+def test_a_run_asks_a_cluster_that_grows_by_itself_for_its_nodes_and_for_those_that_are_lost(
+    growing: str, images: Path, tmp_path: Path
 ) -> None:
-    log, run = tmp_path / "log", tmp_path / "run"
-    _, second = (nodes.add_node(num_cpus=2) for _ in range(2))
-    process = _start(_training(images, tmp_path, "run", "1:2"), nodes.address, log)
+    log, run, open_to_all = tmp_path / "log", tmp_path / "run", {"RAY_AUTH_MODE": "disabled"}
+    training = _training(images, tmp_path, "run", "2", steps=2 * _EVERY)
+    assert _start(training, growing, log, **open_to_all).wait(60) == 2
+    assert "workers=2 need 4 CPUs of the cluster, which has 0; try --wait-for-nodes 1800" in log.read_text()
+    doctor = ["doctor", "--workers", "1", "--wait-for-nodes", "200"]
+    assert _start(doctor, growing, log, **open_to_all).wait(300) == 0, log.read_text()
+    process = _start([*training, "--wait-for-nodes", "200"], growing, log, **open_to_all)
     _wait(_has(run, _EVERY), process, log)
-    subprocess.run(
-        [Path(sys.executable).parent / "ray", "drain-node", "--address", nodes.address]
-        + ["--node-id", second.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
-        + ["--reason-message", "spot", "--deadline-remaining-seconds", "600"],
-        check=True,
-        capture_output=True,
-    )
+    assert "waiting for nodes with room for 2 workers" in log.read_text()
+    os.kill(list(training_workers().values())[-1], signal.SIGKILL)
     assert process.wait(600) == 0, log.read_text()
-    assert "saved, and going on from there on other nodes" in log.read_text()
-    assert "for worker" not in log.read_text()
-    np.testing.assert_allclose(_losses(run), _losses(undisturbed), rtol=1e-3)
+    assert "going on from there, for worker" in log.read_text()
+    assert [line["step"] for line in _lines(run) if "loss" in line] == list(range(1, 2 * _EVERY + 1))

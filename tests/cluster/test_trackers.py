@@ -1,5 +1,6 @@
 """MLflow and Weights & Biases, with their real clients and stores on this machine's disk."""
 
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -49,16 +50,39 @@ def test_mlflow_has_the_numbers_and_the_config_and_a_resumed_run_is_the_same_run
     assert [(metric.step, metric.value) for metric in history] == [(3, 2.5), (4, 1.5)]
 
 
-def test_wandb_writes_its_run_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    for step in (3, 4):
-        with open_trackers(_config(tmp_path, "wandb")) as trackers:
-            assert trackers.show(_LINE | {"step": step}) == []
+_TRACKED = """
+import sys
+from cluster.trackers import open_trackers
+from pipelines.config import DataConfig
+from training.config import TrainConfig
+config = TrainConfig(data=DataConfig(train="images"), output=sys.argv[1], trackers=("wandb",))
+for step in (3, 4):
+    with open_trackers(config) as trackers:
+        assert trackers.show({"step": step, "loss": 2.5, "learning_rate": 0.1}) == []
+"""
+
+
+def test_wandb_writes_its_run_without_a_network(tmp_path: Path) -> None:
+    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}
+    # In a process of its own, as a run is: what a client still has to write, it writes as that ends.
+    command = [sys.executable, "-c", _TRACKED, str(tmp_path)]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stderr) == (0, "")
     files = list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(files) == 2
     assert len({file.name for file in files}) == 1  # Named by the run's id.
     assert all(b"learning_rate" in file.read_bytes() for file in files)
+
+
+def test_a_service_that_fails_at_the_end_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    class Refusing:
+        def log(self, step: int, metrics: object) -> None: ...
+
+        def close(self, *, finished: bool) -> None:
+            raise ConnectionError("gone")
+
+    Trackers({"wandb": Refusing()}).close(finished=True)
+    assert "wandb did not hear of this run's end: gone" in caplog.text
 
 
 def test_a_service_that_does_not_take_the_run_is_named_before_it_starts(

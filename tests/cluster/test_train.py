@@ -67,27 +67,22 @@ def train(
 
 @pytest.fixture(scope="module")
 def runs(ray_cluster: None, images: str, bucket: str) -> dict[int, list[dict]]:
-    """The same config on one, two and four workers, read from and written to S3."""
+    """The same config on one and two workers, read from and written to S3."""
     return {
         workers: train(images, f"{bucket}/runs", f"workers{workers}", "--workers", str(workers))
-        for workers in (1, 2, 4)
+        for workers in (1, 2)
     }
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_loss_is_the_same_on_any_number_of_workers(runs: dict[int, list[dict]], workers: int) -> None:
-    alone, together = (
-        [line["loss"] for line in metrics if "loss" in line] for metrics in (runs[1], runs[workers])
-    )
+def test_loss_is_the_same_on_one_worker_and_on_two(runs: dict[int, list[dict]]) -> None:
+    alone, together = ([line["loss"] for line in runs[count] if "loss" in line] for count in (1, 2))
     assert len(alone) == STEPS
     np.testing.assert_allclose(together, alone, rtol=1e-4)
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_untrained_accuracy_is_the_same_on_any_number_of_workers(
-    runs: dict[int, list[dict]], workers: int
-) -> None:
-    assert runs[workers][0] == pytest.approx(runs[1][0], rel=1e-5)
+def test_untrained_accuracy_is_the_same_on_one_worker_and_on_two(runs: dict[int, list[dict]]) -> None:
+    alone, together = (next(line for line in runs[count] if "knn_top1" in line) for count in (1, 2))
+    assert together == pytest.approx(alone, rel=1e-5)
 
 
 def test_metrics_have_each_step_once_and_an_evaluation_at_either_end(runs: dict[int, list[dict]]) -> None:
@@ -154,7 +149,7 @@ def test_a_run_is_fine_tuned_in_a_run_of_its_own_and_the_result_kept(
         (["workers1", "--protocol", "finetune", "--features", "projector"], "has no effect with protocol"),
         (["nowhere"], "nowhere is no run: there is no config.toml"),
         (["workers1", "--checkpoint", "5"], "has no checkpoint of step 5; it has 6"),
-        (["workers1", "--labels", "1.5"], "Must be <= 1"),
+        (["workers1", "--labels", "1.5"], "labels=1.5: Input should be less than or equal to 1"),
         (["workers1", "--test", "/nowhere"], "/nowhere does not exist"),
     ],
 )

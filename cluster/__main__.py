@@ -1,0 +1,17 @@
+"""The `diptych` command's process: Ctrl-C is one line even while the command itself is being imported."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        from cluster.cli import main as run  # Takes a second.
+    except KeyboardInterrupt:
+        print("diptych: interrupted before it began", file=sys.stderr)
+        sys.exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()

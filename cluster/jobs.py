@@ -1,0 +1,227 @@
+"""diptych commands as jobs of a Ray cluster: sent, followed, listed and stopped."""
+
+import asyncio
+import logging
+import os
+import re
+import secrets
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from cluster import embedded, probe
+from cluster.ray_settings import wants_token
+from cluster.staging import Staged, read_probe
+
+# Of the jobs that submit sends to find out what the cluster has.
+_PROBE = "diptych-probe"
+
+_CONNECT_SECONDS, _ANSWER_SECONDS, _POLL_SECONDS, _LOST_SECONDS = 10.0, 60.0, 0.5, 60.0
+
+# Loggers of Ray that tell of each upload and connection.
+_CHATTY = (
+    "ray._private.runtime_env.packaging",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+)
+
+# As a shell has it for a command that SIGTERM has ended, which `jobs stop` sends; and SIGPIPE.
+_STOPPED, _PIPE_CLOSED = 143, 141
+
+
+class Jobs:
+    """The jobs of a Ray cluster."""
+
+    def __init__(self, address: str | None = None) -> None:
+        """`address` as ray.init takes it, or the dashboard's URL; unset: RAY_ADDRESS, or `up`'s cluster.
+
+        Raises ValueError where there is none, it does not answer, or it wants a token that is not given.
+        """
+        there = _address(address)
+        self.address = re.sub(r"//[^@/]*@", "//", there)
+        from ray.job_submission import JobSubmissionClient
+
+        for chatty in _CHATTY:
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        # The variables would take precedence over what was asked for.
+        os.environ["RAY_API_SERVER_ADDRESS"] = there
+        with _plain_errors(self.address):
+            _connect(there)
+            self._client = JobSubmissionClient(there)
+        self._client._do_request = partial(self._client._do_request, timeout=_ANSWER_SECONDS)
+
+    def there(self, needed: list[str]) -> dict[str, Any]:
+        """What `probe` finds on the cluster, by a job that takes seconds and is then forgotten."""
+        source = Path(probe.__file__).name
+        entrypoint = shlex.join(["python", source, *needed])
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / source).write_bytes(Path(probe.__file__).read_bytes())
+            identity = self._submit(entrypoint, {"working_dir": folder}, _PROBE)
+        print(f"asking {self.address} what it has ...", file=sys.stderr)
+        ended = self._wait(identity)
+        with _plain_errors(self.address):
+            log = self._client.get_job_logs(identity)
+            self._client.delete_job(identity)
+        return read_probe(log or ended.message or "")
+
+    def submit(self, job: Staged) -> str:
+        """Send the job; its ID."""
+        with tempfile.TemporaryDirectory() as folder:
+            job.write(Path(folder))
+            name = "-".join(word for word in job.command[:2] if word.isalpha())
+            return self._submit(job.entrypoint, job.environment(Path(folder)), name)
+
+    def follow(self, identity: str) -> int:
+        """Print the job's log as it grows, until the job ends; its exit code.
+
+        A connection that is lost is made again, for a minute; the job goes on without it.
+        """
+        self.info(identity)
+        log, answered = _Log(self._client, identity), time.monotonic()
+        while True:
+            with suppress(Exception):  # Whatever its end is, what follows says whether the cluster is there.
+                asyncio.run(log.stream())
+            try:
+                info = self.info(identity)
+                answered = time.monotonic()
+                with _plain_errors(self.address):
+                    log.print_rest()
+                if info.status.is_terminal():
+                    return self._exit_code(info)
+            except ValueError as error:
+                if time.monotonic() - max(answered, log.grown) > _LOST_SECONDS:
+                    see = f"see diptych jobs logs --follow {identity}"
+                    sys.exit(f"diptych: {error}; the job may go on: {see}")
+            time.sleep(_POLL_SECONDS)
+
+    def log(self, identity: str) -> str:
+        """What the job has printed so far."""
+        self.info(identity)
+        with _plain_errors(self.address):
+            return self._client.get_job_logs(identity)
+
+    def stop(self, identity: str) -> str:
+        """Ask the job to save and to end, and wait for that; the status it ended with."""
+        self.info(identity)
+        with _plain_errors(self.address):
+            self._client.stop_job(identity)
+        return str(self._wait(identity).status)
+
+    def info(self, identity: str) -> Any:
+        """Ray's details of a job; ValueError where there is none of that ID."""
+        if not identity:
+            raise ValueError("the job's ID is empty; diptych jobs list names them")
+        with _plain_errors(
+            self.address, f"no job {identity!r} at {self.address}; diptych jobs list names them"
+        ):
+            return self._client.get_job_info(identity)
+
+    def all(self) -> list[Any]:
+        """Ray's details of the submitted jobs, newest first."""
+        with _plain_errors(self.address):
+            jobs = [job for job in self._client.list_jobs() if job.submission_id]
+        submitted = [job for job in jobs if not str(job.submission_id).startswith(_PROBE)]
+        return sorted(submitted, key=lambda job: job.start_time or 0, reverse=True)
+
+    def _submit(self, command: str, environment: dict[str, Any], name: str) -> str:
+        identity = f"{name}-{secrets.token_hex(4)}"
+        with _plain_errors(self.address):
+            return self._client.submit_job(
+                entrypoint=command, submission_id=identity, runtime_env=environment
+            )
+
+    def _wait(self, identity: str) -> Any:
+        while not (info := self.info(identity)).status.is_terminal():
+            time.sleep(_POLL_SECONDS)
+        return info
+
+    def _exit_code(self, info: Any) -> int:
+        """The command's own; what a shell has for one that a signal has ended; 1 where there is none."""
+        if str(info.status) == "STOPPED":
+            return _STOPPED
+        code = info.driver_exit_code
+        if code is None and str(info.status) == "FAILED":
+            happened = "was lost" if info.driver_node_id else "did not start"
+            print(f"diptych: the job {happened}: {info.message}", file=sys.stderr)
+            return 1
+        return 128 - code if code and code < 0 else code or 0
+
+
+class _Log:
+    """A job's log, of which each character is printed once, however often it is asked for.
+
+    `grown` is when it last was, on the clock of time.monotonic.
+    """
+
+    def __init__(self, client: Any, identity: str) -> None:
+        self._client, self._identity, self._printed = client, identity, 0
+        self.grown = 0.0
+
+    async def stream(self) -> None:
+        """Print what comes, until the job ends, the connection is lost, or it is quiet for a minute."""
+        seen, stream = 0, self._client.tail_job_logs(self._identity)
+        while (text := await asyncio.wait_for(anext(stream, None), _ANSWER_SECONDS)) is not None:
+            self._print(text, seen)
+            seen += len(text)
+
+    def print_rest(self) -> None:
+        """Print what has not been yet."""
+        self._print(self._client.get_job_logs(self._identity), 0)
+
+    def _print(self, text: str, start: int) -> None:
+        """`text` is what the log has from its character `start` on."""
+        if new := text[max(0, self._printed - start) :]:
+            try:
+                print(new, end="", flush=True)
+            except BrokenPipeError:  # Whoever read it has left, as `| head` does.
+                sys.exit(_PIPE_CLOSED)
+            self._printed, self.grown = start + len(text), time.monotonic()
+
+
+def _address(given: str | None) -> str:
+    named = given or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    running = embedded.find()
+    if running and named in (None, running.address, running.dashboard):
+        os.environ.update(running.environment)
+        return running.dashboard
+    if not named:
+        raise ValueError(
+            "no cluster to submit to: give --address http://HOST:8265, or set RAY_ADDRESS, or start one here "
+            "with diptych cluster up"
+        )
+    return named
+
+
+def _connect(address: str) -> None:
+    """ConnectionError where nothing listens: Ray's client would wait for minutes."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    if port and not embedded.answers(f"{parts.hostname}:{port}", _CONNECT_SECONDS):
+        raise ConnectionError
+
+
+@contextmanager
+def _plain_errors(address: str, missing: str = "") -> Iterator[None]:
+    """ValueError, in one line, for whatever goes wrong with the cluster; `missing` for its 404."""
+    from ray.exceptions import AuthenticationError, RayError
+
+    try:
+        yield
+    except AuthenticationError as error:
+        raise ValueError(wants_token(address)) from error
+    except (ConnectionError, OSError) as error:
+        raise ValueError(
+            f"no Ray cluster answers at {address}; give its dashboard as --address http://HOST:8265"
+        ) from error
+    except (RuntimeError, RayError, KeyError) as error:
+        if missing and "status code 404" in str(error):
+            raise ValueError(missing) from error
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"asking {address} failed: {first}; is it a Ray cluster's dashboard?") from error

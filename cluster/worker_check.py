@@ -1,0 +1,108 @@
+"""What the workers of a cluster must be able to do together: the loss's gradient, and how fast they talk."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from threading import Event
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+
+from cluster.findings import Finding
+from pipelines.config import DataConfig
+from pipelines.sources import Index
+from training.capacity import fitting_workers, wait_for_nodes
+from training.config import TrainConfig
+from training.evaluator import Sets
+from training.faults import RunError
+from training.gather import Gather
+from training.nodes import usable_resources
+from training.process import Worker
+from training.runlog import Progress
+from training.selftest import all_gather_rate, gradient_error
+from training.worker import launch_group
+
+_TIMEOUT_SECONDS = 120.0
+
+# In float64 rounding is a thousandth of this.
+_GRADIENT_ERROR = 1e-9
+
+_NO_SETS = Sets(Index("", "folder", pa.table({}), has_labels=False))
+
+
+def check_workers(workers: int | None, gpus_per_worker: float | None) -> Iterator[Finding]:
+    """As many workers as would train, started as for training, over the collectives that it would use."""
+    values: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="diptych-") as scratch:
+        count = workers or _as_many_as_fit()
+        config = replace(_config(count, gpus_per_worker), output=scratch)
+        try:
+            fitting_workers(config)
+        except ValueError as error:
+            yield Finding("workers", "cluster", str(error), "fault")
+            return
+        try:
+            launch_group(config, _NO_SETS, values.update, _work, workers=count, stopping=lambda: False)
+        except (RunError, ValueError) as error:
+            yield Finding(
+                "workers", f"{count} workers", str(error).splitlines()[0], "fault",
+                "let the nodes reach each other on all ports, or try fewer with --workers",
+            )  # fmt: skip
+            return
+    where = f"{count} on {values['nodes']} node(s), {values['backend']}" if count > 1 else "one worker"
+    error = values["gradient_error"]
+    right = error <= _GRADIENT_ERROR
+    yield Finding(
+        "gradient self-test", where, f"differs from one process's by {error:.1e} of its largest",
+        "ok" if right else "fault", "" if right else "do not train: update NCCL or torch, and try again",
+    )  # fmt: skip
+    if values["backend"] != "nccl" and count > 1 and usable_resources().get("GPU", 0.0):
+        way_out = "the cluster has GPUs: --gpus-per-worker 1, and as many --workers as GPUs"
+        yield Finding("GPUs", where, "the workers had none", "told", way_out)
+    if count > 1:
+        yield Finding("all-gather", where, f"{values['rate'] / 1e9:.2f} GB/s into each worker")
+
+
+def have_nodes_come(workers: int | None, gpus_per_worker: float | None, seconds: float) -> None:
+    """Have a cluster that grows by itself bring nodes with room for so many workers, or for one; and wait."""
+    config = replace(_config(workers or 1, gpus_per_worker), wait_for_nodes=seconds)
+
+    def fitting() -> int:
+        has = usable_resources()
+        by_cpus = has.get("CPU", 0.0) // config.cpus_per_worker
+        return int(min(by_cpus, has.get("GPU", 0.0) // gpus_per_worker) if gpus_per_worker else by_cpus)
+
+    wait_for_nodes(config, fitting, workers or 1, Event())
+
+
+def _config(workers: int, gpus_per_worker: float | None) -> TrainConfig:
+    return TrainConfig(
+        data=DataConfig(train=""), name="doctor", timeout=_TIMEOUT_SECONDS,
+        workers=workers, lanes=workers, batch_size=workers, gpus_per_worker=gpus_per_worker,
+    )  # fmt: skip
+
+
+def _as_many_as_fit() -> int:
+    """A worker for each GPU; without any, as many as the CPUs have room for."""
+    resources = usable_resources()
+    return int(resources.get("GPU", 0) or max(1, resources.get("CPU", 0) // _config(1, None).cpus_per_worker))
+
+
+def _work(config: TrainConfig, sets: Sets, worker: Worker, progress: Progress) -> None:
+    """What each worker does."""
+    gather, device = worker.gather, worker.device
+    values = {
+        "gradient_error": gradient_error(gather, device),
+        "rate": all_gather_rate(gather, device),
+        "nodes": _node_count(gather, device),
+        "backend": torch.distributed.get_backend() if gather.world_size > 1 else "",
+    }
+    if gather.rank == 0:
+        progress(values)
+
+
+def _node_count(gather: Gather, device: torch.device) -> int:
+    number = int(ray.get_runtime_context().get_node_id()[:15], 16)
+    return len(gather.rows(torch.tensor([number], device=device)).unique())
