@@ -1,0 +1,125 @@
+"""Every command in README.md runs, in the page's order, in a home such as it supposes; only shortened.
+
+On the tests' cluster, so that not each starts one, but for those from the page's own `up` to `down`.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+from commands import diptych
+from folders import digit_folders
+from pyarrow.fs import S3FileSystem
+
+from cluster.objectstore import S3Server
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+# What makes a command quick: smaller numbers for flags that it has, and flags that are added.
+SHORTER = {"--epochs": "1", "--batch-size": "32", "--data.view.size": "32"}
+ADDED = {
+    "eval": ["--probe.epochs", "3"],
+    "benchmarks/promise.py": ["--steps", "10"],
+    "tune simclr": ["--trials", "2", "--max-minutes", "3"],
+}
+
+pytestmark = pytest.mark.ray
+
+
+def lines(language: str = "") -> list[str]:
+    """The commands of the page's blocks in that language, each on one line."""
+    joined = [block.replace("\\\n", " ") for found, block in BLOCKS if found == language]
+    return [
+        line
+        for block in joined
+        for line in block.splitlines()
+        if line.startswith(("diptych ", "python ", "make "))
+    ]
+
+
+def shortened(line: str) -> list[str]:
+    """The words of the command after `diptych`, made quick."""
+    words = shlex.split(line, comments=True)[1:]
+    for before, word in enumerate(words[1:]):
+        words[before + 1] = SHORTER.get(words[before], word)
+    for beginning, flags in ADDED.items():
+        if " ".join(words).startswith(beginning):
+            words += flags
+    return words
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, s3: S3Server, ray_cluster: None) -> Iterator[Path]:
+    """A folder with the page's photos and TOML files; its bucket is on the tests' S3 server."""
+    folder = tmp_path_factory.mktemp("home")
+    digit_folders(folder / "photos", 320)
+    digit_folders(folder / "more-photos", 40, held_out=True)
+    for found, block in BLOCKS:
+        if found == "toml" and (name := re.match(r"# ([\w.]+\.toml)", block)):
+            small = block.replace("epochs = 50", "epochs = 1").replace('"1:8"', '"1:2"')
+            (folder / name[1]).write_text(small.replace("size = 64", "size = 32").replace("= 128", "= 32"))
+    store = S3FileSystem(endpoint_override=s3.variables["AWS_ENDPOINT_URL"], allow_bucket_creation=True)
+    store.create_dir("my-bucket")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield folder
+        diptych("cluster", "down")
+
+
+def test_commands_do_what_the_page_says(home: Path) -> None:
+    there = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    own = False
+    for line in lines():
+        if line.startswith("diptych "):
+            own = own or line.startswith("diptych cluster up")
+            done = diptych(*shortened(line), cwd=home, **({} if own else there))
+            assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+            own = own and not line.startswith("diptych cluster down")
+    assert (home / "preview.png").stat().st_size > 10_000
+    assert (home / "runs" / "first" / "report.html").is_file()
+    assert (home / "resnet18.pt").is_file()
+    shards = [pq.read_table(path) for path in (home / "features").glob("*.parquet")]
+    assert sum(len(shard) for shard in shards) == 320
+    assert (home / "runs" / "best" / "config.toml").is_file()
+
+
+def test_the_experiment_shows_the_promise(home: Path) -> None:
+    (line,) = (line for line in lines() if line.startswith("python "))
+    environment = {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    done = subprocess.run(
+        [sys.executable, *shortened(line)],
+        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    rows = re.findall(r"^(\S.*?)  .* (\d\.\de[+-]\d\d) +\S+%$", done.stdout, re.MULTILINE)
+    off = {name: float(value) for name, value in rows}
+    assert off.keys() == {"1", "2", "4", "2, killed, then 1", "2, another seed"}
+    assert max(value for name, value in off.items() if "seed" not in name) < 1e-3 < off["2, another seed"]
+
+
+def test_the_two_commands_are_targets_that_run_the_demo_and_the_tests() -> None:
+    for line, runs in (("make demo", "diptych demo"), ("make test", "-m pytest"), ("make docs", "-m sphinx")):
+        done = subprocess.run(
+            ["make", "-n", line.split()[1]], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert runs in done.stdout
+    assert {line.split("#")[0].strip() for line in lines() if line.startswith("make")} == {
+        "make demo",
+        "make test",
+    }
+
+
+def test_files_that_the_page_names_exist() -> None:
+    named = set(re.findall(r"\]\(((?!http)[^)#]+)\)", README)) | set(
+        re.findall(r"^(\w+)/  ", README, re.MULTILINE)
+    )
+    assert len(named) > 20
+    assert not [name for name in named if not (ROOT / name).exists()]
