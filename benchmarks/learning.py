@@ -13,7 +13,6 @@ import argparse
 import io
 import itertools
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.comparison import Comparison, add_json_option, spread, write_json
 from pipelines.config import DataConfig
 from pipelines.reader import read_windows
 from pipelines.sources import build_index
@@ -145,11 +145,7 @@ def _forever(loader: DataLoader) -> Iterator[Any]:
         yield from loader
 
 
-def _spread(values: list[float], form: str) -> str:
-    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
-
-
-def _compare(arguments: argparse.Namespace, output: str) -> None:
+def _compare(arguments: argparse.Namespace, output: str) -> list[Comparison]:
     files = sorted(Path(arguments.cifar10).glob(arguments.train))
     columns = [row for path in files for row in pq.read_table(path)["image"].to_pylist()]
     encoded = [row["bytes"] if isinstance(row, dict) else row for row in columns]
@@ -160,11 +156,15 @@ def _compare(arguments: argparse.Namespace, output: str) -> None:
         found["lightly"].append(_lightly(config, encoded))
         for name, results in found.items():
             print(f"seed {seed}  {name:<8} kNN {results[-1][0]:.1%}  {results[-1][1]:6.1f} s", flush=True)
-    for name, results in found.items():
-        accuracies, seconds = (list(values) for values in zip(*results, strict=True))
-        print(f"{name:<8} kNN {_spread(accuracies, '.1%')}, {_spread(seconds, '.1f')} s")
-    ratios = [theirs[1] / ours[1] for ours, theirs in zip(found["diptych"], found["lightly"], strict=True)]
-    print(f"lightly's time over diptych's: {_spread(ratios, '.2f')}")
+    accuracies = {name: [accuracy for accuracy, _ in results] for name, results in found.items()}
+    times = {name: [seconds for _, seconds in results] for name, results in found.items()}
+    for name in found:
+        print(f"{name:<8} kNN {spread(accuracies[name], '.1%')}, {spread(times[name], '.1f')} s")
+    percent = [[100 * accuracy for accuracy in values] for values in accuracies.values()]
+    learnt = Comparison("kNN after the same training", "lightly", "%", *percent, more_is_better=True)
+    time_taken = Comparison("time of the same training", "lightly", "s", *times.values())
+    print(f"lightly's time over diptych's: {spread(time_taken.ratios, '.2f')}")
+    return [learnt, time_taken]
 
 
 _ABLATIONS: dict[str, dict[str, Any]] = {
@@ -186,7 +186,7 @@ def _ablate(arguments: argparse.Namespace, output: str) -> None:
             )[0]
             for seed in range(arguments.seeds)
         ]
-        print(f"{name:<18} kNN {_spread(accuracies, '.1%')}", flush=True)
+        print(f"{name:<18} kNN {spread(accuracies, '.1%')}", flush=True)
 
 
 def main() -> None:
@@ -199,9 +199,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ablations", action="store_true")
+    add_json_option(parser)
     arguments = parser.parse_args()
+    if arguments.ablations and arguments.json:
+        parser.error("--json holds what is measured against a peer; --ablations has none")
     with tempfile.TemporaryDirectory() as output:
-        (_ablate if arguments.ablations else _compare)(arguments, output)
+        if arguments.ablations:
+            _ablate(arguments, output)
+        else:
+            write_json(arguments.json, _compare(arguments, output))
 
 
 if __name__ == "__main__":

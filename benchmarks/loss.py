@@ -14,7 +14,6 @@ import argparse
 import multiprocessing
 import os
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.comparison import Comparison, add_json_option, spread, write_json
 from training.losses import nt_xent
 
 try:
@@ -98,22 +98,24 @@ def _measure(pairs: int, names: list[str], rounds: int) -> dict[str, list[_Round
     return found
 
 
-def _print(found: dict[str, list[_Round]], peaks: dict[str, int]) -> None:
-    ours = found["diptych"]
+def _compare(pairs: int, found: dict[str, list[_Round]], peaks: dict[str, int]) -> list[Comparison]:
+    comparisons, ours = [], found["diptych"]
     for name, rounds in found.items():
-        print(f"  {name:<24} {_spread([1e3 * each.seconds for each in rounds], 1)} ms, "
-              f"CPUs {_spread([1e3 * each.cpu_seconds for each in rounds], 1)} ms, "
+        print(f"  {name:<24} {spread([1e3 * each.seconds for each in rounds], ',.1f')} ms, "
+              f"CPUs {spread([1e3 * each.cpu_seconds for each in rounds], ',.1f')} ms, "
               f"{peaks[name] / 1e6:,.0f} MB, loss {rounds[0].loss:.6f}")  # fmt: skip
     for name, theirs in found.items():
         if name != "diptych":
             clock = [mine.seconds / other.seconds for mine, other in zip(ours, theirs, strict=True)]
             cpu = [mine.cpu_seconds / other.cpu_seconds for mine, other in zip(ours, theirs, strict=True)]
-            print(f"  diptych / {name}: {_spread(clock, 3)} of its time, CPUs {_spread(cpu, 3)}")
-
-
-def _spread(values: list[float], digits: int) -> str:
-    median, low, high = statistics.median(values), min(values), max(values)
-    return f"{median:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+            print(f"  diptych / {name}: {spread(clock, '.3f')} of its time, CPUs {spread(cpu, '.3f')}")
+            times = [[1e3 * each.seconds for each in rounds] for rounds in (ours, theirs)]
+            memory = [[peaks[each] / 1e6] for each in ("diptych", name)]
+            comparisons += [
+                Comparison(f"NT-Xent of {pairs:,} pairs", name, "ms", *times),
+                Comparison(f"NT-Xent of {pairs:,} pairs, memory", name, "MB", *memory),
+            ]
+    return comparisons
 
 
 def main() -> None:
@@ -121,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, nargs="+", default=[256, 1024, 4096, 16384])
     parser.add_argument("--rounds", type=int, default=5)
+    add_json_option(parser)
     arguments = parser.parse_args()
     cores = os.cpu_count() or 1
     # Before the processes that measure load torch: threads that spin while they wait take other work's cores.
@@ -130,6 +133,7 @@ def main() -> None:
         f"{cores} cores, Python {platform.python_version()},",
         *(f"{name} {version(name)}" for name in packages),
     )
+    comparisons = []
     last: dict[str, tuple[int, int]] = {}
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for pairs in sorted(arguments.pairs):
@@ -147,7 +151,9 @@ def main() -> None:
                         continue
                 peaks[name] = pool.apply(_peak_bytes, (name, pairs))
                 last[name] = peaks[name], pairs
-            _print(pool.apply(_measure, (pairs, list(peaks), arguments.rounds)), peaks)
+            found = pool.apply(_measure, (pairs, list(peaks), arguments.rounds))
+            comparisons += _compare(pairs, found, peaks)
+    write_json(arguments.json, comparisons)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.comparison import Comparison, add_json_option, write_json
 from cluster.local import cluster
 from cluster.train import run_training
 from pipelines.config import DataConfig
@@ -127,20 +128,25 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
+    add_json_option(parser)
     arguments = parser.parse_args()
-    ratios = []
+    ours, theirs = [], []
     with tempfile.TemporaryDirectory() as output, cluster(2 * _WORKERS):
         for number in range(arguments.rounds):
             config = _config(arguments, output, f"round{number}")
             lines, start = _diptych(config)
-            ours = statistics.median(config.batch_size / line["images_per_second"] for line in lines)
+            step = statistics.median(config.batch_size / line["images_per_second"] for line in lines)
             plain = statistics.median(_plain(config))
-            ratios.append(ours / plain)
+            ours.append(1e3 * step)
+            theirs.append(1e3 * plain)
             stages = [name for name in lines[0] if name.endswith("_seconds")]
-            print(f"diptych {1e3 * ours:.0f} ms a step, plain {1e3 * plain:.0f} ms: {ratios[-1]:.3f}")
+            print(f"diptych {ours[-1]:.0f} ms a step, plain {theirs[-1]:.0f} ms: {step / plain:.3f}")
             print("  " + ", ".join(f"{name[:-8]} {_share(lines, name):.1%}" for name in stages))
             print(f"  {start:.1f} s to the first step, the report at the end included", flush=True)
+    ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
     print(f"ratio: median {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
+    peer = "plain DistributedDataParallel, views in memory"
+    write_json(arguments.json, [Comparison("a step on two workers, data included", peer, "ms", ours, theirs)])
 
 
 if __name__ == "__main__":

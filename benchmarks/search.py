@@ -10,6 +10,7 @@ other as `diptych train` would on the same cluster, in turns; prints how long bo
 """
 
 import argparse
+import math
 import os
 import statistics
 import tempfile
@@ -21,6 +22,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # Before torch reads it.
 
+from benchmarks.comparison import Comparison, add_json_option, spread, write_json
 from cluster.local import cluster
 from cluster.tune import read_search, run_tuning
 from pipelines.sources import build_index
@@ -38,21 +40,24 @@ def main() -> None:
     """Run both comparisons and print them."""
     arguments = _arguments()
     with tempfile.TemporaryDirectory() as scratch, cluster(cpus=2.2):
-        shares = [_seed(arguments, seed, arguments.output or scratch) for seed in range(arguments.seeds)]
-        reached = [share for share in shares if share is not None]
-        if shares:
-            print(f"reached in {len(reached)} of {len(shares)} seeds", end="")
-            if len(reached) > len(shares) / 2:
-                middle = statistics.median([share or 9.0 for share in shares])
-                print(f", with {middle:.0%} of random search's images (median of all)", end="")
-            print()
+        seeds = [_seed(arguments, seed, arguments.output or scratch) for seed in range(arguments.seeds)]
+        _print_shares([images / whole for images, whole in seeds])
         rounds = [_overhead(arguments, number, scratch) for number in range(arguments.rounds)]
     if rounds:
         ratios = [search / alone for search, alone in rounds]
-        print(
-            f"a trial in a search / alone: {statistics.median(ratios):.2f} "
-            f"({min(ratios):.2f} to {max(ratios):.2f}) of the time"
-        )
+        print(f"a trial in a search / alone: {spread(ratios, '.2f')} of the time")
+    claims = (
+        ("TPE and ASHA until as good as random search", "random search", "images", seeds),
+        ("4 trials in a search", "one after the other", "s", rounds),
+    )
+    write_json(
+        arguments.json,
+        [
+            Comparison(claim, peer, unit, *(list(values) for values in zip(*found, strict=True)))
+            for claim, peer, unit, found in claims
+            if found
+        ],
+    )
 
 
 def _arguments() -> argparse.Namespace:
@@ -65,6 +70,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3, help="for the time that a trial takes")
     parser.add_argument("--output", help="keep the searches here")
+    add_json_option(parser)
     return parser.parse_args()
 
 
@@ -78,20 +84,28 @@ def _search(arguments: argparse.Namespace, output: str, **fields: Any) -> Search
     return read_search(Path("simclr"), flags | fields)
 
 
-def _seed(arguments: argparse.Namespace, seed: int, output: str) -> float | None:
-    """Share of random search's images after which the other search was as good; None where it never was."""
+def _print_shares(shares: list[float]) -> None:
+    if not shares:
+        return
+    middle = statistics.median(shares)
+    print(f"reached in {sum(map(math.isfinite, shares))} of {len(shares)} seeds", end="")
+    print(f", with {middle:.0%} of random search's images (median of all)" if math.isfinite(middle) else "")
+
+
+def _seed(arguments: argparse.Namespace, seed: int, output: str) -> tuple[float, int]:
+    """Images after which a search was as good as random search (infinite: never), and those of the latter."""
     fields: dict[str, Any] = {"seed": seed, "trials": arguments.trials, "name": f"random-{seed}"}
     random = run_tuning(_search(arguments, output, scheduler="none", searcher="random", **fields))
     fields |= {"trials": 2 * arguments.trials, "name": f"tpe-asha-{seed}"}
     clever = run_tuning(_search(arguments, output, **fields))
     goal, whole = _best(random), progress(random)[-1][1]
-    share = next((images / whole for _, images, best in progress(clever) if best >= goal), None)
-    said = "never" if share is None else f"after {share:.0%} of its images"
+    reached = next((images for _, images, best in progress(clever) if best >= goal), math.inf)
+    said = f"after {reached / whole:.0%} of its images" if math.isfinite(reached) else "never"
     print(
         f"seed {seed}: random search {goal:.1%} with {whole:,} images; TPE and ASHA reach that {said}, "
         f"and {_best(clever):.1%} with {progress(clever)[-1][1]:,}"
     )
-    return share
+    return reached, whole
 
 
 def _best(trials: list[Trial]) -> float:

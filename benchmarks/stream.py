@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
+from benchmarks.comparison import Comparison, add_json_option, write_json
 from cluster.local import cluster
 from cluster.objectstore import s3_server
 from pipelines.config import DataConfig
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--rounds", type=int, default=3)
+    add_json_option(parser)
     arguments = parser.parse_args()
     cpus = _WORKERS * 2
     with tempfile.TemporaryDirectory() as folder, s3_server(Path(folder), bucket=_BUCKET), cluster(cpus):
@@ -127,14 +129,22 @@ def main() -> None:
         _pack(arguments.photographs, small, 4)
         _pack(arguments.photographs, large, 16)
         found = _measure(large, arguments.batch_size, arguments.steps, arguments.rounds)
-        pairs = zip(found["stream"], found["memory"], strict=True)
-        ratios = sorted(streamed["rate"] / memory["rate"] for streamed, memory in pairs)
+        rates = [[result["rate"] for result in found[source]] for source in ("stream", "memory")]
+        streamed = Comparison(
+            "from S3 through Ray Data to views", "from memory", "images/s", *rates, more_is_better=True
+        )
+        ratios = sorted(streamed.ratios)
         print(f"stream / memory: median {statistics.median(ratios):.2f}, {ratios[0]:.2f} to {ratios[-1]:.2f}")
         for source, results in found.items():
             firsts = ", ".join(f"{result['first_batch']:.1f}" for result in results)
             print(f"first batch from {source}: {firsts} s")
-        for name, uri in (("small", small), ("large, 4 times as many images", large)):
-            print(f"peak memory of a worker, {name}: {_peak(uri, arguments.batch_size, 10**9):,.0f} MiB")
+        peaks = [_peak(uri, arguments.batch_size, 10**9) for uri in (small, large)]
+        for name, peak in zip(("small", "large, 4 times as many images"), peaks, strict=True):
+            print(f"peak memory of a worker, {name}: {peak:,.0f} MiB")
+    memory = Comparison(
+        "a worker's memory, 4 times the images", "a quarter of them", "MiB", peaks[1:], peaks[:1]
+    )
+    write_json(arguments.json, [streamed, memory])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import itertools
 import multiprocessing
 import os
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
+from benchmarks.comparison import Comparison, add_json_option, spread, write_json
 from pipelines.dali import Request, make_views
 from pipelines.draws import draw
 from pipelines.header import shown_size
@@ -170,7 +170,7 @@ def _turn_of_stream(views: Iterator[object], case: _Case) -> _Turn:
     return turn
 
 
-def _measure(case: _Case, rounds: int) -> None:
+def _measure(case: _Case, rounds: int) -> list[Comparison]:
     # Worker processes are forked, so they start before DALI's threads do.
     loaders = {"lightly": _lightly(case), "torchvision": _torchvision(case)}
     for loader in loaders.values():
@@ -184,18 +184,26 @@ def _measure(case: _Case, rounds: int) -> None:
             turns[name].append(_turn_of_loader(loader, case))
     print(f"{case.name}: batches of {case.batch_size}, {case.batches} a round, {rounds} rounds")
     for name, found in turns.items():
-        rate, cpu = _spread([turn.rate for turn in found], 0), _spread([turn.cpu for turn in found], 2)
+        rate, cpu = spread([turn.rate for turn in found], ",.0f"), spread([turn.cpu for turn in found], ".2f")
         print(f"  {name:<11} {rate} images/s, {cpu} ms of CPU an image")
-    for name in loaders:
-        pairs = list(zip(turns["diptych"], turns[name], strict=True))
-        rate = _spread([mine.rate / theirs.rate for mine, theirs in pairs], 2)
-        cpu = _spread([theirs.cpu / mine.cpu for mine, theirs in pairs], 2)
-        print(f"  diptych / {name}: {rate} in images/s, {cpu} in images per second of CPU")
+    return [comparison for name in loaders for comparison in _compare(case, name, turns)]
 
 
-def _spread(values: list[float], digits: int) -> str:
-    median, low, high = statistics.median(values), min(values), max(values)
-    return f"{median:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+def _compare(case: _Case, name: str, turns: dict[str, list[_Turn]]) -> list[Comparison]:
+    ours, theirs = turns["diptych"], turns[name]
+    claim = f"views of {case.name}"
+    rate = Comparison(
+        claim, name, "images/s", [turn.rate for turn in ours], [turn.rate for turn in theirs],
+        more_is_better=True,
+    )  # fmt: skip
+    cpu = Comparison(
+        claim, name, "ms of CPU an image", [turn.cpu for turn in ours], [turn.cpu for turn in theirs]
+    )
+    print(
+        f"  diptych / {name}: {spread(rate.ratios, '.2f')} in images/s, "
+        f"{spread(cpu.ratios, '.2f')} in images per second of CPU"
+    )
+    return [rate, cpu]
 
 
 def _images(folder: Path, most: int) -> list[bytes]:
@@ -212,20 +220,26 @@ def main() -> None:
     parser.add_argument("--photographs", type=Path, help="folder of Parquet files, some 500 pixels a side")
     parser.add_argument("--cifar", type=Path, help="folder of Parquet files, 32 pixels a side")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--batches", type=int, default=12, help="of photographs in a round; of small images twice as many"
+    )
+    add_json_option(parser)
     arguments = parser.parse_args()
     names = ("lightly", "torch", "torchvision", "pillow", "nvidia-dali-cuda130")
     print(
         f"{_CORES} cores, Python {platform.python_version()},", *(f"{name} {version(name)}" for name in names)
     )
+    comparisons = []
     for folder, settings in (
-        (arguments.photographs, ("photographs at 224 pixels", "simclr", 1.0, 64, 12)),
-        (arguments.cifar, ("CIFAR-10 at 32 pixels", "simclr-cifar", 0.5, 256, 24)),
+        (arguments.photographs, ("photographs at 224 pixels", "simclr", 1.0, 64, arguments.batches)),
+        (arguments.cifar, ("small images at 32 pixels", "simclr-cifar", 0.5, 256, 2 * arguments.batches)),
     ):
         name, *rest = settings
         if folder is None or not folder.is_dir():
             print(f"{name}: skipped, for there is no folder {folder or 'given'}")
             continue
-        _measure(_Case(name, _images(folder, 20_000), *rest), arguments.rounds)
+        comparisons += _measure(_Case(name, _images(folder, 20_000), *rest), arguments.rounds)
+    write_json(arguments.json, comparisons)
 
 
 if __name__ == "__main__":
