@@ -1,12 +1,15 @@
-"""What an encoder weighs, and what an image costs it, without any of its arithmetic being done."""
+"""What an encoder weighs, and what an image costs it."""
 
 from typing import NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode
 
 from training.encoder_config import EncoderConfig
 from training.encoders import build_encoder
+from training.lean import leave_unmarked
+
+leave_unmarked(_FlopCounterMode)
 
 
 class Cost(NamedTuple):
@@ -16,9 +19,13 @@ class Cost(NamedTuple):
     multiply_adds: int
 
 
-def encoder_cost(config: EncoderConfig, size: int) -> Cost:
-    """The cost of the encoder with images of `size` pixels a side."""
-    with torch.device("meta"):
+def encoder_cost(config: EncoderConfig, size: int, device: str = "meta") -> Cost:
+    """The cost of the encoder with images of `size` pixels a side.
+
+    On the device "meta" no arithmetic is done, but torch's compiler is loaded, once, for the shapes; on "cpu"
+    an image is encoded, and random numbers are drawn.
+    """
+    with torch.device(device):
         encoder = build_encoder(config).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             encoder(torch.empty(1, 3, size, size))

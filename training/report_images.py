@@ -69,7 +69,11 @@ class Look:
 
 def affordable(config: TrainConfig, multiply_adds: float) -> int:
     """How many images the encoder may see for so many multiply-adds; 0 where too few to be worth it."""
-    images = int(multiply_adds / encoder_cost(config.encoder, config.data.view.size).multiply_adds)
+    with torch.random.fork_rng(devices=[]):
+        cost = encoder_cost(
+            config.encoder, config.data.view.size, "cpu"
+        )  # Takes less than loading the compiler.
+    images = int(multiply_adds / cost.multiply_adds)
     return min(images, _IMAGES) if images >= _FEWEST_IMAGES else 0
 
 
