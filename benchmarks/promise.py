@@ -48,10 +48,11 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=120, help="of each run")
     parser.add_argument("--picture", type=Path, help="a PNG of the losses")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="the first are compared with")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="diptych-") as folder:
         _write_images(Path(folder))
-        runs = _runs(Path(folder), given.steps)
+        runs = _runs(Path(folder), given.steps, given.workers)
     losses = {name: np.array(_having("loss", lines)) for name, lines in runs.items()}
     _print(losses, {name: _having("knn_top1", lines)[-1] for name, lines in runs.items()})
     if given.picture:
@@ -78,11 +79,11 @@ def _config(folder: Path, steps: int, workers: int, name: str, seed: int = 0) ->
     return TrainConfig(**values)
 
 
-def _runs(folder: Path, steps: int) -> dict[str, list[dict]]:
+def _runs(folder: Path, steps: int, counts: list[int]) -> dict[str, list[dict]]:
     """The metrics of each run, by the workers that it had."""
     found = {}
     with cluster(cpus=8):
-        for workers in (1, 2, 4):
+        for workers in counts:
             found[str(workers)] = run_training(_config(folder, steps, workers, f"workers-{workers}"))
         other = run_training(_config(folder, steps, 2, "seed", seed=1))
     found[_KILLED] = _killed(folder, steps)
@@ -108,7 +109,7 @@ def _killed(folder: Path, steps: int) -> list[dict]:
 
 
 def _print(losses: dict[str, Losses], accuracies: dict[str, float]) -> None:
-    reference = losses["1"]
+    reference = next(iter(losses.values()))
     at = [step for step in (1, 10, 50, 100, len(reference)) if step <= len(reference)]
     print(
         f"{'workers':<18}"
@@ -127,17 +128,18 @@ def _draw(losses: dict[str, Losses]) -> Figure:
     """The losses over each other, and below how far they are from those of one worker."""
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 2))
-    steps = np.arange(1, len(losses["1"]) + 1)
+    steps = np.arange(1, len(next(iter(losses.values()))) + 1)
+    reference = next(iter(losses.values()))
     for number, (name, values) in enumerate(losses.items()):
         style = {"color": f"C{number}", "linewidth": 5 - number, "label": name}
         above.plot(steps, values, **style)
         if number:
             below.semilogy(
-                steps, np.maximum(np.abs(values / losses["1"] - 1), 1e-9), color=f"C{number}", linewidth=1
+                steps, np.maximum(np.abs(values / reference - 1), 1e-9), color=f"C{number}", linewidth=1
             )
     above.set_ylabel("loss")
     above.legend(frameon=False, title="workers")
-    below.set_ylabel("difference from\none worker's, relative")
+    below.set_ylabel("difference from\nthe first's, relative")
     below.set_xlabel("step")
     below.set_ylim(1e-9, 1)
     return figure

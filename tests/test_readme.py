@@ -28,7 +28,7 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 SHORTER = {"--epochs": "1", "--batch-size": "32", "--data.view.size": "32"}
 ADDED = {
     "eval": ["--probe.epochs", "3"],
-    "benchmarks/promise.py": ["--steps", "10"],
+    "benchmarks/promise.py": ["--steps", "10", "--workers", "1", "2"],
     "tune simclr": ["--trials", "2", "--max-minutes", "3"],
 }
 
@@ -101,7 +101,7 @@ def test_the_experiment_shows_the_promise(home: Path) -> None:
     )  # fmt: skip
     rows = re.findall(r"^(\S.*?)  .* (\d\.\de[+-]\d\d) +\S+%$", done.stdout, re.MULTILINE)
     off = {name: float(value) for name, value in rows}
-    assert off.keys() == {"1", "2", "4", "2, killed, then 1", "2, another seed"}
+    assert off.keys() == {"1", "2", "2, killed, then 1", "2, another seed"}
     assert max(value for name, value in off.items() if "seed" not in name) < 1e-3 < off["2, another seed"]
 
 
