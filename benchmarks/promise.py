@@ -48,7 +48,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=120, help="of each run")
     parser.add_argument("--picture", type=Path, help="a PNG of the losses")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="the first are compared with")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="of the runs")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="diptych-") as folder:
         _write_images(Path(folder))
