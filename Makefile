@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed
 help:
 	@echo 'make demo     train on handwritten digits, about 3 minutes'
 	@echo 'make test     run all tests, about an hour'
-	@echo 'make bench    measure against the peers, about 8 minutes; benchmarks/README.md has the longer ones'
+	@echo 'make bench    measure against the peers, 8 to 13 minutes; benchmarks/README.md has the longer ones'
 	@echo 'make docs     build the pages of docs/ into dist/docs'
 	@echo 'make links    look whether the pages that docs/ links to are there'
 	@echo 'make install  set up .venv alone'
