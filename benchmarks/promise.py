@@ -125,11 +125,11 @@ def _print(losses: dict[str, Losses], accuracies: dict[str, float]) -> None:
 
 
 def _draw(losses: dict[str, Losses]) -> Figure:
-    """The losses over each other, and below how far they are from those of one worker."""
+    """The losses over each other, and below how far they are from the first run's."""
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 2))
-    steps = np.arange(1, len(next(iter(losses.values()))) + 1)
     reference = next(iter(losses.values()))
+    steps = np.arange(1, len(reference) + 1)
     for number, (name, values) in enumerate(losses.items()):
         style = {"color": f"C{number}", "linewidth": 5 - number, "label": name}
         above.plot(steps, values, **style)

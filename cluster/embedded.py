@@ -92,7 +92,7 @@ def up(nodes: int, cpus: int, host: str = LOOPBACK) -> Embedded:
 
 def hold(nodes: int, cpus: int, cluster: Embedded) -> None:
     """Start the nodes, say so on stdout, and keep them until SIGTERM: what the process of `up` does."""
-    from ray._common.utils import reset_ray_address
+    from ray._common.utils import get_default_ray_temp_dir, reset_ray_address, try_to_create_directory
     from ray._private import utils
     from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
     from ray.cluster_utils import Cluster
@@ -115,6 +115,8 @@ def hold(nodes: int, cpus: int, cluster: Embedded) -> None:
         "temp_dir": cluster.folder,
         "_system_config": SYSTEM_CONFIG,
     }
+    # Where Ray has never run there is no such folder, and Cluster writes into it.
+    try_to_create_directory(get_default_ray_temp_dir())
     named = utils.read_ray_address()
     started = Cluster(initialize_head=True, head_node_args=node | head)
     # Other people's `ray.init()` is not led here, nor to nowhere once this cluster is gone.

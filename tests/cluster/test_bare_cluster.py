@@ -22,11 +22,12 @@ _LACKING = ("cyclopts", "jaxtyping")
 # With ports and a folder of its own, so that other clusters on this machine are not in the way.
 _HOLD = """
 import shutil, sys, tempfile
-from ray._common.utils import reset_ray_address
+from ray._common.utils import get_default_ray_temp_dir, reset_ray_address, try_to_create_directory
 from ray._private import utils
 from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray.cluster_utils import Cluster
 ensure_token_if_auth_enabled()
+try_to_create_directory(get_default_ray_temp_dir())
 folder, named = tempfile.mkdtemp(prefix="diptych-"), utils.read_ray_address()
 cluster = Cluster(initialize_head=True, head_node_args={
     "num_cpus": 2, "include_dashboard": True, "dashboard_port": 0, "dashboard_agent_listen_port": 0,

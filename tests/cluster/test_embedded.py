@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import diptych
+from commands import diptych, started_cluster
 
 from cluster.digits import scattered_digits
 from pipelines.shards import write_shards
@@ -25,12 +25,9 @@ pytestmark = pytest.mark.ray
 def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """What `diptych cluster up` notes of a cluster of two nodes."""
     folder = tmp_path_factory.mktemp("state")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(folder))
-        started = diptych("cluster", "up", "--nodes", "2", "--cpus", "2")
-        assert started.returncode == 0, started.stderr
-        yield json.loads((folder / "diptych" / "cluster.json").read_text())
-        diptych("cluster", "down")
+    # Ray's own folder is not there yet, as on a new machine.
+    with started_cluster(folder, nodes=2, RAY_TMPDIR=str(folder / "new")) as noted:
+        yield noted | {"rays": str(folder / "new" / "ray")}
 
 
 def _own(state: dict[str, str]) -> list[int]:
@@ -95,6 +92,7 @@ def test_it_listens_on_the_loopback_address_alone(state: dict[str, str]) -> None
 
 
 def test_rays_own_way_to_a_cluster_is_left_as_it_was(state: dict[str, str]) -> None:
+    assert list(Path(state["rays"]).glob("ray_current_cluster")) == []
     named = Path("/tmp/ray/ray_current_cluster")
     assert not named.exists() or named.read_text().strip() != state["address"]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import diptych
+from commands import diptych, started_cluster
 from processes import held, training_workers
 
 from cluster.digits import scattered_digits
@@ -55,13 +55,8 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def cluster(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """What `diptych cluster up` notes of three nodes, each with room for one worker."""
-    folder = tmp_path_factory.mktemp("state")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(folder))
-        started = diptych("cluster", "up", "--nodes", "3", "--cpus", "2")
-        assert started.returncode == 0, started.stderr
-        yield json.loads((folder / "diptych" / "cluster.json").read_text())
-        diptych("cluster", "down")
+    with started_cluster(tmp_path_factory.mktemp("state"), nodes=3) as noted:
+        yield noted
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """LARS against the papers' updates written out in NumPy; weight decay's reach; the learning rate's course."""
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -201,21 +199,3 @@ def test_learning_rate_follows_the_batch_as_in_simclr(batch_size: int) -> None:
     assert peak(learning_rate=0.3, scaling="linear") == pytest.approx(0.3 * batch_size / 256)
     assert peak(learning_rate=0.075 * 16, scaling="sqrt") == pytest.approx(0.075 * math.sqrt(batch_size))
     assert peak(learning_rate=0.3, scaling="none") == 0.3
-
-
-@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
-def test_no_optimizer_loads_torchs_compiler(name: str) -> None:
-    """Every worker would wait for it."""
-    script = f"""
-import sys, torch
-from training.config import OptimizerConfig
-from training.optimizers import build_optimizer
-model = torch.nn.Linear(2, 2)
-optimizer = build_optimizer(model, OptimizerConfig(name="{name}"))
-model(torch.ones(1, 2)).sum().backward()
-optimizer.step()
-optimizer.zero_grad()
-optimizer.load_state_dict(optimizer.state_dict())
-sys.exit("torch._dynamo" in sys.modules)
-"""
-    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
