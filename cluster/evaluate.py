@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.local import cluster
 from cluster.progress import counted
@@ -18,13 +18,20 @@ from training.protocols import Protocol
 from training.record import kept_index, read_config
 from training.run import run_uri
 
+if TYPE_CHECKING:
+    from training.worker import Launch
+
 _FILE = "evaluations.jsonl"
 
 
-def run_evaluation(run: str, request: EvaluationRequest = EvaluationRequest()) -> dict[str, Any]:  # noqa: B008
+def run_evaluation(
+    run: str,
+    request: EvaluationRequest = EvaluationRequest(),  # noqa: B008
+    launch: "Launch | None" = None,
+) -> dict[str, Any]:
     """Judge the encoder of the run in `run`, OUTPUT/NAME, as requested; the line that is kept beside it.
 
-    Raises ValueError where there is no such run, checkpoint or labelled test set, RunError if a worker fails.
+    `launch` provides the workers, as for run_training. Raises ValueError where there is no such run, checkpoint or labelled test set, RunError if a worker fails.
     """
     run = storage.absolute(run.rstrip("/"))
     config = _config(run, request)
@@ -35,9 +42,9 @@ def run_evaluation(run: str, request: EvaluationRequest = EvaluationRequest()) -
     checkpoints.load(step)  # What cannot be loaded is told before a cluster starts.
     sets = _sets(run, config)
     if request.protocol == "finetune":
-        found = _finetune(config, sets, checkpoints.uri(step), request)
+        found = _finetune(config, sets, checkpoints.uri(step), request, launch)
     else:
-        found = _frozen(config, sets, request.protocol, step, request)
+        found = _frozen(config, sets, request.protocol, step, request, launch)
     found = {"step": step, "protocol": request.protocol, "labels": request.labels, **found}
     line, place = json.dumps(found), storage.join(run, _FILE)
     try:
@@ -49,15 +56,22 @@ def run_evaluation(run: str, request: EvaluationRequest = EvaluationRequest()) -
 
 
 def _frozen(
-    config: TrainConfig, sets: Sets, name: Literal["knn", "linear"], step: int, request: EvaluationRequest
+    config: TrainConfig,
+    sets: Sets,
+    name: Literal["knn", "linear"],
+    step: int,
+    request: EvaluationRequest,
+    launch: "Launch | None",
 ) -> dict[str, Any]:
     if request.labels < 1:
         sets = replace(sets, train=labelled(sets.train, config, request.labels))
     protocol = Protocol(name=name, step=step, features=request.features, probe=request.probe)
-    return _launch(config, sets, protocol)
+    return _launch(config, sets, protocol, launch)
 
 
-def _finetune(config: TrainConfig, sets: Sets, checkpoint: str, request: EvaluationRequest) -> dict[str, Any]:
+def _finetune(
+    config: TrainConfig, sets: Sets, checkpoint: str, request: EvaluationRequest, launch: "Launch | None"
+) -> dict[str, Any]:
     if request.features != "encoder":
         raise ValueError(f"features={request.features} has no effect with protocol=finetune; leave it out")
     train, share = sets.train, request.labels
@@ -69,7 +83,7 @@ def _finetune(config: TrainConfig, sets: Sets, checkpoint: str, request: Evaluat
         config, checkpoint, request.finetune, share=share, images=int(train.rows.sum()),
         classes=len(train.classes) or 1 + int(labels.max()),
     )  # fmt: skip
-    lines = run_training(tuned, train, sets.test)
+    lines = run_training(tuned, train, sets.test, launch=launch)
     top1 = [line["top1"] for line in lines if "top1" in line][-1]
     return {"features": request.features, "top1": top1, "run": run_uri(tuned)}
 
@@ -99,11 +113,14 @@ def _sets(run: str, config: TrainConfig) -> Sets:
     return Sets.of(config, train, test)
 
 
-def _launch(config: TrainConfig, sets: Sets, protocol: Protocol) -> dict[str, Any]:
+def _launch(config: TrainConfig, sets: Sets, protocol: Protocol, launch: "Launch | None") -> dict[str, Any]:
     # Ray takes seconds to import; an error in the arguments should not.
-    from training.worker import launch
+    from training.capacity import fitting_workers
+    from training.worker import launch as start_workers
 
     found: dict[str, Any] = {}
     with cluster(cpus=most_workers(config) * config.cpus_per_worker):
-        launch(config, sets, found.update, task=protocol)
+        (launch or start_workers)(
+            config, sets, found.update, protocol, workers=fitting_workers(config), stopping=lambda: False
+        )
     return found

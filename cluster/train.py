@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.local import cluster
 from cluster.own import own_modules
@@ -26,16 +26,21 @@ from training.record import claim_run, find_run, keep_index, kept_index
 from training.report import write_report
 from training.run import load_branch, make_plan, run_uri, total_steps
 
+if TYPE_CHECKING:
+    from training.worker import Launch
+
 
 def run_training(
     config: TrainConfig,
     train: Index | None = None,
     test: Index | None = None,
     startup: Startup | None = None,
+    launch: "Launch | None" = None,
 ) -> list[dict[str, Any]]:
     """Train, showing progress on the terminal; the lines of the run's metrics.jsonl.
 
-    `train` and `test` are the images of the config's data, where they are listed already. Raises ValueError
+    `train` and `test` are the images of the config's data, where they are listed already. `launch` provides
+    the workers: `Crew().launch` those of the run before it; unset: new ones. Raises ValueError
     where the config, the data or the cluster will not do, before anything is written; RunError if the run
     fails, and Interrupted after SIGTERM or Ctrl-C, once it has saved.
     """
@@ -76,7 +81,7 @@ def run_training(
         print(f"{run} is finished: {done} steps. Its report is {write_report(config)}")
         return read_metrics(run)
     startup.reached("index")
-    _launch(config, sets, steps, done, startup, modules)
+    _launch(config, sets, steps, done, startup, modules, launch)
     print(f"report: {write_report(config)}")
     return read_metrics(run)
 
@@ -94,10 +99,17 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 
 
 def _launch(
-    config: TrainConfig, sets: Sets, steps: int, done: int, startup: Startup, modules: list[Path]
+    config: TrainConfig,
+    sets: Sets,
+    steps: int,
+    done: int,
+    startup: Startup,
+    modules: list[Path],
+    launch: "Launch | None",
 ) -> None:
     # Ray takes seconds to import; an error in the config should not.
     from training.attempts import run_to_its_end
+    from training.worker import launch as start_workers
 
     print(f"{sets.train.rows.sum():,} images; starting {config.workers or 'the'} workers ...")
     with (
@@ -108,7 +120,13 @@ def _launch(
     ):
         startup.reached("cluster")
         try:
-            run_to_its_end(config, sets, lambda values: _tell(values, bar, trackers), stop.event)
+            run_to_its_end(
+                config,
+                sets,
+                lambda values: _tell(values, bar, trackers),
+                stop.event,
+                launch=launch or start_workers,
+            )
         except StoppedError as stopped:
             raise Interrupted(
                 f"stopped after step {stopped.step} of {steps}; "

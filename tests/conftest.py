@@ -1,11 +1,17 @@
-"""Fixtures for all tests: object storage and one Ray cluster a session, started by the first that asks."""
+"""Fixtures for all tests: object storage, one Ray cluster and one pool of workers, started by the first that asks.
+
+`make test` runs them in two processes: one has all tests that need Ray, so that there is one cluster, the
+other the rest, a file at a time.
+"""
 
 import logging
+import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,9 +28,23 @@ _STATE = tempfile.TemporaryDirectory(prefix="diptych-")
 os.environ |= LOOPBACK_ONLY | {"XDG_STATE_HOME": _STATE.name}
 # As in clusters that diptych starts: threads that wait must not spin.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+# One thread for each of the processes that share the cores; tensors here are too small for more.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("RAY_ADDRESS", None)
 
 BUCKET = "diptych-tests"
+
+# Room for the pool's three workers and for four more, at two CPUs each, and one CPU for tasks.
+CLUSTER_CPUS = 15
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group the tests for two processes: those that need Ray, which take longest, begin."""
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -67,12 +87,12 @@ def azure_container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(bucket: str) -> Iterator[None]:
-    """A connected Ray cluster whose workers know the S3 server; room for four training workers."""
+    """A connected Ray cluster whose workers know the S3 server."""
     import ray
 
     ray.init(
         "local",
-        num_cpus=9,
+        num_cpus=CLUSTER_CPUS,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
@@ -80,6 +100,34 @@ def ray_cluster(bucket: str) -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+class Pool:
+    """Training workers that stay for the next test: one group of one, one of two."""
+
+    def __init__(self) -> None:
+        self._groups: dict[int, Any] = {}
+
+    def launch(self, *task: Any, workers: int, stopping: Callable[[], bool]) -> None:
+        """As training.worker.launch, on workers that are there already."""
+        from training.crew import Crew
+
+        group = self._groups.setdefault(workers, Crew(idle_seconds=math.inf))
+        group.launch(*task, workers=workers, stopping=stopping)
+
+    def close(self) -> None:
+        """Let the workers go, for a test that needs the cluster's room."""
+        for group in self._groups.values():
+            group.close()
+        self._groups.clear()
+
+
+@pytest.fixture(scope="session")
+def pool(ray_cluster: None) -> Iterator[Pool]:
+    """The session's training workers: a start costs some 15 s of processor time, and the pool one for each size."""
+    pool = Pool()
+    yield pool
+    pool.close()
 
 
 @pytest.fixture(scope="session")

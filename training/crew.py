@@ -9,33 +9,39 @@ from queue import Empty, SimpleQueue
 from threading import Event
 from typing import Any, cast
 
+import pyarrow as pa
 import ray
 
+from pipelines.sources import Index
 from training.config import TrainConfig
 from training.evaluator import Sets
 from training.process import Worker
 from training.runlog import Progress
 from training.worker import Task, in_thread, launch_group, watched
 
-# Workers that wait longer than this for their next task leave their place to others.
-_IDLE_SECONDS = 30.0
-
 _LOOK_SECONDS = 0.2
 
 _DONE = "done with task"
 
+# The group itself has no images: each task brings its own.
+_NONE = Sets(Index("", "folder", pa.table({}), has_labels=False))
+
 
 @dataclass(frozen=True, eq=False)
 class _Order:
+    """A task to do; `sets` is a reference, so that workers fetch the images' index once for many tasks."""
+
     config: TrainConfig
+    sets: ray.ObjectRef
     task: Task
 
 
 class _Orders:
     """What the workers of a crew are to do, one after the other; all of them get all of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, idle_seconds: float) -> None:
         self._orders: list[Any] = []
+        self._idle_seconds = idle_seconds
         self._closed = False
         self._changed = asyncio.Condition()
 
@@ -57,7 +63,7 @@ class _Orders:
         async with self._changed:
             there = self._changed.wait_for(lambda: self._closed or number < len(self._orders))
             try:
-                await asyncio.wait_for(there, _IDLE_SECONDS)
+                await asyncio.wait_for(there, self._idle_seconds)
             except TimeoutError:
                 self._closed = True
                 self._changed.notify_all()
@@ -65,12 +71,18 @@ class _Orders:
 
 
 class Crew:
-    """A group of workers that does one task after another; a lost one ends the task and the group alone."""
+    """A group of workers that does one task after another; a lost one ends the task and the group alone.
 
-    def __init__(self) -> None:
+    Workers that wait longer than `idle_seconds` for their next task leave their place to others.
+    """
+
+    def __init__(self, *, idle_seconds: float = 30.0) -> None:
+        self._idle_seconds = idle_seconds
         self._group: Future[None] | None = None
         self._orders: Any = None
-        self._size, self._sets = 0, None
+        self._size = 0
+        self._sets: Sets | None = None
+        self._reference: Any = None
         self._given = 0
         self._events: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._ending = Event()
@@ -86,7 +98,7 @@ class Crew:
         stopping: Any,
     ) -> None:
         """As worker.launch, on the workers of the task before it where there are as many."""
-        group = self._group_for(config, sets, workers, _Order(config, task))
+        group = self._group_for(config, workers, _Order(config, self._shared(sets), task))
         number = self._given
         self._given += 1
         done = {_DONE: number}
@@ -109,29 +121,37 @@ class Crew:
             self._group.exception()
         self._group = None
 
-    def _group_for(self, config: TrainConfig, sets: Sets, workers: int, order: _Order) -> Future[None]:
+    def _shared(self, sets: Sets) -> ray.ObjectRef:
+        """The sets in Ray's object store, put there once for tasks that have the same."""
+        if sets is not self._sets:
+            self._sets, self._reference = sets, ray.put(sets)
+        return self._reference
+
+    def _group_for(self, config: TrainConfig, workers: int, order: _Order) -> Future[None]:
         """A group that has taken the order."""
         group = self._group
-        same = group and not group.done() and (workers, sets) == (self._size, self._sets)
+        same = group and not group.done() and workers == self._size
         if group and same and ray.get(self._orders.add.remote(order)):
             return group
         self.close()
-        self._size, self._sets, self._given = workers, sets, 0
+        self._size, self._given = workers, 0
         self._events, self._ending = SimpleQueue(), Event()
-        self._orders = ray.remote(_Orders).options(num_cpus=0).remote()
+        self._orders = ray.remote(_Orders).options(num_cpus=0).remote(self._idle_seconds)
         assert ray.get(self._orders.add.remote(order))
         serve = partial(_serve, orders=self._orders)
         stopping = self._ending.is_set
         self._group = in_thread(
-            partial(launch_group, config, sets, self._events.put, serve, workers=workers, stopping=stopping)
+            partial(launch_group, config, _NONE, self._events.put, serve, workers=workers, stopping=stopping)
         )
         return self._group
 
 
 def _serve(config: TrainConfig, sets: Sets, worker: Worker, progress: Progress, *, orders: Any) -> None:
-    """What each worker of a crew does; the config is that of the first task alone."""
-    number = 0
+    """Do each task of a crew, on each of its workers; the config is that of the first task alone."""
+    number, reference = 0, None
     while order := cast("_Order | None", ray.get(orders.get.remote(number))):
+        if order.sets != reference:
+            reference, sets = order.sets, cast(Sets, ray.get(order.sets))
         watched(order.config, sets, worker, progress, task=order.task)
         if worker.gather.rank == 0:
             progress({_DONE: number})
