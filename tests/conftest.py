@@ -1,4 +1,4 @@
-"""Fixtures for all tests: object storage, one Ray cluster and one pool of workers, started by the first that asks.
+"""Fixtures for all tests: object storage, one Ray cluster, one pool of workers, started by the first that asks.
 
 `make test` runs them in two processes: one has all tests that need Ray, so that there is one cluster, the
 other the rest, a file at a time.
@@ -7,6 +7,7 @@ other the rest, a file at a time.
 import logging
 import math
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,11 +22,12 @@ from cluster.ray_settings import LOOPBACK_ONLY, SYSTEM_CONFIG
 sys.path.insert(0, str(Path(__file__).parent))
 
 from objectstores import azure_server, azurite, gcs_server
+from processes import MARK
 
 # Neither a cluster that someone has named nor one that runs here is the tests', and theirs listens on this
 # machine alone; before anything imports Ray.
 _STATE = tempfile.TemporaryDirectory(prefix="diptych-")
-os.environ |= LOOPBACK_ONLY | {"XDG_STATE_HOME": _STATE.name}
+os.environ |= LOOPBACK_ONLY | {"XDG_STATE_HOME": _STATE.name, MARK: secrets.token_hex(8)}
 # As in clusters that diptych starts: threads that wait must not spin.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 # One thread for each of the processes that share the cores; tensors here are too small for more.
@@ -124,10 +126,10 @@ class Pool:
 
 @pytest.fixture(scope="session")
 def pool(ray_cluster: None) -> Iterator[Pool]:
-    """The session's training workers: a start costs some 15 s of processor time, and the pool one for each size."""
-    pool = Pool()
-    yield pool
-    pool.close()
+    """The session's training workers: starting them costs some 15 s of processor time, here once for a size."""
+    workers = Pool()
+    yield workers
+    workers.close()
 
 
 @pytest.fixture(scope="session")

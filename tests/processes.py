@@ -7,13 +7,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+# In the environment of all that these tests start, so that they take no other process on the machine for theirs.
+MARK = "DIPTYCH_TESTS"
+
+
 def training_workers() -> dict[int, int]:
-    """Each worker's process with the one that has started it: its node's raylet."""
+    """Each worker of these tests by its process, with the one that has started it: its node's raylet."""
+    mark = f"{MARK}={os.environ[MARK]}".encode()
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if (folder / "cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
-                found[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                raylet = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                # The worker's own environment is gone: its title has overwritten it.
+                if mark in Path(f"/proc/{raylet}/environ").read_bytes().split(b"\0"):
+                    found[int(folder.name)] = raylet
         except OSError:  # It has ended.
             continue
     return found
