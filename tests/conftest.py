@@ -1,18 +1,16 @@
-"""Fixtures for all tests: object storage, one Ray cluster, one pool of workers, started by the first that asks.
+"""Fixtures for all tests: object storage, one Ray cluster, one pool of workers.
 
 `make test` runs them in two processes: one has all tests that need Ray, so that there is one cluster, the
 other the rest, a file at a time.
 """
 
 import logging
-import math
 import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,6 +20,7 @@ from cluster.ray_settings import LOOPBACK_ONLY, SYSTEM_CONFIG
 sys.path.insert(0, str(Path(__file__).parent))
 
 from objectstores import azure_server, azurite, gcs_server
+from pool import Pool
 from processes import MARK
 
 # Neither a cluster that someone has named nor one that runs here is the tests', and theirs listens on this
@@ -104,29 +103,9 @@ def ray_cluster(bucket: str) -> Iterator[None]:
     ray.shutdown()
 
 
-class Pool:
-    """Training workers that stay for the next test: one group of one, one of two."""
-
-    def __init__(self) -> None:
-        self._groups: dict[int, Any] = {}
-
-    def launch(self, *task: Any, workers: int, stopping: Callable[[], bool]) -> None:
-        """As training.worker.launch, on workers that are there already."""
-        from training.crew import Crew
-
-        group = self._groups.setdefault(workers, Crew(idle_seconds=math.inf))
-        group.launch(*task, workers=workers, stopping=stopping)
-
-    def close(self) -> None:
-        """Let the workers go, for a test that needs the cluster's room."""
-        for group in self._groups.values():
-            group.close()
-        self._groups.clear()
-
-
 @pytest.fixture(scope="session")
 def pool(ray_cluster: None) -> Iterator[Pool]:
-    """The session's training workers: starting them costs some 15 s of processor time, here once for a size."""
+    """The session's training workers: to start two costs some 20 s of processor time."""
     workers = Pool()
     yield workers
     workers.close()

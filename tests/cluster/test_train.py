@@ -16,17 +16,42 @@ from threading import Thread
 import numpy as np
 import pytest
 from PIL import Image
+from pool import Pool
 
-from cluster.cli import main
+from cluster.cli import app, main
 from cluster.digits import scattered_digits
+from cluster.evaluate import run_evaluation
 from cluster.objectstore import S3Server
+from cluster.train import run_training
 from pipelines import storage
 from pipelines.shards import write_shards
+from training.config import TrainConfig
+from training.worker import Launch
 
 pytestmark = pytest.mark.ray
 
 STEPS = 6
 IMAGES = 400
+
+SMALL = {
+    "--data.recipe": "simclr-cifar",
+    "--encoder.name": "resnet8",
+    "--projector.hidden-dim": "64",
+    "--projector.dim": "32",
+    "--batch-size": "48",
+    "--lanes": "4",
+    # Gentle, so that rounding grows by little from step to step.
+    "--optimizer.name": "sgd",
+    "--optimizer.learning-rate": "0.02",
+    "--temperature": "1.0",
+}
+
+
+def small_run(train: str, output: str, **flags: str | int | float) -> list[str]:
+    """A `diptych train` of the settings above; flags are added or take their place."""
+    given = {f"--{name.replace('_', '-').replace('--', '.')}": str(value) for name, value in flags.items()}
+    options = SMALL | {"--data.train": train, "--output": output} | given
+    return ["train", *(word for option in options.items() for word in option)]
 
 
 @pytest.fixture(scope="module")
@@ -38,44 +63,44 @@ def images(bucket: str) -> str:
     return f"{bucket}/digits"
 
 
-def train(
-    images: str, output: str, name: str, *flags: str, lanes: int = 4, temperature: float = 1.0
-) -> list[dict]:
-    """Run the command and read its metrics back from object storage."""
-    main(
-        ["train", "--data.train", f"{images}/train", "--data.test", f"{images}/test", "--output", output]
-        + ["--name", name, "--data.recipe", "simclr-cifar", "--data.window-rows", "32"]
-        + ["--encoder.name", "resnet8", "--projector.hidden-dim", "64", "--projector.dim", "32"]
-        + [
-            "--batch-size",
-            "48",
-            "--lanes",
-            str(lanes),
-            "--steps",
-            str(STEPS),
-            "--seed",
-            "3",
-            "--temperature",
-            str(temperature),
-        ]
-        + ["--optimizer.name", "sgd", "--optimizer.learning-rate", "0.02", *flags]
-    )
-    content = storage.read(f"{output}/{name}/metrics.jsonl")
+def command(images: str, output: str, name: str, **flags: str | int | float) -> list[str]:
+    """A run of some steps on the digits."""
+    settings = {
+        "name": name,
+        "data__test": f"{images}/test",
+        "data__window_rows": 32,
+        "steps": STEPS,
+        "seed": 3,
+    }
+    return small_run(f"{images}/train", output, **(settings | flags))
+
+
+def config_of(arguments: list[str]) -> TrainConfig:
+    """The config that the command makes of its flags."""
+    return app.parse_args(arguments)[1].arguments["run"]
+
+
+def metrics(run: str) -> list[dict]:
+    content = storage.read(f"{run}/metrics.jsonl")
     assert content is not None
     return [json.loads(line) for line in content.decode().splitlines()]
 
 
+def losses(lines: list[dict]) -> list[float]:
+    return [line["loss"] for line in lines if "loss" in line]
+
+
 @pytest.fixture(scope="module")
-def runs(ray_cluster: None, images: str, bucket: str) -> dict[int, list[dict]]:
-    """The same config on one and two workers, read from and written to S3."""
-    return {
-        workers: train(images, f"{bucket}/runs", f"workers{workers}", "--workers", str(workers))
-        for workers in (1, 2)
-    }
+def runs(pool: Pool, images: str, bucket: str) -> dict[int, list[dict]]:
+    """The same config on one worker of the pool, and on two by the command; from S3 and to S3."""
+    output = f"{bucket}/runs"
+    run_training(config_of(command(images, output, "workers1", workers=1)), launch=pool.launch)
+    main(command(images, output, "workers2", workers=2))
+    return {workers: metrics(f"{output}/workers{workers}") for workers in (1, 2)}
 
 
 def test_loss_is_the_same_on_one_worker_and_on_two(runs: dict[int, list[dict]]) -> None:
-    alone, together = ([line["loss"] for line in runs[count] if "loss" in line] for count in (1, 2))
+    alone, together = (losses(runs[count]) for count in (1, 2))
     assert len(alone) == STEPS
     np.testing.assert_allclose(together, alone, rtol=1e-4)
 
@@ -108,39 +133,40 @@ def test_run_in_the_bucket_is_complete(runs: dict[int, list[dict]], bucket: str)
 
 
 def test_a_run_in_the_bucket_is_judged_and_the_result_kept(
-    runs: dict[int, list[dict]], bucket: str, capsys: pytest.CaptureFixture[str]
+    runs: dict[int, list[dict]], pool: Pool, bucket: str
 ) -> None:
     run = f"{bucket}/runs/workers2"
-    main(["eval", run, "--protocol", "linear", "--labels", "0.5", "--probe.epochs", "5", "--workers", "2"])
+    flags = ["--protocol", "linear", "--labels", "0.5", "--probe.epochs", "5", "--workers", "2"]
+    request = app.parse_args(["eval", run, *flags])[1].arguments["request"]
+    said = run_evaluation(run, request, launch=pool.launch)
     (line,) = (storage.read(f"{run}/evaluations.jsonl") or b"").decode().splitlines()
-    found = json.loads(line)
-    assert (found["protocol"], found["step"], found["labels"]) == ("linear", STEPS, 0.5)
-    assert f"with 50% of the labels: {found['top1']:.2%}" in capsys.readouterr().out
+    assert json.loads(line) == said
+    assert (said["protocol"], said["step"], said["labels"]) == ("linear", STEPS, 0.5)
+    assert 0 < said["top1"] < 1
 
 
 def test_a_run_is_fine_tuned_in_a_run_of_its_own_and_the_result_kept(
-    runs: dict[int, list[dict]], bucket: str, capsys: pytest.CaptureFixture[str]
+    runs: dict[int, list[dict]], pool: Pool, bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = f"{bucket}/runs/workers1"
     arguments = ["eval", run, "--protocol", "finetune", "--labels", "0.5", "--finetune.epochs", "2"]
-    main(arguments)
-    lines = [json.loads(line) for line in (storage.read(f"{run}/evaluations.jsonl") or b"").splitlines()]
-    assert f"with 50% of the labels: {lines[-1]['top1']:.2%}" in capsys.readouterr().out
-    found = lines[-1]
+    request = app.parse_args(arguments)[1].arguments["request"]
+    found = run_evaluation(run, request, launch=pool.launch)
+    assert json.loads((storage.read(f"{run}/evaluations.jsonl") or b"").splitlines()[-1]) == found
     assert (found["protocol"], found["step"], found["labels"]) == ("finetune", STEPS, 0.5)
     assert found["run"].startswith(f"{run}/finetune/labels-0.5-")
     tuned = tomllib.loads((storage.read(f"{found['run']}/config.toml") or b"").decode())
     assert tuned["init"] == f"{run}/checkpoints/step-{STEPS:09}.pt"
     assert (tuned["objective"], tuned["data"]["recipe"]) == ("supervised", "supervised")
-    metrics = [
-        json.loads(line) for line in (storage.read(f"{found['run']}/metrics.jsonl") or b"").splitlines()
-    ]
-    first = next(line for line in metrics if "knn_top1" in line)
+    lines = metrics(found["run"])
+    first = next(line for line in lines if "knn_top1" in line)
     assert first["step"] == 0
     assert first["knn_top1"] > 0
-    assert found["top1"] == [line["top1"] for line in metrics if "top1" in line][-1]
+    assert found["top1"] == [line["top1"] for line in lines if "top1" in line][-1]
     main(arguments)  # A second time there is nothing to train.
-    assert "is finished" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "is finished" in shown
+    assert f"with 50% of the labels: {found['top1']:.2%}" in shown
 
 
 @pytest.mark.parametrize(
@@ -169,7 +195,8 @@ def test_an_evaluation_that_cannot_be_is_one_line(
 def test_finished_run_is_left_as_it_is(
     runs: dict[int, list[dict]], images: str, bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(images, f"{bucket}/runs", "workers2", "--workers", "2") == runs[2]
+    main(command(images, f"{bucket}/runs", "workers2", workers=2))
+    assert metrics(f"{bucket}/runs/workers2") == runs[2]
     assert "is finished: 6 steps" in capsys.readouterr().out
 
 
@@ -177,24 +204,24 @@ def test_another_config_is_refused_by_its_fields(
     runs: dict[int, list[dict]], images: str, bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        train(images, f"{bucket}/runs", "workers2", "--optimizer.momentum", "0.8", temperature=0.7)
+        main(command(images, f"{bucket}/runs", "workers2", workers=2, seed=4, optimizer__momentum=0.8))
     assert stopped.value.code == 2
-    assert "other values of optimizer.momentum, temperature" in capsys.readouterr().err
+    assert "other values of optimizer.momentum, seed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--workers", "8"], "workers=8 need 16 CPUs of the cluster, which has 9; try --workers 4"),
-        (["--workers", "2", "--cpus-per-worker", "5"], "workers=2 need 10 CPUs of the cluster, which has 9"),
+        ({"workers": 8}, "workers=8 need 16 CPUs of the cluster, which has 15; try --workers 4"),
+        ({"workers": 2, "cpus_per_worker": 8}, "workers=2 need 16 CPUs of the cluster, which has 15"),
         (
-            ["--gpus-per-worker", "0.5"],
+            {"gpus_per_worker": 0.5},
             "need 0.5 GPUs of the cluster, which has 0; leave out gpus_per_worker",
         ),
     ],
 )
 def test_more_than_the_cluster_holds_is_refused(
-    flags: list[str],
+    flags: dict[str, float],
     message: str,
     ray_cluster: None,
     images: str,
@@ -202,7 +229,7 @@ def test_more_than_the_cluster_holds_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        train(images, f"{bucket}/runs", "many", *flags, lanes=8)
+        main(command(images, f"{bucket}/runs", "many", lanes=8, **flags))
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -212,10 +239,7 @@ def test_data_without_a_good_image_ends_in_one_line_that_names_the_file(
 ) -> None:
     write_shards([(b"no image", 0, "a")] * 100, f"{bucket}/broken", rows_per_shard=100, rows_per_group=100)
     with pytest.raises(SystemExit) as stopped:
-        main(
-            ["train", "--data.train", f"{bucket}/broken", "--output", f"{bucket}/runs", "--name", "broken"]
-            + ["--encoder.name", "resnet8", "--batch-size", "8", "--steps", "1"]
-        )
+        main(small_run(f"{bucket}/broken", f"{bucket}/runs", name="broken", batch_size=8, steps=1))
     message = str(stopped.value.code)
     assert "a of diptych-tests/broken/00000.parquet: no image in a known format" in message
     assert b"Traceback" in (storage.read(f"{bucket}/runs/broken/error.log") or b"")
@@ -225,33 +249,18 @@ def test_data_without_a_good_image_ends_in_one_line_that_names_the_file(
 _OUTAGE_STEPS, _OUTAGE_SECONDS = 90, 20
 
 
-def _long(images: str, output: Path, name: str) -> list[float]:
+def _long(images: str, output: Path, name: str, launch: Launch) -> list[float]:
     """Losses of a run that is long enough to be caught in the middle."""
-    main(
-        ["train", "--data.train", f"{images}/train", "--output", str(output), "--name", name]
-        + ["--data.recipe", "simclr-cifar", "--data.window-rows", "12", "--encoder.name", "resnet8"]
-        + ["--projector.hidden-dim", "64", "--projector.dim", "32", "--temperature", "1.0", "--workers", "1"]
-        + [
-            "--batch-size",
-            "48",
-            "--lanes",
-            "4",
-            "--steps",
-            str(_OUTAGE_STEPS),
-            "--checkpoint.every-steps",
-            "10",
-        ]
-        + ["--optimizer.name", "sgd", "--optimizer.learning-rate", "0.02"]
-    )
-    lines = (output / name / "metrics.jsonl").read_text().splitlines()
-    return [values["loss"] for values in map(json.loads, lines) if "loss" in values]
+    settings = {"data__window_rows": 12, "workers": 1, "steps": _OUTAGE_STEPS, "checkpoint__every_steps": 10}
+    arguments = small_run(f"{images}/train", str(output), name=name, **settings)
+    return losses(run_training(config_of(arguments), launch=launch))
 
 
 @pytest.mark.slow
 def test_a_run_outlives_a_storage_that_is_away_for_a_while(
-    ray_cluster: None, s3: S3Server, images: str, tmp_path: Path
+    pool: Pool, s3: S3Server, images: str, tmp_path: Path
 ) -> None:
-    undisturbed = _long(images, tmp_path, "undisturbed")
+    undisturbed = _long(images, tmp_path, "undisturbed", pool.launch)
     away: list[int] = []
 
     def outage() -> None:
@@ -267,12 +276,12 @@ def test_a_run_outlives_a_storage_that_is_away_for_a_while(
     thread = Thread(target=outage)
     thread.start()
     try:
-        losses = _long(images, tmp_path, "caught")
+        caught = _long(images, tmp_path, "caught", pool.launch)
     finally:
         thread.join()
     # While the storage was away the run used up what was read ahead, and then waited for the rest.
     assert away[0] <= away[1] < _OUTAGE_STEPS
-    assert losses == undisturbed
+    assert caught == undisturbed
 
 
 def _last_step(checkpoints: Path) -> int:
@@ -280,18 +289,18 @@ def _last_step(checkpoints: Path) -> int:
 
 
 def test_a_resumed_run_lists_nothing_again(
-    runs: dict[int, list[dict]], images: str, bucket: str, tmp_path: Path
+    runs: dict[int, list[dict]], pool: Pool, images: str, bucket: str, tmp_path: Path
 ) -> None:
     shutil.copytree(_fetched(f"{bucket}/runs/workers1", tmp_path / "fetched"), tmp_path / "runs" / "workers1")
     more = scattered_digits(150, held_out=False, seed=9)
     write_shards(more, f"{images}/train/more", rows_per_shard=150, rows_per_group=60)
     try:
         (tmp_path / "runs" / "workers1" / "checkpoints" / f"step-{STEPS:09}.pt").unlink()
-        again = train(images, str(tmp_path / "runs"), "workers1", "--workers", "1")
+        resumed = config_of(command(images, str(tmp_path / "runs"), "workers1", workers=1))
+        again = run_training(resumed, launch=pool.launch)
     finally:
         storage.remove(f"{images}/train/more/00000.parquet")
-    losses = [[line["loss"] for line in lines if "loss" in line] for lines in (again, runs[1])]
-    np.testing.assert_allclose(*losses, rtol=1e-6)
+    np.testing.assert_allclose(losses(again), losses(runs[1]), rtol=1e-6)
 
 
 def _fetched(uri: str, folder: Path) -> Path:
@@ -304,17 +313,15 @@ def _fetched(uri: str, folder: Path) -> Path:
 
 
 def test_no_byte_of_an_image_is_stored_a_second_time(
-    ray_cluster: None, bucket: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    pool: Pool, bucket: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     contents = [_noise(seed) for seed in range(200)]
     rows = ((content, 0, str(row)) for row, content in enumerate(contents))
     write_shards(rows, f"{bucket}/noise", rows_per_shard=100, rows_per_group=50)
     before = {file.path for file in storage.listing(bucket)}
     started = time.time()
-    main(
-        ["train", "--data.train", f"{bucket}/noise", "--output", str(tmp_path), "--encoder.name", "resnet8"]
-        + ["--data.recipe", "simclr-cifar", "--batch-size", "40", "--epochs", "1", "--workers", "2"]
-    )
+    arguments = small_run(f"{bucket}/noise", str(tmp_path), batch_size=40, epochs=1, workers=2)
+    run_training(config_of(arguments), launch=pool.launch)
     assert {file.path for file in storage.listing(bucket)} == before
     # Whatever was written on this machine since: the run, its scratch, what Ray logs and spills.
     written = list(
@@ -351,14 +358,13 @@ def _holds_any(path: Path, contents: list[bytes]) -> bool:
 
 
 def test_relative_paths_mean_the_folder_of_the_command(
-    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = scattered_digits(16, held_out=False, seed=0)
     write_shards(images, str(tmp_path / "digits"), rows_per_shard=16, rows_per_group=16)
     monkeypatch.chdir(tmp_path)
-    main(
-        ["train", "--data.train", "digits", "--encoder.name", "resnet8", "--batch-size", "16", "--steps", "1"]
-    )
+    arguments = small_run("digits", "runs", batch_size=16, steps=1)
+    run_training(config_of(arguments), launch=pool.launch)
     run = tmp_path / "runs" / "run"
     assert sorted(path.name for path in run.iterdir()) == [
         "checkpoints", "config.toml", "index", "metrics.jsonl", "report.html", "tensorboard", "views.png",
