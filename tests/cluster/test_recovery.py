@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pool import Pool
 from processes import held, training_workers
 
 from cluster import embedded
+from cluster.cli import app, main
 from cluster.digits import scattered_digits
+from cluster.train import run_training
 from pipelines.shards import write_shards
+from training.config import TrainConfig
 
 pytestmark = pytest.mark.ray
 
@@ -67,6 +71,11 @@ def _training(
     )
 
 
+def _config(arguments: list[str]) -> TrainConfig:
+    """The config that the command makes of them."""
+    return app.parse_args(arguments)[1].arguments["run"]
+
+
 def _wait(condition: Callable[[], Any], process: subprocess.Popen, log: Path, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -101,10 +110,10 @@ def _assert_same_run(run: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(images: Path, address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(images: Path, pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `_training` on two workers, to whom nothing happens."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    process = _start(_training(images, folder, "whole", "2"), address, folder / "log")
-    assert process.wait(600) == 0, (folder / "log").read_text()
+    run_training(_config(_training(images, folder, "whole", "2")), launch=pool.launch)
     return folder / "whole"
 
 
@@ -125,64 +134,59 @@ def _worker_logs() -> str:
     return "".join(path.read_text() for path in logs.glob("worker-*.err"))
 
 
-def _wait_for_workers(count: int) -> None:
+def _workers_left(others: Collection[int], count: int) -> None:
+    """Wait until there are `count` workers beside those others."""
     deadline = time.monotonic() + 60
-    while len(training_workers()) != count:
-        assert time.monotonic() < deadline, f"{training_workers()} are not {count}"
+    while len(left := training_workers().keys() - others) != count:
+        assert time.monotonic() < deadline, f"{left} are not {count}"
         time.sleep(0.1)
 
 
-def test_a_run_goes_on_by_itself_when_a_worker_is_killed_and_when_one_stalls(
-    images: Path, address: str, undisturbed: Path, tmp_path: Path
+def test_a_run_whose_workers_and_driver_are_killed_ends_bit_for_bit_as_an_undisturbed_one(
+    images: Path, address: str, undisturbed: Path, pool: Pool, tmp_path: Path
 ) -> None:
-    log, run = tmp_path / "log", tmp_path / "run"
-    process = _start(_training(images, tmp_path, "run", "2", timeout=5), address, log)
-    for reached, ending in ((1, signal.SIGKILL), (3, signal.SIGSTOP)):
+    log, run, others = tmp_path / "log", tmp_path / "run", training_workers().keys()
+    process = _start(_training(images, tmp_path, "run", "2", timeout=8), address, log)
+    for reached, ending in ((1, signal.SIGKILL), (2, signal.SIGSTOP)):
         _wait(_has(run, reached * _EVERY), process, log)
         before = log.read_text().count("going on from there, for worker")
-        os.kill(list(training_workers())[-1], ending)
+        os.kill(max(training_workers().keys() - others), ending)
         _wait(lambda: log.read_text().count("going on from there, for worker") > before, process, log)  # noqa: B023
-    assert process.wait(600) == 0, log.read_text()
-    _assert_same_run(run, undisturbed)
+    _wait(_has(run, 3 * _EVERY), process, log)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _workers_left(others, 0)
+    assert not _has(run, _STEPS)()
 
-
-def test_a_run_that_is_terminated_and_whose_driver_is_then_killed_goes_on_bit_for_bit(
-    images: Path, address: str, undisturbed: Path, tmp_path: Path
-) -> None:
-    log, run = tmp_path / "log", tmp_path / "run"
-    process = _start(_training(images, tmp_path, "run", "2"), address, log)
-    _wait(_has(run, _EVERY), process, log)
+    process = _start(["train", "--resume", str(run)], address, log)
+    saved = max(line["step"] for line in _lines(run))
+    _wait(lambda: any(line["step"] > saved for line in _lines(run)), process, log)
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 128 + signal.SIGTERM
     saved = max(int(path.stem[5:]) for path in (run / "checkpoints").glob("*.pt"))
-    assert _EVERY < saved < _STEPS
+    assert 3 * _EVERY < saved < _STEPS
     assert (
         f"stopped after step {saved} of {_STEPS}; go on with: diptych train --resume {run}" in log.read_text()
     )
     assert [line["step"] for line in _lines(run) if "loss" in line] == list(range(1, saved + 1))
 
-    process = _start(["train", "--resume", str(run)], address, log)
-    _wait(lambda: any(line["step"] > saved for line in _lines(run)), process, log)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    _wait_for_workers(0)
-    assert not _has(run, _STEPS)()
     shutil.copytree(run, tmp_path / "more")
-    for name, workers in (("run", []), ("more", ["--workers", "4"])):
-        process = _start(["train", "--resume", str(tmp_path / name), *workers], address, log)
-        assert process.wait(600) == 0, log.read_text()
+    run_training(_config(["train", "--resume", str(run)]), launch=pool.launch)
     _assert_same_run(run, undisturbed)
+    main(["train", "--resume", str(tmp_path / "more"), "--workers", "4"])
     np.testing.assert_allclose(_losses(tmp_path / "more"), _losses(undisturbed), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_is_in_the_cluster_s_metrics_and_ctrl_c_twice_ends_it_at_once(
     images: Path, address: str, tmp_path: Path
 ) -> None:
+    others = training_workers().keys()
     process = _start(_training(images, tmp_path, "watched", "1", steps=3000), address, tmp_path / "log")
     _wait(lambda: "diptych_loss{" in _metrics() and 'run="watched"' in _metrics(), process, tmp_path / "log")
     assert "watched rank 0 INFO: steps 1 to 3000, lanes 0, 1, 2, 3" in _worker_logs()
-    _wait_for_workers(1)  # Those of another test may still be going.
-    os.kill(next(iter(training_workers())), signal.SIGSTOP)  # The first one alone would wait for it.
+    (worker,) = training_workers().keys() - others
+    os.kill(worker, signal.SIGSTOP)  # The first Ctrl-C alone would wait for it.
     process.send_signal(signal.SIGINT)
     _wait(lambda: "once more ends at once" in (tmp_path / "log").read_text(), process, tmp_path / "log")
     process.send_signal(signal.SIGINT)
@@ -206,11 +210,11 @@ def nodes() -> Iterator[Any]:
 def test_a_run_leaves_a_drained_node_takes_a_new_one_and_goes_on_without_one_that_is_killed(
     nodes: Any, images: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    log, run = tmp_path / "log", tmp_path / "run"
+    log, run, others = tmp_path / "log", tmp_path / "run", training_workers().keys()
     first, second = (nodes.add_node(num_cpus=2) for _ in range(2))
     process = _start(_training(images, tmp_path, "run", "1:2"), nodes.address, log)
     _wait(_has(run, _EVERY), process, log)
-    with held(training_workers()):
+    with held(training_workers().keys() - others):
         subprocess.run(
             [Path(sys.executable).parent / "ray", "drain-node", "--address", nodes.address]
             + ["--node-id", second.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
@@ -220,7 +224,7 @@ def test_a_run_leaves_a_drained_node_takes_a_new_one_and_goes_on_without_one_tha
         )
     _wait(lambda: "saved, and going on from there on other nodes" in log.read_text(), process, log)
     _wait(lambda: _parts(run) == [2, 1], process, log)
-    with held(training_workers()):
+    with held(training_workers().keys() - others):
         third = nodes.add_node(num_cpus=2)
         time.sleep(15)
     _wait(lambda: _parts(run) == [2, 1, 2], process, log)
@@ -326,6 +330,7 @@ def test_a_run_asks_a_cluster_that_grows_by_itself_for_its_nodes_and_for_those_t
     growing: str, images: Path, tmp_path: Path
 ) -> None:
     log, run, open_to_all = tmp_path / "log", tmp_path / "run", {"RAY_AUTH_MODE": "disabled"}
+    others = training_workers().keys()
     training = _training(images, tmp_path, "run", "2", steps=2 * _EVERY)
     assert _start(training, growing, log, **open_to_all).wait(60) == 2
     assert "workers=2 need 4 CPUs of the cluster, which has 0; try --wait-for-nodes 1800" in log.read_text()
@@ -334,7 +339,8 @@ def test_a_run_asks_a_cluster_that_grows_by_itself_for_its_nodes_and_for_those_t
     process = _start([*training, "--wait-for-nodes", "200"], growing, log, **open_to_all)
     _wait(_has(run, _EVERY), process, log)
     assert "waiting for nodes with room for 2 workers" in log.read_text()
-    os.kill(list(training_workers().values())[-1], signal.SIGKILL)
+    raylet = next(raylet for worker, raylet in training_workers().items() if worker not in others)
+    os.kill(raylet, signal.SIGKILL)
     assert process.wait(600) == 0, log.read_text()
     assert "going on from there, for worker" in log.read_text()
     assert [line["step"] for line in _lines(run) if "loss" in line] == list(range(1, 2 * _EVERY + 1))
