@@ -4,18 +4,22 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo test bench docs links lint lock
+# Two processes, each with its own tests: those that need Ray, and the others. See tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: help install demo test test-slow bench docs links lint lock
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo     train on handwritten digits, about 3 minutes'
-	@echo 'make test     run all tests, about an hour'
-	@echo 'make bench    measure against the peers, 8 to 13 minutes; benchmarks/README.md has the longer ones'
-	@echo 'make docs     build the pages of docs/ into dist/docs'
-	@echo 'make links    look whether the pages that docs/ links to are there'
-	@echo 'make install  set up .venv alone'
-	@echo 'make lint     style and types'
-	@echo 'make lock     resolve the dependencies anew'
+	@echo 'make demo       train on handwritten digits, about 3 minutes'
+	@echo 'make test       run the tests, 15 minutes; part of them: make test TESTS=tests/training'
+	@echo 'make test-slow  run those that start clusters of their own or take minutes each, 30 minutes'
+	@echo 'make bench      measure against the peers, 8 to 13 minutes; benchmarks/README.md has the longer ones'
+	@echo 'make docs       build the pages of docs/ into dist/docs'
+	@echo 'make links      look whether the pages that docs/ links to are there'
+	@echo 'make install    set up .venv alone'
+	@echo 'make lint       style and types'
+	@echo 'make lock       resolve the dependencies anew'
 
 install: $(INSTALLED)
 
@@ -34,7 +38,10 @@ demo: install
 	$(BIN)/diptych demo
 
 test: install
-	$(BIN)/python -m pytest $(TESTS)
+	$(PYTEST) -m 'not slow' $(TESTS)
+
+test-slow: install
+	$(PYTEST) -m slow $(TESTS)
 
 bench: install
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements-bench.lock

@@ -1,6 +1,7 @@
-"""Every command in README.md runs, in the page's order, in a home such as it supposes; only shortened.
+"""README.md: its commands are ones that the command line takes, its files exist; the slow tests run them all.
 
-On the tests' cluster, so that not each starts one, but for those from the page's own `up` to `down`.
+In the page's order, in a home such as it supposes, only shortened; on the tests' cluster, so that not each
+starts one, but for those from the page's own `up` to `down`.
 """
 
 import os
@@ -13,12 +14,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 from commands import diptych
+from cyclopts import CycloptsError
 from folders import digit_folders
 from pyarrow.fs import S3FileSystem
 
+from cluster.cli import app
 from cluster.objectstore import S3Server
+from pipelines.config import DataConfig
+from training.config import TrainConfig
+from training.record import claim_run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -31,8 +36,6 @@ ADDED = {
     "benchmarks/promise.py": ["--steps", "10", "--workers", "1", "2"],
     "tune simclr": ["--trials", "2", "--max-minutes", "3"],
 }
-
-pytestmark = pytest.mark.ray
 
 
 def lines(language: str = "") -> list[str]:
@@ -57,16 +60,56 @@ def shortened(line: str) -> list[str]:
     return words
 
 
+def toml_files() -> dict[str, str]:
+    """The page's TOML files, by the names that their first lines give."""
+    named = ((re.match(r"# ([\w.]+\.toml)", block), block) for found, block in BLOCKS if found == "toml")
+    return {name[1]: block for name, block in named if name}
+
+
+def check(words: list[str]) -> None:
+    """Raise CycloptsError unless `diptych` takes the words."""
+    app.parse_args(words, print_error=False, exit_on_error=False)
+    if "--" in words:  # A job's own command.
+        check(words[words.index("--") + 1 :])
+
+
+def test_the_command_line_takes_every_command_and_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, content in toml_files().items():
+        (tmp_path / name).write_text(content)
+    # What the page's commands themselves write.
+    (tmp_path / "best.toml").write_text(toml_files()["my.toml"])
+    claim_run("runs/first", TrainConfig(data=DataConfig(train="photos")))
+    commands = [line for line in lines() if line.startswith("diptych ") and "--resume" not in line]
+    assert len(commands) > 15
+    for line in commands:
+        check(shlex.split(line, comments=True)[1:])
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["train my.toml --bach-size 3", "submit -- train my.toml --nodes 3", "data pak photos s3://b/c", "eval"],
+)
+def test_a_command_that_it_does_not_take_would_be_found(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.toml").write_text(toml_files()["my.toml"])
+    with pytest.raises(CycloptsError):
+        check(line.split())
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, s3: S3Server, ray_cluster: None) -> Iterator[Path]:
     """A folder with the page's photos and TOML files; its bucket is on the tests' S3 server."""
     folder = tmp_path_factory.mktemp("home")
     digit_folders(folder / "photos", 320)
     digit_folders(folder / "more-photos", 40, held_out=True)
-    for found, block in BLOCKS:
-        if found == "toml" and (name := re.match(r"# ([\w.]+\.toml)", block)):
-            small = block.replace("epochs = 50", "epochs = 1").replace('"1:8"', '"1:2"')
-            (folder / name[1]).write_text(small.replace("size = 64", "size = 32").replace("= 128", "= 32"))
+    for name, content in toml_files().items():
+        small = content.replace("epochs = 50", "epochs = 1").replace('"1:8"', '"1:2"')
+        (folder / name).write_text(small.replace("size = 64", "size = 32").replace("= 128", "= 32"))
     store = S3FileSystem(endpoint_override=s3.variables["AWS_ENDPOINT_URL"], allow_bucket_creation=True)
     store.create_dir("my-bucket")
     with pytest.MonkeyPatch.context() as patch:
@@ -75,7 +118,11 @@ def home(tmp_path_factory: pytest.TempPathFactory, s3: S3Server, ray_cluster: No
         diptych("cluster", "down")
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_commands_do_what_the_page_says(home: Path) -> None:
+    import ray
+
     there = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     own = False
     for line in lines():
@@ -92,7 +139,11 @@ def test_commands_do_what_the_page_says(home: Path) -> None:
     assert (home / "runs" / "best" / "config.toml").is_file()
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_the_experiment_shows_the_promise(home: Path) -> None:
+    import ray
+
     (line,) = (line for line in lines() if line.startswith("python "))
     environment = {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     done = subprocess.run(
@@ -106,7 +157,12 @@ def test_the_experiment_shows_the_promise(home: Path) -> None:
 
 
 def test_the_two_commands_are_targets_that_run_the_demo_and_the_tests() -> None:
-    for line, runs in (("make demo", "diptych demo"), ("make test", "-m pytest"), ("make docs", "-m sphinx")):
+    for line, runs in (
+        ("make demo", "diptych demo"),
+        ("make test", "-m 'not slow'"),
+        ("make test-slow", "-m slow"),
+        ("make docs", "-m sphinx"),
+    ):
         done = subprocess.run(
             ["make", "-n", line.split()[1]], cwd=ROOT, capture_output=True, text=True, check=True
         )

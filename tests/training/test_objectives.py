@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,10 @@ _OBJECTIVES: dict[str, dict[str, Any]] = {
     "margin-semi-hard": {"simclr": {"loss": "margin-semi-hard", "margin": 1.0}},
     "byol": {"objective": "byol", "byol": {"tau_base": 0.9, "predictor_hidden_dim": 24}},
     "supervised": {"objective": "supervised", "supervised": {"classes": 10, "label_smoothing": 0.1}},
+    # A user's own: the one in examples/, which ranks find there too, as they load this file.
+    "vicreg": {"objective": "vicreg:VICReg", "objective_options": {"dim": 32}},
 }
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 _STEPS = 5
 
 
@@ -63,7 +67,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 
 def _config(name: str, data: DataConfig, output: Path | str = "nowhere") -> TrainConfig:
     fields = dict(_OBJECTIVES[name])
-    if name != "supervised":
+    if name not in ("supervised", "vicreg"):
         fields["projector"] = {"hidden_dim": 32, "dim": 16}
     # Gentle enough that rounding grows by little from step to step.
     optimizer = {"name": "sgd", "learning_rate": 0.001, "scaling": "none", "weight_decay": 1e-4}
