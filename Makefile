@@ -22,12 +22,19 @@ help:
 	@echo 'make lock       resolve the dependencies anew'
 
 install: $(INSTALLED)
+ifeq ($(origin PYTHON),command line)
+	@test "$$($(BIN)/python -V)" = "$$($(PYTHON) -V)" || { echo ".venv has $$($(BIN)/python -V), not \
+	$$($(PYTHON) -V); delete it, or use another clone"; exit 1; }
+endif
+	@:
 
 # uv lives in the project's own environment; the lock holds every package's version and hash. Bytecode is
 # compiled here, once: without it every worker process would spend seconds compiling torch.
 $(INSTALLED): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "diptych needs Python 3.11 or newer, not " \
-	+ sys.version.split()[0] + "; try make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import re, sys; v, (low, high) = sys.version_info[1], map(int, re.search( \
+	r"requires-python = .>=3\.(\d+),<3\.(\d+)", open("pyproject.toml").read()).groups()); \
+	sys.exit(None if low <= v < high else f"diptych needs Python 3.{low} to 3.{high - 1}, not 3.{v}; " \
+	f"try make PYTHON=python3.{high - 1} ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock

@@ -180,6 +180,15 @@ def test_files_that_pages_name_exist() -> None:
             assert (ROOT / name).exists(), f"{page.name} names {name}"
 
 
+def test_every_promise_has_a_test() -> None:
+    named = re.findall(r"`(tests/[\w./]+)::(\w+)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) > 20
+    missing = [
+        f"{path}::{test}" for path, test in named if f"\ndef {test}(" not in (ROOT / path).read_text()
+    ]
+    assert not missing
+
+
 def test_errors_of_the_page_are_those_of_the_code() -> None:
     page = (DOCS / "troubleshooting.md").read_text()
     terms = re.findall(r"^`(.+)`$\n: ", page, re.MULTILINE)

@@ -244,6 +244,7 @@ def test_a_larger_encoder_sees_fewer_images(data: DataConfig) -> None:
 _PICTURES = "[...document.images].filter(image => image.src)"
 
 
+@pytest.mark.slow
 @needs_chromium
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -275,6 +276,7 @@ def test_a_browser_shows_all_of_it_without_a_network(
     assert shot.std() > 10
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_the_pointer_enlarges_an_image_and_a_class_is_shown_alone(browser: Browser, page: Path) -> None:
     browser.open(page, width=1280, dark=False)
@@ -300,6 +302,7 @@ def test_the_pointer_enlarges_an_image_and_a_class_is_shown_alone(browser: Brows
     assert browser.errors == []
 
 
+@pytest.mark.slow
 @needs_chromium
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_draws_a_comparisons_runs_over_each_other(
