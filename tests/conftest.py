@@ -48,6 +48,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
+def pytest_configure() -> None:
+    """What DALI logs as a warning is an error too: that it could not convert our graph, for one."""
+    logging.getLogger().addFilter(_not_a_warning_of_dalis)
+
+
+def _not_a_warning_of_dalis(record: logging.LogRecord) -> bool:
+    if record.levelno >= logging.WARNING and "/nvidia/dali/" in record.pathname:
+        raise AssertionError(record.getMessage())
+    return True
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what is marked gpu where CUDA sees none."""
     if item.get_closest_marker("gpu"):
