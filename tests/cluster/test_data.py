@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
-from cluster.cli import main
+from cluster.cli import app, main
 from cluster.digits import scattered_digits
 from pipelines import storage
 from pipelines.config import DataConfig
@@ -216,9 +217,10 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(
 
 
 @pytest.mark.parametrize("command", ["pack", "inspect", "preview", "embed"])
-def test_help_explains_every_flag(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["data", command, "--help"])
-    text = capsys.readouterr().out
+def test_help_explains_every_flag(command: str) -> None:
+    out = io.StringIO()
+    app.help_print(["data", command], console=Console(file=out, width=250))
+    text = out.getvalue()
     assert "--max-pixels" in text
     undocumented = [line for line in text.splitlines() if line.rstrip(" │").endswith(("INT", "FLOAT", "STR"))]
     assert undocumented == []
