@@ -1,4 +1,4 @@
-"""diptych tune: a real search of real runs on the session's cluster."""
+"""diptych tune: real searches of real runs on the session's cluster."""
 
 import json
 import os
@@ -12,12 +12,13 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
+import tomli_w
 from PIL import Image
 
 from cluster.cli import main
@@ -35,30 +36,17 @@ from tuning.variants import search_space, trial_config
 
 pytestmark = pytest.mark.ray
 
-SEARCH = """
-scheduler = "none"
-held_out = 0.25
-output = "{output}"
-
-[space]
-temperature = {{ loguniform = [0.1, 1.0] }}
-batch_size = {{ choice = [16, 32] }}
-
-[train]
-lanes = 4
-epochs = 1
-
-[train.data]
-train = "{images}"
-recipe = "simclr-cifar"
-
-[train.encoder]
-name = "resnet8"
-
-[train.projector]
-hidden_dim = 32
-dim = 16
-"""
+SPACE: dict[str, Any] = {
+    "temperature": {"loguniform": [0.1, 1.0]},
+    "batch_size": {"choice": [16, 32]},
+}
+TRAIN: dict[str, Any] = {
+    "lanes": 4,
+    "encoder": {"name": "resnet8"},
+    "projector": {"hidden_dim": 32, "dim": 16},
+}
+# Diagnostics are for the tests of runs.
+EACH_EPOCH = {"every_epochs": 1, "diagnostic_images": 0}
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +61,24 @@ def images(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
 
 @pytest.fixture(scope="module")
 def search(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that a search of two trials has left."""
+    """The folder that a search of three trials has left; its file lies beside it."""
     folder = tmp_path_factory.mktemp("search")
-    (folder / "small.toml").write_text(SEARCH.format(output=folder / "runs", images=images))
-    main(["tune", str(folder / "small.toml"), "--trials", "2"])
-    return folder / "runs" / "small"
+    file = _write_search(
+        folder / "deep.toml", images, scheduler="asha", searcher="tpe", trials=3, seed=1,
+        train={"epochs": 2, "evaluation": EACH_EPOCH},
+    )  # fmt: skip
+    main(["tune", str(file)])
+    return folder / "deep"
+
+
+def _write_search(
+    file: Path, images: Path, *, space: dict[str, Any] = SPACE, train: dict[str, Any], **fields: Any
+) -> Path:
+    """The file of a search that is written beside it, with `train` beside or in place of what is in TRAIN."""
+    data = {"train": str(images), "recipe": "simclr-cifar"}
+    values = {"scheduler": "none", "held_out": 0.25, "output": str(file.parent), "space": space, **fields}
+    file.write_text(tomli_w.dumps(values | {"train": {**TRAIN, "data": data, **train}}))
+    return file
 
 
 def _trials(search: Path) -> list[dict[str, Any]]:
@@ -96,13 +97,19 @@ def _losses(run: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in _lines(run) if "loss" in line}
 
 
-def _saved(search: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in search.rglob("checkpoints/*.pt")}
+def _saved(search: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(search)): path.stat().st_mtime_ns for path in search.rglob("checkpoints/*.pt")
+    }
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def test_each_trial_is_a_run_named_by_its_config(search: Path) -> None:
     trials = _trials(search)
-    assert len(trials) == 2
+    assert len({trial["run"] for trial in trials}) == 3
     for trial in trials:
         config = _config(search / trial["run"])
         assert config_hash(config) == Path(trial["run"]).name
@@ -116,15 +123,24 @@ def test_trials_are_ranked_by_their_last_accuracy_on_held_out_images(search: Pat
         found = [line["knn_top1"] for line in _lines(search / trial["run"]) if "knn_top1" in line]
         assert trial["accuracy"] == trial["score"] == found[-1]
         # 120 of the 160 images are trained on; 40 are held out.
-        assert trial["images"] == 120 // trial["values"]["batch_size"] * trial["values"]["batch_size"]
-        assert trial["state"] == "finished"
-    assert trials[0]["accuracy"] >= trials[1]["accuracy"]
+        epoch = 120 // trial["values"]["batch_size"] * trial["values"]["batch_size"]
+        assert trial["images"] == epoch * {"finished": 2, "stopped early": 1}[trial["state"]]
+    accuracies = [trial["accuracy"] for trial in trials]
+    assert accuracies == sorted(accuracies, reverse=True)
+
+
+def test_the_best_trial_after_an_evaluation_goes_on_alone(search: Path) -> None:
+    trials = sorted(_trials(search), key=lambda trial: trial["number"])
+    # Three are too few for a quarter: the best of them goes on once the others wait.
+    first = [trial["results"][0]["accuracy"] for trial in trials]
+    (gone_on,) = (trial for trial in trials if trial["state"] == "finished")
+    assert gone_on["results"][0]["accuracy"] == max(first)
 
 
 def test_best_config_is_the_first_trials_and_trains_as_it_is(search: Path) -> None:
     best = TrainConfig(**tomllib.loads((search / "best.toml").read_text()))
     assert config_hash(best) == Path(_trials(search)[0]["run"]).name
-    assert best.name == "small-best"
+    assert best.name == "deep-best"
 
 
 def test_a_search_leaves_one_page_and_pictures_of_its_trials(search: Path) -> None:
@@ -139,23 +155,27 @@ def test_a_search_leaves_one_page_and_pictures_of_its_trials(search: Path) -> No
         assert np.asarray(Image.open(path).convert("L")).std() > 1, f"{path} is blank"
 
 
-def test_search_that_is_repeated_runs_no_trial_again(search: Path) -> None:
-    before, trials = _saved(search), _trials(search)
-    main(["tune", str(search.parents[1] / "small.toml"), "--trials", "2"])
-    assert (_trials(search), _saved(search)) == (trials, before)
-
-
-def test_status_and_best_tell_of_a_search_and_resume_goes_on_with_it(
+def test_status_and_best_tell_of_a_search(
     search: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     main(["tune", "status", str(search)])
     said = capsys.readouterr().out
-    assert "2 of 2 trials are over" in said
-    assert said.count("finished") == 2
+    assert "3 of 3 trials are over" in said
+    assert said.count("finished") == 1
+    assert said.count("stopped early") == 2
     assert "temperature" in said
     assert "batch_size" in said
     main(["tune", "best", str(search), "--output", str(tmp_path / "best.toml")])
     assert (tmp_path / "best.toml").read_text() == (search / "best.toml").read_text()
+
+
+def test_search_that_is_repeated_runs_no_trial_again(search: Path) -> None:
+    before, trials = _saved(search), _trials(search)
+    main(["tune", str(search.parent / "deep.toml")])
+    assert (_trials(search), _saved(search)) == (trials, before)
+
+
+def test_resume_runs_no_trial_of_a_search_that_was_moved_again(search: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(search, moved)
     before, trials = _saved(moved), _trials(moved)
@@ -164,72 +184,32 @@ def test_status_and_best_tell_of_a_search_and_resume_goes_on_with_it(
 
 
 def test_a_search_whose_driver_is_killed_goes_on_to_the_same_trials(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    search: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    content = SEARCH.format(output=tmp_path / "whole", images=images)
-    content = content.replace('"none"', '"asha"\nsearcher = "tpe"\ntrials = 3')
-    content = content.replace("epochs = 1", "epochs = 2\nevaluation = { every_epochs = 1 }")
-    (tmp_path / "deep.toml").write_text(content)
-    main(["tune", str(tmp_path / "deep.toml")])
-    whole, killed = tmp_path / "whole" / "deep", tmp_path / "killed" / "deep"
-    # Three are too few for a quarter: the best after one evaluation goes on.
-    assert [trial["state"] for trial in _trials(whole)].count("finished") == 1
-    first = {trial["number"]: trial["results"][0]["accuracy"] for trial in _trials(whole)}
-    gone_on = next(trial["number"] for trial in _trials(whole) if trial["state"] == "finished")
-    assert first[gone_on] == max(first.values())
-    arguments = ["tune", str(tmp_path / "deep.toml"), "--output", str(killed.parent)]
+    killed = tmp_path / "deep"
+    arguments = ["tune", str(search.parent / "deep.toml"), "--output", str(tmp_path)]
     command = [sys.executable, "-c", f"from cluster.cli import main; main({arguments!r})"]
     address = ray.get_runtime_context().gcs_address
     with (tmp_path / "log").open("w") as log:
         driver = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"RAY_ADDRESS": address})
-    while _text(killed / "trials.jsonl").count('"results": [{') < 2:
-        assert driver.poll() is None, (tmp_path / "log").read_text()
-        time.sleep(0.1)
-    driver.kill()
-    driver.wait()
+    try:
+        while _text(killed / "trials.jsonl").count('"results": [{') < 2:
+            assert driver.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+    finally:
+        driver.kill()
+        driver.wait()
     judged = [trial["run"] for trial in _trials(killed) if trial["results"]]
     assert "finished" not in {trial["state"] for trial in _trials(killed)}
-    before = {path: time for path, time in _saved(killed).items() if any(run in str(path) for run in judged)}
+    before = {path: time for path, time in _saved(killed).items() if any(run in path for run in judged)}
     main(["tune", "status", str(killed)])
     assert "of 3 trials are over" in capsys.readouterr().out
     main(["tune", "resume", str(killed)])
     assert before.items() <= _saved(killed).items()
-    for one, other in zip(_trials(whole), _trials(killed), strict=True):
+    for one, other in zip(_trials(search), _trials(killed), strict=True):
         for key in ("number", "run", "values", "state", "accuracy"):
             assert one[key] == other[key]
-        assert _losses(whole / one["run"]) == _losses(killed / other["run"])
-
-
-def test_a_population_pauses_goes_on_and_branches_exactly(images: Path, tmp_path: Path) -> None:
-    content = SEARCH.format(output=tmp_path, images=images)
-    content = content.replace('"none"', '"population"\ntrials = 5')
-    content = content.replace("batch_size = { choice = [16, 32] }", "").replace(
-        "epochs = 1", "epochs = 3\nbatch_size = 32\nevaluation = { every_epochs = 1 }"
-    )
-    (tmp_path / "grown.toml").write_text(content)
-    # The last member to come where the others wait for it fails: its place is another run's.
-    settings = SearchConfig(**tomllib.loads(content), name="grown")
-    last = trial_config(settings, settings.points(search_space(settings))[4], member=4)
-    claim_run(run_uri(last), replace(last, seed=99))
-    main(["tune", str(tmp_path / "grown.toml")])
-    grown = tmp_path / "grown"
-    trials = _trials(grown)
-    assert [trial["state"] for trial in trials] == ["finished"] * 4 + ["failed"]
-    assert trials[4]["number"] == 4
-    assert "is a run with other values of seed" in trials[4]["error"]
-    assert len({run for trial in trials for run in trial["runs"]}) == sum(len(t["runs"]) for t in trials)
-    branched = [trial for trial in trials if len(trial["runs"]) > 1]
-    assert branched
-    # A run on its own, from one end to the other, has the very losses of the one that was paused.
-    straight = next(trial for trial in trials[:4] if len(trial["runs"]) == 1)
-    for run in (branched[0]["runs"][-1], straight["run"]):
-        config = _config(grown / run)
-        shutil.rmtree(tmp_path / "again", ignore_errors=True)
-        kept, _ = build_index(config.data.train, config.data).split(0.25, 0)
-        run_training(replace(config, name="again", output=str(tmp_path)), train=kept)
-        losses = _losses(grown / run)
-        assert losses == _losses(tmp_path / "again")
-        assert min(losses) == (int(config.branch_from[-12:-3]) + 1 if config.branch_from else 1)
+        assert _losses(search / one["run"]) == _losses(killed / other["run"])
 
 
 @pytest.mark.parametrize("command", ["status", "best", "resume"])
@@ -241,38 +221,70 @@ def test_what_is_no_search_is_one_line(command: str, tmp_path: Path, capsys: pyt
     )
 
 
-COMPOUND = """
-scheduler = "none"
-searcher = "tpe"
-compound = true
-held_out = 0.25
-output = "{output}"
-
-[train]
-lanes = 4
-steps = 2
-batch_size = 16
-
-[train.data]
-train = "{images}"
-recipe = "simclr-cifar"
-view = {{ size = 32 }}
-
-[train.encoder]
-name = "efficientnet-b0"
-
-[train.projector]
-hidden_dim = 32
-dim = 16
-"""
+def test_a_trial_that_can_never_fit_is_refused_before_any_begins(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    cpus = int(ray.cluster_resources()["CPU"])
+    # As many workers as there are CPUs, of which each needs two.
+    file = _write_search(
+        tmp_path / "wide.toml", images, space={"temperature": SPACE["temperature"]},
+        train={"workers": cpus, "lanes": cpus, "batch_size": cpus},
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        main(["tune", str(file)])
+    assert ended.value.code == 2
+    assert f"workers={cpus} need {2 * cpus} CPUs of the cluster, which has {cpus}" in capsys.readouterr().err
+    assert not (tmp_path / "wide" / "trials.jsonl").exists()
 
 
+@pytest.mark.slow
+def test_a_population_pauses_goes_on_and_branches_exactly(images: Path, tmp_path: Path, pool: Any) -> None:
+    file = _write_search(
+        tmp_path / "grown.toml", images, space={"temperature": SPACE["temperature"]},
+        scheduler="population", trials=4, train={"epochs": 3, "batch_size": 32, "evaluation": EACH_EPOCH},
+    )  # fmt: skip
+    # The last member to come where the others wait for it fails: its place is another run's.
+    settings = SearchConfig(**tomllib.loads(file.read_text()), name="grown")
+    last = trial_config(settings, settings.points(search_space(settings))[3], member=3)
+    claim_run(run_uri(last), replace(last, seed=99))
+    main(["tune", str(file)])
+    grown = tmp_path / "grown"
+    trials = _trials(grown)
+    assert [trial["state"] for trial in trials] == ["finished"] * 3 + ["failed"]
+    assert trials[3]["number"] == 3
+    assert "is a run with other values of seed" in trials[3]["error"]
+    assert len({run for trial in trials for run in trial["runs"]}) == sum(len(t["runs"]) for t in trials)
+    # A run on its own, from one end to the other, has the very losses of the one that was paused. The worst
+    # of the three branches, twice: one of them at least has a single run.
+    branched = next(trial for trial in trials if len(trial["runs"]) > 1)
+    straight = next(trial for trial in trials[:3] if len(trial["runs"]) == 1)
+    for run in (branched["runs"][-1], straight["run"]):
+        config = _config(grown / run)
+        alone = tmp_path / "alone" / Path(run).name
+        kept, _ = build_index(config.data.train, config.data).split(0.25, 0)
+        there = replace(config, name=alone.name, output=str(alone.parent))
+        run_training(there, train=kept, launch=pool.launch)
+        losses = _losses(grown / run)
+        assert losses == _losses(alone)
+        assert min(losses) == (int(config.branch_from[-12:-3]) + 1 if config.branch_from else 1)
+
+
+@pytest.mark.slow
 def test_compound_coefficients_are_searched_on_their_surface_and_the_best_can_be_scaled(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    (tmp_path / "grow.toml").write_text(COMPOUND.format(output=tmp_path / "runs", images=images))
-    main(["tune", str(tmp_path / "grow.toml"), "--trials", "2"])
-    grow = tmp_path / "runs" / "grow"
+    file = _write_search(
+        tmp_path / "grow.toml", images, space={}, searcher="tpe", compound=True, trials=2,
+        train={
+            "steps": 1,
+            "batch_size": 16,
+            "data": {"train": str(images), "recipe": "simclr-cifar", "view": {"size": 32}},
+            "encoder": {"name": "efficientnet-b0"},
+            "evaluation": {"diagnostic_images": 0},
+        },
+    )  # fmt: skip
+    main(["tune", str(file)])
+    grow = tmp_path / "grow"
     trials = _trials(grow)
     assert len({trial["run"] for trial in trials}) == 2
     for trial in trials:
@@ -291,16 +303,35 @@ def test_compound_coefficients_are_searched_on_their_surface_and_the_best_can_be
     assert "of phi 0's" in capsys.readouterr().out
 
 
-def test_grid_tries_every_combination_once_and_marks_what_fails(images: Path, tmp_path: Path) -> None:
-    content = SEARCH.format(output=tmp_path, images=images)
-    content = content.replace(
-        "temperature = { loguniform = [0.1, 1.0] }", "optimizer.learning_rate = { choice = [0.02, 1e30] }"
-    )
-    # Four trials of two workers each would need 16 CPUs of the cluster's 9: two wait.
-    content = content.replace("lanes = 4", "lanes = 4\nworkers = 2").replace("[16, 32]", "[24, 128]")
-    content = 'searcher = "grid"\nmetric = "linear"\nconcurrent = 4\n' + content
-    (tmp_path / "grid.toml").write_text(content.replace("epochs = 1", "steps = 10\noptimizer.name = 'sgd'"))
-    main(["tune", str(tmp_path / "grid.toml")])
+@pytest.mark.slow
+def test_grid_tries_each_combination_once_where_there_is_room_and_marks_what_fails(
+    images: Path, tmp_path: Path, pool: Any
+) -> None:
+    pool.close()
+    # Four may run at a time, but the two workers of each need three fifths of the cluster's CPUs: three wait.
+    file = _write_search(
+        tmp_path / "grid.toml", images, searcher="grid", metric="linear", concurrent=4,
+        space={
+            "optimizer": {"learning_rate": {"choice": [0.02, 1e30]}},
+            "batch_size": {"choice": [24, 128]},
+        },
+        train={
+            "steps": 5,
+            "workers": 2,
+            "cpus_per_worker": 0.3 * ray.cluster_resources()["CPU"],
+            "optimizer": {"name": "sgd"},
+            "evaluation": {"diagnostic_images": 0},
+        },
+    )  # fmt: skip
+    running, over = [], Event()
+    looking = Thread(target=_count_running, args=(tmp_path / "grid" / "trials.jsonl", running, over))
+    looking.start()
+    try:
+        main(["tune", str(file)])
+    finally:
+        over.set()
+        looking.join()
+    assert max(running) == 1
     trials = _trials(tmp_path / "grid")
     found = {
         (trial["values"]["optimizer.learning_rate"], trial["values"]["batch_size"]): trial for trial in trials
@@ -314,24 +345,33 @@ def test_grid_tries_every_combination_once_and_marks_what_fails(images: Path, tm
     assert all("batch_size=128" in found[rate, 128]["error"] for rate in (0.02, 1e30))
 
 
-def test_hyperband_lets_trials_wait_for_each_other(images: Path, tmp_path: Path) -> None:
-    content = SEARCH.format(output=tmp_path, images=images)
-    content = content.replace('"none"', '"hyperband"\ntrials = 5\nconcurrent = 2')
-    content = content.replace("epochs = 1", "epochs = 3\nevaluation = { every_epochs = 1 }")
-    (tmp_path / "bands.toml").write_text(content)
-    main(["tune", str(tmp_path / "bands.toml")])
-    states = [trial["state"] for trial in _trials(tmp_path / "bands")]
-    assert sorted(states) == ["finished"] * 3 + ["stopped early"] * 2
+@pytest.mark.slow
+def test_hyperband_lets_trials_wait_for_each_other(images: Path, tmp_path: Path, pool: Any) -> None:
+    pool.close()
+    file = _write_search(
+        tmp_path / "bands.toml", images, scheduler="hyperband", trials=5, concurrent=2,
+        train={"epochs": 3, "evaluation": EACH_EPOCH},
+    )  # fmt: skip
+    main(["tune", str(file)])
+    # Of five the first two run to the end. The others wait until all three, one more than run at a time, are
+    # there after an evaluation; the best third goes on.
+    trials = sorted(_trials(tmp_path / "bands"), key=lambda trial: trial["number"])
+    assert [trial["state"] for trial in trials[:2]] == ["finished"] * 2
+    (gone_on,) = (trial for trial in trials[2:] if trial["state"] == "finished")
+    assert [len(trial["results"]) for trial in trials[2:] if trial["state"] == "stopped early"] == [1, 1]
+    assert gone_on["results"][0]["accuracy"] == max(trial["results"][0]["accuracy"] for trial in trials[2:])
 
 
+@pytest.mark.slow
 def test_a_search_ends_in_time_or_when_interrupted_and_goes_on(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    content = SEARCH.format(output=tmp_path, images=images)
-    content = content.replace("epochs = 1", "epochs = 2\nevaluation = { every_epochs = 1 }")
-    (tmp_path / "short.toml").write_text(content)
+    file = _write_search(
+        tmp_path / "short.toml", images, trials=2, max_minutes=0.01,
+        train={"epochs": 2, "evaluation": EACH_EPOCH},
+    )  # fmt: skip
     with pytest.raises(SystemExit):
-        main(["tune", str(tmp_path / "short.toml"), "--trials", "2", "--max-minutes", "0.01"])
+        main(["tune", str(file)])
     assert "was judged: no time was left for one" in capsys.readouterr().err
     short = tmp_path / "short"
     kept = (short / "search.toml").read_text()
@@ -358,16 +398,7 @@ def _interrupt_once(condition: Callable[[], Any]) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def _text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
-
-
-def test_a_trial_that_can_never_fit_is_refused_before_any_begins(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    content = SEARCH.format(output=tmp_path, images=images).replace("lanes = 4", "lanes = 16")
-    (tmp_path / "wide.toml").write_text(content)
-    with pytest.raises(SystemExit) as ended:
-        main(["tune", str(tmp_path / "wide.toml"), "--workers", "16"])
-    assert ended.value.code == 2
-    assert "workers=16 need 32 CPUs of the cluster, which has 9" in capsys.readouterr().err
+def _count_running(trials: Path, counts: list[int], over: Event) -> None:
+    """Note again and again how many trials run."""
+    while not over.wait(0.1):
+        counts.append(_text(trials).count('"state": "running"'))
