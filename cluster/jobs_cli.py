@@ -145,5 +145,7 @@ def check_command(command: tuple[str, ...]) -> None:
     bound = app.parse_args(command, print_error=False, exit_on_error=False)[1]
     config = bound.arguments.get("run")
     if isinstance(config, TrainConfig):
-        for place in (config.data.train, config.data.test, config.output):
-            check_shared(place or config.output)
+        places = {"data.train": config.data.train, "data.test": config.data.test, "output": config.output}
+        for key, place in places.items():
+            if place is not None:
+                check_shared(place, f"--{key} {place}")

@@ -64,12 +64,15 @@ def absolute(uri: str) -> str:
     return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 
 
-def check_shared(uri: str) -> None:
-    """Raises ValueError where `uri` is a path within a working directory, which no other machine has."""
+def check_shared(uri: str, called: str | None = None) -> None:
+    """Raises ValueError where `uri` is a path within a working directory, which no other machine has.
+
+    The message is about what `uri` is `called`, if that is more than itself.
+    """
     if "://" not in uri and not Path(uri).expanduser().is_absolute():
         raise ValueError(
-            f"{uri} is a path in the job's own folder, which ends with the job; give s3://BUCKET/..., gs:// "
-            "or az://, or an absolute path that all nodes share"
+            f"{called or uri} is a path in the job's own folder, which ends with the job; give "
+            "s3://BUCKET/..., gs:// or az://, or an absolute path that all nodes share"
         )
 
 

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
-# In the environment of all that these tests start, so that they take no other process on the machine for theirs.
+# In the environment of all that these tests start: no other process on the machine is taken for theirs.
 MARK = "DIPTYCH_TESTS"
 
 
@@ -22,6 +21,23 @@ def training_workers() -> dict[int, int]:
                 # The worker's own environment is gone: its title has overwritten it.
                 if mark in Path(f"/proc/{raylet}/environ").read_bytes().split(b"\0"):
                     found[int(folder.name)] = raylet
+        except OSError:  # It has ended.
+            continue
+    return found
+
+
+def cluster_processes(noted: dict[str, str]) -> list[int]:
+    """Those of a cluster of `diptych cluster up`: with its mark, or with Ray's title and its files open."""
+    mark = f"DIPTYCH_CLUSTER={noted['mark']}".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            marked = mark in (folder / "environ").read_bytes().split(b"\0")
+            titled = (folder / "cmdline").read_bytes().startswith(b"ray")
+            if marked or (
+                titled and any(noted["folder"] in os.readlink(link) for link in (folder / "fd").iterdir())
+            ):
+                found.append(int(folder.name))
         except OSError:  # It has ended.
             continue
     return found

@@ -1,48 +1,28 @@
-"""diptych doctor on a real cluster: what it says of one that can train, and of one that cannot."""
+"""diptych doctor: what it says of a cluster that cannot train; test_jobs.py has one that can."""
 
 import pytest
+import ray
 from commands import diptych
 
 from cluster.cli import main
 from cluster.node_checks import object_store_finding, version_findings
-from pipelines import storage
-
-pytestmark = pytest.mark.ray
 
 
-def _doctor(*flags: str) -> int:
-    try:
-        main(["doctor", *flags])
-    except SystemExit as stopped:
-        return stopped.code if isinstance(stopped.code, int) else 1
-    return 0
-
-
-def test_a_cluster_that_can_train_passes_every_check(
-    ray_cluster: None, bucket: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert _doctor("--storage", f"{bucket}/doctor", "--workers", "2") == 0
-    shown = capsys.readouterr().out
-    assert shown.endswith("this cluster can train\n")
-    levels = {line.split()[0] for line in shown.splitlines()[2:-1] if line.strip() and line[0] != " "}
-    assert levels == {"ok"}
-    for check in ("versions", "CPUs, GPUs", "memory", "object store", "DALI on the CPU", "clock", "storage"):
-        assert check in shown
-    for told in ("2 on 1 node(s), gloo", "views within 0e+00", "GB/s into each worker", "MB/s, read"):
-        assert told in shown
-    assert storage.names(f"{bucket}/doctor") == []
-
-
+@pytest.mark.ray
 def test_a_storage_and_workers_that_are_not_there_are_faults(
     ray_cluster: None, bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _doctor("--storage", "s3://no-such-bucket-of-ours/x", "--workers", "400") == 1
+    with pytest.raises(SystemExit) as stopped:
+        main(["doctor", "--storage", "s3://no-such-bucket-of-ours/x", "--workers", "400"])
+    assert stopped.value.code == 1
     shown = capsys.readouterr().out
     faults = [line for line in shown.splitlines() if line.startswith("fault")]
     assert len(faults) == 2
     assert "no-such-bucket-of-ours" in faults[0]
     assert "-> let the node's own credentials write there" in shown
-    assert "workers=400 need 800 CPUs of the cluster, which has 9; try --workers 4" in faults[1]
+    cpus = ray.cluster_resources()["CPU"]
+    fits = max(count for count in (1, 2, 4, 5, 8) if 2 * count <= cpus)  # Those that divide 400.
+    assert f"workers=400 need 800 CPUs of the cluster, which has {cpus:g}; try --workers {fits}" in faults[1]
 
 
 def test_nodes_with_other_versions_are_a_fault() -> None:
