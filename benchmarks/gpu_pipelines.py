@@ -13,7 +13,7 @@ from pipelines.arguments import view_arguments
 from pipelines.dali import Made, Request, make_views
 from pipelines.draws import draw
 from pipelines.graph import build_crops
-from pipelines.header import shown_size
+from pipelines.header import read_header
 from pipelines.recipes import RECIPES, ViewRecipe
 
 _MAX_PIXELS = 100_000_000
@@ -35,7 +35,7 @@ class Batches:
     @cached_property
     def _encoded(self) -> tuple[list[np.ndarray], np.ndarray]:
         """Bytes and sizes, which a run's readers look up in processes of their own."""
-        sizes = [shown_size(content, max_pixels=_MAX_PIXELS) for content in self.images]
+        sizes = [read_header(content, max_pixels=_MAX_PIXELS)[:2] for content in self.images]
         return [np.frombuffer(content, np.uint8) for content in self.images], np.array(sizes)
 
     def request(self, step: int) -> Request:

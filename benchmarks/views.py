@@ -33,7 +33,7 @@ from torchvision.transforms import v2
 from benchmarks.comparison import Comparison, add_json_option, spread, write_json
 from pipelines.dali import Request, make_views
 from pipelines.draws import draw
-from pipelines.header import shown_size
+from pipelines.header import read_header
 from pipelines.recipes import RECIPES, ViewRecipe
 
 try:
@@ -125,7 +125,7 @@ def _diptych(case: _Case) -> Iterator[object]:
     def request(step: int) -> Request:
         samples = np.arange(step * case.batch_size, (step + 1) * case.batch_size)
         encoded = [case.images[sample % len(case.images)] for sample in samples]
-        sizes = np.array([shown_size(content, max_pixels=_MAX_PIXELS) for content in encoded])
+        sizes = np.array([read_header(content, max_pixels=_MAX_PIXELS)[:2] for content in encoded])
         draws = tuple(
             draw(recipe, seed=0, epoch=0, view=view, samples=samples, sizes=sizes)
             for view, recipe in enumerate(case.recipes)

@@ -73,7 +73,7 @@ def run_pack(
     }
     noted = destination.claim(dest, "pack", wanted)
     if noted is None:
-        per_image = mean_bytes(read_pieces(spread(index, _SAMPLE), data))
+        per_image = mean_bytes(read_pieces(spread(index, _SAMPLE), data, own_bytes=True))
         noted = wanted | asdict(Sizes.of(per_image, shard=rows_per_shard, group=rows_per_group))
         destination.note(dest, "pack", noted)
     work = partial(

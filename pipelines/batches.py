@@ -24,6 +24,7 @@ class Rows:
     sample: Int[np.ndarray, " n"]
     height: Int[np.ndarray, " n"]
     width: Int[np.ndarray, " n"]
+    orientation: Int[np.ndarray, " n"]
     bad: Shaped[np.ndarray, " n"]
 
     @classmethod
@@ -60,7 +61,7 @@ class Rows:
 
     @property
     def sizes(self) -> Int[np.ndarray, "n 2"]:
-        """Height and width."""
+        """Height and width as the images are shown."""
         return np.stack([self.height, self.width], axis=1).astype(np.int64)
 
     @property
@@ -120,7 +121,7 @@ class ShuffledWindow:
         reasons = np.array([self._bad.get(row) for row in range(start, stop)], object)
         rows = Rows(
             image=images.image, label=images.label, height=images.height, width=images.width,
-            sample=own.sample, path=own.path, key=own.key, bad=reasons,
+            orientation=images.orientation, sample=own.sample, path=own.path, key=own.key, bad=reasons,
         )  # fmt: skip
         return rows, shown
 

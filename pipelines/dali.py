@@ -4,20 +4,21 @@ DALI decodes, crops and resizes; what is left is done by pipelines.finisher. Not
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from pipelines.arguments import view_arguments
+from pipelines.arguments import transposed, view_arguments
 from pipelines.draws import Draws
 from pipelines.finisher import Finisher
 from pipelines.graph import build_crops, build_decoder
+from pipelines.orientation import UPRIGHT, turned
 from pipelines.recipes import ViewRecipe
 
 # Batches that DALI works on ahead of the one that is asked for.
@@ -28,12 +29,22 @@ _PREFETCH = 2
 class Request:
     """One batch to make views of: the encoded bytes of each image, and the draws of each view.
 
-    `tag` comes back with the views.
+    All images are upright where no orientations are given. `tag` comes back with the views.
     """
 
     images: Sequence[UInt8[np.ndarray, " bytes"]]
     draws: tuple[Draws, ...]
+    orientation: Int[np.ndarray, " n"] | None = None
     tag: Any = None
+
+    @property
+    def orientations(self) -> Int[np.ndarray, " n"]:
+        return np.full(len(self.images), UPRIGHT) if self.orientation is None else self.orientation
+
+    @property
+    def stored_sizes(self) -> Int[np.ndarray, "n 2"]:
+        """Heights and widths that the images must decode to."""
+        return turned(self.draws[0].size, self.orientations).astype(np.int64)
 
 
 Made = tuple[tuple[Float[Tensor, "n 3 size size"], ...], Any]
@@ -107,9 +118,9 @@ class _Source:
             # Raised once the requests before it have been made, and never taken for an error of DALI's.
             self.error = error
             raise StopIteration from None
-        arguments: list[Any] = [request.images]
+        arguments: list[Any] = [request.images, request.stored_sizes]
         for recipe, draws in zip(self._recipes, request.draws, strict=True):
-            arguments += view_arguments(recipe, draws).values()
+            arguments += view_arguments(recipe, draws, request.orientations).values()
         self._held.append((request, arguments))
         return arguments
 
@@ -125,7 +136,7 @@ class _Maker:
         self, requests: Iterator[Request], settings: _Settings, finisher: Finisher, prefetch: int
     ) -> None:
         self._source, self._gpu = _Source(requests, settings.recipes), settings.gpu
-        self._finisher = finisher
+        self._recipes, self._finisher = settings.recipes, finisher
         self._pipeline = build_crops(
             settings.recipes,
             self._source,
@@ -140,7 +151,7 @@ class _Maker:
         try:
             # On torch's stream, so that memory is only used again when torch's work with it is done.
             stream = None if self._gpu is None else torch.cuda.current_stream(self._gpu)
-            outputs = self._pipeline.run(stream)
+            *outputs, sizes = self._pipeline.run(stream)
         except StopIteration:
             if self._source.error:
                 raise self._source.error from None
@@ -151,6 +162,12 @@ class _Maker:
         # No copies: DALI keeps a batch's memory for as long as there is a tensor of it.
         crops = [torch.from_dlpack(output.as_tensor()) for output in outputs]
         request = self._source.release()
+        if (sizes.as_array() != request.stored_sizes).any():
+            raise _RequestError(
+                request, RuntimeError("an image decodes to another size than its header says")
+            )
+        for recipe, draws, crop in zip(self._recipes, request.draws, crops, strict=True):
+            _transpose(crop, np.flatnonzero(transposed(recipe, draws, request.orientations)))
         return self._finisher.finish(crops, request.draws), request.tag
 
 
@@ -164,10 +181,11 @@ class _Mender:
     def make(self, failure: _RequestError) -> Made:
         """The views of what `repair` makes of the request; RuntimeError where its images are not to blame."""
         while True:
-            reasons = undecodable(failure.request.images, gpu=self._settings.gpu)
+            request = failure.request
+            reasons = undecodable(request.images, request.stored_sizes, gpu=self._settings.gpu)
             if not reasons:
                 raise failure.reason
-            repaired = self._repair(failure.request, reasons)
+            repaired = self._repair(request, reasons)
             if not len(repaired.images):
                 return no_views(self._settings.recipes, self._settings.gpu), repaired.tag
             self._waiting.append(repaired)
@@ -190,15 +208,35 @@ def no_views(recipes: tuple[ViewRecipe, ...], gpu: int | None) -> tuple[Float[Te
     return tuple(torch.empty(0, 3, recipe.size, recipe.size, device=device) for recipe in recipes)
 
 
-def undecodable(images: Sequence[UInt8[np.ndarray, " bytes"]], *, gpu: int | None = None) -> dict[int, str]:
-    """Why each image that cannot be decoded cannot, by its position; one after another."""
+def _transpose(crops: UInt8[Tensor, "n size size 3"], rows: Int[np.ndarray, " k"]) -> None:
+    """Let rows and columns change places in some of the crops."""
+    if len(rows):
+        chosen = torch.from_numpy(rows).to(crops.device)
+        crops[chosen] = crops[chosen].transpose(1, 2)
+
+
+def undecodable(
+    images: Iterable[UInt8[np.ndarray, " bytes"]],
+    stored_sizes: Int[np.ndarray, "n 2"],
+    *,
+    gpu: int | None = None,
+) -> dict[int, str]:
+    """Why each image cannot be used whose pixels do not decode, or not to its size; one after another."""
     reasons = {}
-    for position, image in enumerate(images):
+    for position, (image, size) in enumerate(zip(images, stored_sizes.tolist(), strict=True)):
         try:
-            _decoder(gpu).run(image=[image])
+            (decoded,) = _decoder(gpu).run(image=[image])
         except RuntimeError as error:
-            reasons[position] = _first_line(error)
+            reasons[position] = f"its pixels cannot be decoded ({_first_line(error)})"
+            continue
+        if list(found := decoded[0].shape()[:2]) != size:
+            reasons[position] = f"decodes to {_written(found)} pixels, its header says {_written(size)}"
     return reasons
+
+
+def _written(size: Sequence[int]) -> str:
+    """Height and width as people write them."""
+    return f"{size[1]} x {size[0]}"
 
 
 @lru_cache(maxsize=1)

@@ -30,6 +30,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 class Draws:
     """The choices for one view of n samples.
 
+    size: height and width of the image as it is shown.
     box: top, left, height and width of the crop, in whole pixels of the image as it is shown.
     angle: of the rotation, in degrees anticlockwise.
     factors: of brightness, contrast and saturation (1 changes nothing) and the hue shift in turns.
@@ -37,6 +38,7 @@ class Draws:
     hole: top, left, height and width of what the cutout takes, in whole pixels of the view.
     """
 
+    size: Int[np.ndarray, "n 2"]
     box: Int[np.ndarray, "n 4"]
     flip: Bool[np.ndarray, " n"]
     rotate: Bool[np.ndarray, " n"]
@@ -67,6 +69,7 @@ def draw(
     spread = np.array([recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue])
     middle = np.array([1.0, 1.0, 1.0, 0.0])
     return Draws(
+        size=sizes,
         box=_centre_box(recipe.centre_crop, sizes) if recipe.centre_crop else _random_box(recipe, u, sizes),
         flip=u[:, _FLIP] < recipe.flip,
         rotate=u[:, _ROTATE] < recipe.rotate,

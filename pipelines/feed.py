@@ -129,7 +129,7 @@ def make_request(
         draw(recipe, seed=seed, epoch=epoch, view=view, samples=rows.sample, sizes=rows.sizes)
         for view, recipe in enumerate(recipes)
     )
-    return Request(rows.image.tolist(), draws, tag)
+    return Request(rows.image.tolist(), draws, rows.orientation, tag)
 
 
 def _views(images: tuple[torch.Tensor, ...], rows: Rows, quarantined: tuple[Quarantined, ...]) -> Views:

@@ -22,9 +22,10 @@ def build_crops(
     gpu: int | None,
     prefetch: int,
 ) -> Any:
-    """A pipeline of one output (n, size, size, 3), uint8, per recipe.
+    """A pipeline of one output (n, size, size, 3), uint8, per recipe, and the sizes (n, 2) of the images.
 
-    Each call of `source` gives a batch of encoded images, then view_arguments of each recipe in their order.
+    Each call of `source` gives a batch of encoded images, the heights and widths that they are stored with,
+    then view_arguments of each recipe in their order. An image of another size is shown whole in each view.
     """
     pipeline = _crops(
         recipes,
@@ -49,13 +50,14 @@ def build_decoder(*, gpu: int | None) -> Any:
 
 @pipeline_def(enable_conditionals=True)
 def _crops(recipes: tuple[ViewRecipe, ...], names: list[tuple[str, ...]], source: Any, gpu: bool) -> Any:
-    inputs = list(fn.external_source(source=source, num_outputs=1 + sum(map(len, names)), no_copy=True))
-    images = _decoded(inputs.pop(0), gpu)
+    inputs = list(fn.external_source(source=source, num_outputs=2 + sum(map(len, names)), no_copy=True))
+    images, expected = _decoded(inputs.pop(0), gpu), inputs.pop(0)
+    size = images.shape()[:2]
     views = []
     for recipe, wanted in zip(recipes, names):  # noqa: B905 - DALI's compiler knows no strict=
         given, inputs = dict(zip(wanted, inputs)), inputs[len(wanted) :]  # noqa: B905
-        views.append(_cropped(images, recipe.size, given))
-    return tuple(views)
+        views.append(_cropped(images, recipe.size, _within(given, size, expected)))
+    return (*views, size)
 
 
 @pipeline_def
@@ -68,9 +70,20 @@ def _decoded(encoded: Any, gpu: bool) -> Any:
         encoded,
         device="mixed" if gpu else "cpu",
         output_type=DALIImageType.RGB,
+        # The header alone says how an image is turned (pipelines.orientation); the crop turns it.
+        adjust_orientation=False,
         # A GPU would repeat a JPEG's halved colours, which a CPU interpolates: off by dozens of grey levels.
         jpeg_fancy_upsampling=True,
     )
+
+
+def _within(given: dict[str, Any], size: Any, expected: Any) -> dict[str, Any]:
+    """The arguments of a crop, which takes all of a side whose length is not the expected one.
+
+    Cropping outside an image reads memory that is not its own.
+    """
+    same = size == expected
+    return {**given, "start": given["start"] * same, "end": given["end"] * same + size * (same == 0)}
 
 
 def _cropped(images: Any, size: int, given: dict[str, Any]) -> Any:
@@ -87,8 +100,6 @@ def _cropped(images: Any, size: int, given: dict[str, Any]) -> Any:
         antialias=True,
         dtype=DALIDataType.UINT8,
     )
-    if "transpose" in given:
-        view = _where(given["transpose"], _transposed, view)
     if "rotate" in given:
         view = _where(given["rotate"], _rotated, view, given["angle"])
     return view
@@ -101,10 +112,6 @@ def _where(wanted: Any, change: Callable[..., Any], view: Any, *arguments: Any) 
     else:
         result = view
     return result
-
-
-def _transposed(view: Any) -> Any:
-    return fn.transpose(view, perm=[1, 0, 2], transpose_layout=False)
 
 
 def _rotated(view: Any, angle: Any) -> Any:

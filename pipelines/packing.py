@@ -101,7 +101,7 @@ def pack_shard(
 
     Raises ValueError where the source cannot be read, OSError where nothing can be written.
     """
-    table = pa.concat_tables([read_pieces(reading, data) for reading in job.readings])
+    table = pa.concat_tables([read_pieces(reading, data, own_bytes=True) for reading in job.readings])
     if job.key is not None:
         table = table.take(pa.array(permutation(job.key, len(table))))
     good = good_rows(table)

@@ -12,19 +12,24 @@ from pyarrow import fs
 
 from pipelines import folders, parquet, storage, tars, torchvision_source
 from pipelines.config import DataConfig
-from pipelines.header import BadImageError, shown_size
+from pipelines.conversion import to_png
+from pipelines.header import read_header
 from pipelines.layout import CONNECTIONS, ROWS
+from pipelines.orientation import UPRIGHT
+from pipelines.pillow import BadImageError
 from pipelines.plan import Piece, Window
 from pipelines.sources import Index, Layout
 
-# `sample` is the row's number in the index. `bad` says why the image cannot be used, and is null if it can:
-# then `image` is null, and height and width are 0.
+# `sample` is the row's number in the index. Height and width are those of the image as it is shown, and
+# `orientation` is EXIF's, as which it is stored. `bad` says why the image cannot be used, and is null if it
+# can: then `image` is null, and height and width are 0.
 SCHEMA = pa.schema(
     [
         *ROWS,
         pa.field("sample", pa.int64()),
         pa.field("height", pa.int32()),
         pa.field("width", pa.int32()),
+        pa.field("orientation", pa.int8()),
         pa.field("bad", pa.string()),
     ]
 )
@@ -70,10 +75,11 @@ def ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def read_pieces(reading: Reading, data: DataConfig) -> pa.Table:
+def read_pieces(reading: Reading, data: DataConfig, *, own_bytes: bool = False) -> pa.Table:
     """The pieces' rows one after another, as SCHEMA.
 
-    Raises ValueError, naming the file, where one is missing or torn; an image that is bad is only marked.
+    An image that DALI does not decode comes as PNG, or, with `own_bytes`, as it is. Raises ValueError, naming
+    the file, where one is missing or torn; an image that is bad is only marked.
     """
     filesystem, _ = storage.resolve(reading.uri)
     pieces = reading.pieces.to_pylist()
@@ -93,7 +99,7 @@ def read_pieces(reading: Reading, data: DataConfig) -> pa.Table:
         table = table.take(pa.array(np.concatenate(places)))
     samples = [piece["first_sample"] + rows for piece, rows in zip(pieces, wanted, strict=True)]
     table = table.append_column("sample", pa.array(np.concatenate(samples)))
-    return _with_sizes(table, data.max_pixels)
+    return _with_headers(table, data.max_pixels, own_bytes)
 
 
 def _wanted(piece: dict) -> Int[np.ndarray, " rows"]:
@@ -114,29 +120,31 @@ def _read(
     return folders.read_pieces(filesystem, pieces, pool)
 
 
-def _with_sizes(table: pa.Table, max_pixels: int) -> pa.Table:
+def _with_headers(table: pa.Table, max_pixels: int, own_bytes: bool) -> pa.Table:
     """The rows with the columns that an image's header gives; a bad image's bytes are left out."""
-    sizes: Int[np.ndarray, "n 2"] = np.zeros((len(table), 2), np.int32)
+    columns = {name: np.zeros(len(table), np.int32) for name in ("height", "width", "orientation")}
+    columns["orientation"] += UPRIGHT
     reasons: list[str | None] = [None] * len(table)
+    changed: dict[int, bytes | None] = {}
     for row, image in enumerate(table["image"]):
         try:
             # Arrow's bytes are signed, and 0xFF would equal none of them.
             content = memoryview(image.as_buffer()).cast("B") if image.is_valid else None
-            sizes[row] = shown_size(content, max_pixels=max_pixels)
+            header = read_header(content, max_pixels=max_pixels)
+            orientation = header.orientation
+            if content and header.for_pillow and not own_bytes:
+                changed[row], orientation = to_png(content, header), UPRIGHT
         except BadImageError as bad:
-            reasons[row] = str(bad)
-    bad = pa.array(reasons, pa.string())
-    if bad.null_count < len(bad):
+            changed[row], reasons[row] = None, str(bad)
+            continue
+        for name, value in zip(columns, (header.height, header.width, orientation), strict=True):
+            columns[name][row] = value
+    if changed:
         at = table.schema.get_field_index("image")
-        images = pa.array(
-            [
-                None if reason else image.as_py()
-                for image, reason in zip(table["image"], reasons, strict=True)
-            ],
-            pa.large_binary(),
+        images = (
+            changed[row] if row in changed else image.as_py() for row, image in enumerate(table["image"])
         )
-        table = table.set_column(at, "image", images)
-    columns = {"height": pa.array(sizes[:, 0]), "width": pa.array(sizes[:, 1]), "bad": bad}
-    for name, column in columns.items():
-        table = table.append_column(name, column)
+        table = table.set_column(at, "image", pa.array(images, pa.large_binary()))
+    for name, column in (columns | {"bad": pa.array(reasons, pa.string())}).items():
+        table = table.append_column(name, pa.array(column))
     return table.cast(SCHEMA)

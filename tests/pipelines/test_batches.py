@@ -105,7 +105,7 @@ def _window(count: int, bad: list[int]) -> ShuffledWindow:
         image=np.array([None if n in bad else np.full(3, n, np.uint8) for n in range(count)], object),
         label=np.arange(count), path=np.array(["f"] * count, object),
         key=np.array([f"k{n}" for n in range(count)], object), sample=np.arange(count),
-        height=np.ones(count, int), width=np.ones(count, int),
+        height=np.ones(count, int), width=np.ones(count, int), orientation=np.ones(count, int),
         bad=np.array(["torn" if n in bad else None for n in range(count)], object),
     )  # fmt: skip
     return ShuffledWindow(rows, {})

@@ -1,8 +1,10 @@
 """DALI's views are torchvision's for the same draws, and a view is the same whatever surrounds it."""
 
+import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,19 @@ def _bytes(encoded: Sequence[bytes]) -> list[np.ndarray]:
     return [np.frombuffer(content, np.uint8) for content in encoded]
 
 
+@lru_cache
+def _orientation(encoded: bytes) -> int:
+    """As PIL finds it; 1 where there is no image."""
+    try:
+        return Image.open(io.BytesIO(encoded)).getexif().get(0x0112, 1)
+    except OSError:
+        return 1
+
+
+def _request(encoded: Sequence[bytes], *draws: Draws, tag: Any = None) -> Request:
+    return Request(_bytes(encoded), draws, np.array([_orientation(content) for content in encoded]), tag)
+
+
 def _drawn(recipe: ViewRecipe, images: Sequence[Image.Image]) -> Draws:
     sizes = np.array([(image.height, image.width) for image in images])
     return draw(recipe, seed=1, epoch=0, view=0, samples=np.arange(len(images)), sizes=sizes)
@@ -75,7 +90,7 @@ def _rows(draws: Draws, rows: Sequence[int]) -> Draws:
 
 
 def _made(encoded: Sequence[bytes], recipe: ViewRecipe, draws: Draws, threads: int = 2) -> torch.Tensor:
-    request = Request(_bytes(encoded), (draws,))
+    request = _request(encoded, draws)
     (((views,), _),) = make_views(iter([request]), (recipe,), batch_size=len(encoded), threads=threads)
     return views
 
@@ -239,9 +254,7 @@ def test_a_view_is_bit_identical_late_in_a_long_stream_of_batches_of_any_size(to
     encoded, recipe, draws, views = together
     random = np.random.default_rng(0)
     batches = [random.choice(len(encoded), random.integers(1, 12)).tolist() for _ in range(60)]
-    requests = (
-        Request(_bytes([encoded[n] for n in rows]), (_rows(draws, rows),), tag=rows) for rows in batches
-    )
+    requests = (_request([encoded[n] for n in rows], _rows(draws, rows), tag=rows) for rows in batches)
     made = list(make_views(requests, (recipe,), batch_size=12, threads=2))
     assert [tag for _, tag in made] == batches
     for (batch,), rows in made:
@@ -253,9 +266,7 @@ def test_views_handed_out_are_never_overwritten(together):
     encoded, recipe, draws, views = together
     random = np.random.default_rng(1)
     batches = [random.choice(len(encoded), random.integers(1, 33)).tolist() for _ in range(150)]
-    requests = (
-        Request(_bytes([encoded[n] for n in rows]), (_rows(draws, rows),), tag=rows) for rows in batches
-    )
+    requests = (_request([encoded[n] for n in rows], _rows(draws, rows), tag=rows) for rows in batches)
     made = enumerate(make_views(requests, (recipe,), batch_size=32, threads=3))
     kept = [(batch, rows) for number, ((batch,), rows) in made if number % 3]
     assert len(kept) == 100
@@ -280,7 +291,7 @@ def test_each_recipe_makes_its_own_view(together, decode: Callable[[bytes], Imag
     encoded, recipe, draws, views = together
     other = ViewRecipe(size=24, **_NOTHING, centre_crop=0.5)
     centre = _drawn(other, [decode(content) for content in encoded])
-    request = Request(_bytes(encoded), (draws, centre))
+    request = _request(encoded, draws, centre)
     (((first, second), _),) = make_views(iter([request]), (recipe, other), batch_size=len(encoded), threads=2)
     assert torch.equal(first, views)
     assert torch.equal(second, _made(encoded, other, centre))
@@ -307,7 +318,7 @@ def _stream(together: Any, broken: dict[int, list[int]]) -> Iterator[Request]:
         images = [encoded[row] for row in rows]
         for position in broken.get(batch, []):
             images[position] = [b"no image at all", images[position][:100]][position % 2]
-        yield Request(_bytes(images), (_rows(draws, rows),), tag=(batch, rows))
+        yield _request(images, _rows(draws, rows), tag=(batch, rows))
 
 
 def _with_other_rows(together: Any, encoded: list[bytes]) -> Callable[[Request, dict[int, str]], Request]:
@@ -317,11 +328,11 @@ def _with_other_rows(together: Any, encoded: list[bytes]) -> Callable[[Request, 
 
     def repair(request: Request, reasons: dict[int, str]) -> Request:
         batch, rows = request.tag
-        images, rows = list(request.images), list(rows)
+        images, rows = [image.tobytes() for image in request.images], list(rows)
         for position in reasons:
             rows[position] = next(fresh)
-            (images[position],) = _bytes([encoded[rows[position]]])
-        return Request(images, (_rows(draws, rows),), tag=(batch, rows))
+            images[position] = encoded[rows[position]]
+        return _request(images, _rows(draws, rows), tag=(batch, rows))
 
     return repair
 
@@ -372,8 +383,8 @@ def test_a_repair_may_make_a_batch_smaller(together):
         kept = [n for n in range(len(rows)) if n not in reasons]
         # Of nothing there is no batch; one image that can be decoded stands for it.
         rows = [rows[n] for n in kept] or [0]
-        images = [request.images[n] for n in kept] or _bytes(together[0][:1])
-        return Request(images, (_rows(draws, rows),), tag=(batch, rows))
+        images = [request.images[n].tobytes() for n in kept] or together[0][:1]
+        return _request(images, _rows(draws, rows), tag=(batch, rows))
 
     made = _made_with_repair(together, without)
     assert [len(batch) for batch, _ in made] == [
@@ -386,7 +397,7 @@ def test_a_repair_may_make_a_batch_smaller(together):
 def test_a_failure_that_no_image_is_to_blame_for_is_an_error(together):
     encoded, recipe, draws, _ = together
     wrong = replace(_rows(draws, [0]), box=draws.box[:2], flip=draws.flip[:2])
-    request = Request(_bytes(encoded[:1]), (wrong,))
+    request = _request(encoded[:1], wrong)
 
     def repair(request: Request, reasons: dict[int, str]) -> Request:
         raise AssertionError("there is nothing to repair")

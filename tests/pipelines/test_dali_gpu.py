@@ -59,7 +59,13 @@ def _rows(draws: Draws, rows: Sequence[int]) -> Draws:
 
 
 def _request(encoded: Sequence[bytes], *draws: Draws, tag: Any = None) -> Request:
-    return Request([np.frombuffer(content, np.uint8) for content in encoded], draws, tag)
+    images, orientation = [np.frombuffer(content, np.uint8) for content in encoded], []
+    for content in encoded:
+        try:
+            orientation.append(Image.open(io.BytesIO(content)).getexif().get(0x0112, 1))
+        except OSError:  # No image.
+            orientation.append(1)
+    return Request(images, draws, np.array(orientation), tag)
 
 
 def _made(encoded: Sequence[bytes], recipe: ViewRecipe, draws: Draws, gpu: int | None = 0) -> torch.Tensor:

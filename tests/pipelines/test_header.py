@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from pipelines.header import BadImageError, image_format, shown_size
+from pipelines.header import image_format, read_header
+from pipelines.pillow import BadImageError
 
 _MOST = 10_000_000
 
@@ -39,8 +40,13 @@ def whole(pngs: list[bytes], decode: Callable[[bytes], Image.Image]) -> dict[str
 
 def _reason(content: bytes | None, most: int = _MOST) -> str:
     with pytest.raises(BadImageError) as bad:
-        shown_size(content, max_pixels=most)
+        read_header(content, max_pixels=most)
     return str(bad.value)
+
+
+def _size(content: bytes) -> tuple[int, int]:
+    header = read_header(content, max_pixels=_MOST)
+    return header.height, header.width
 
 
 def test_whole_images_have_the_size_that_pil_shows(
@@ -48,7 +54,7 @@ def test_whole_images_have_the_size_that_pil_shows(
 ):
     for kind, content in (whole | kinds).items():
         shown = decode(content)
-        assert shown_size(content, max_pixels=_MOST) == (shown.height, shown.width), kind
+        assert _size(content) == (shown.height, shown.width), kind
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.9, 0.99])
@@ -58,10 +64,10 @@ def test_an_image_that_is_cut_off_anywhere_is_bad(whole: dict[str, bytes], share
 
 
 def test_a_jpeg_may_be_followed_by_padding_and_hold_a_thumbnail(whole: dict[str, bytes]):
-    assert shown_size(whole["JPEG"] + bytes(40), max_pixels=_MOST) == (75, 50)
+    assert _size(whole["JPEG"] + bytes(40)) == (75, 50)
     thumbnail = b"\xff\xe1" + (2 + len(whole["JPEG"])).to_bytes(2, "big") + whole["JPEG"]
     nested = whole["JPEG"][:2] + thumbnail + whole["JPEG"][2:]
-    assert shown_size(nested, max_pixels=_MOST) == (75, 50)
+    assert _size(nested) == (75, 50)
     assert "truncated JPEG" in _reason(nested[:-40])
 
 
@@ -79,9 +85,11 @@ def test_what_only_begins_like_an_image_is_bad(content: bytes):
 
 def test_a_format_that_is_not_decoded_is_named(whole: dict[str, bytes]):
     out = io.BytesIO()
-    Image.open(io.BytesIO(whole["PNG"])).save(out, "GIF")
-    assert _reason(out.getvalue()) == "GIF is not decoded; JPEG, PNG, WEBP, BMP, TIFF are"
-    assert image_format(out.getvalue()) == "GIF"
+    Image.open(io.BytesIO(whole["PNG"])).save(out, "TGA")
+    formats = "JPEG, PNG, WEBP, BMP, TIFF, GIF, AVIF, JPEG2000, PPM"
+    assert _reason(out.getvalue()) == f"TGA is not decoded; {formats} are"
+    assert image_format(out.getvalue()) == "TGA"
+    assert _reason(b"\0\0\0\x18ftypheic" + bytes(100)) == "HEIC is not decoded; save it as JPEG or AVIF"
 
 
 def test_a_decompression_bomb_is_told_by_its_header():

@@ -1,0 +1,63 @@
+"""Images that DALI does not decode, or not right, to PNG, as Pillow shows them."""
+
+import io
+
+import numpy as np
+from PIL import Image, TiffImagePlugin
+
+from pipelines.header import Header
+from pipelines.orientation import TRANSPOSES
+from pipelines.pillow import BadImageError, opened, quiet, reason_of
+
+
+def to_png(content: bytes | memoryview, header: Header) -> bytes:
+    """The image upright, with 8 bits a sample; of several pictures the first.
+
+    Raises BadImageError where Pillow cannot decode it, or to another size than its header says.
+    """
+    try:
+        with quiet():
+            shown = _shown(opened(content), header.orientation)
+            out = io.BytesIO()
+            shown.save(out, "PNG", compress_level=1)
+    except BadImageError:
+        raise
+    except Exception as error:  # Of bytes that are broken, Pillow may raise anything.
+        raise BadImageError(f"its pixels cannot be decoded ({reason_of(error)})") from error
+    if shown.size != (header.width, header.height):
+        raise BadImageError(
+            f"decodes to {shown.width} x {shown.height} pixels, its header says "
+            f"{header.width} x {header.height}"
+        )
+    return out.getvalue()
+
+
+def _shown(image: Image.Image, orientation: int) -> Image.Image:
+    image.load()
+    shown = _in_eight_bits(image)
+    # Only pixels are to be written, no profile and no transparent colour.
+    shown.info = {}
+    # Of a TIFF Pillow's pixels are upright already.
+    if image.format == "TIFF" or orientation not in TRANSPOSES:
+        return shown
+    return shown.transpose(TRANSPOSES[orientation])
+
+
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    """The image in grey or RGB; of longer samples the highest 8 bits."""
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and image.format == "PPM"):
+        return Image.fromarray((np.asarray(image).astype(np.int32) >> (_bits(image) - 8)).astype(np.uint8))
+    if mode in ("I", "F"):
+        raise BadImageError(
+            "its samples are numbers whose range nothing tells; save it with 8 or 16 bits a sample"
+        )
+    if mode in ("La", "RGBa"):
+        image = image.convert(mode.upper())
+    return image.convert("L" if mode in ("1", "L", "LA", "La") else "RGB")
+
+
+def _bits(image: Image.Image) -> int:
+    """Of a sample, as Pillow gives it: TIFF's 12 are not scaled to 16."""
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    return tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]

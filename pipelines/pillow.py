@@ -1,0 +1,49 @@
+"""Pillow, told to say nothing and to leave the limit of pixels to us, and what is wrong with an image."""
+
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from PIL import Image, UnidentifiedImageError
+
+_lock = threading.RLock()
+
+# By the brand in its first box; Pillow does not know the format.
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+
+
+class BadImageError(ValueError):
+    """The image cannot be used; the message is the reason."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings of Pillow's, and no limit of pixels but data.max_pixels."""
+    with _lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def opened(content: bytes | memoryview) -> Image.Image:
+    """The image, of which only the header has been read."""
+    try:
+        with quiet():
+            return Image.open(io.BytesIO(content))
+    except UnidentifiedImageError as error:
+        if content[4:8] == b"ftyp" and bytes(content[8:12]) in _HEIC:
+            raise BadImageError("HEIC is not decoded; save it as JPEG or AVIF") from error
+        raise BadImageError("no image in a known format, or truncated") from error
+    except Exception as error:  # Of bytes that are broken, Pillow may raise anything.
+        raise BadImageError(f"its header is broken ({reason_of(error)})") from error
+
+
+def reason_of(error: Exception) -> str:
+    """What an exception says, in one line."""
+    said = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
