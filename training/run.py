@@ -291,12 +291,14 @@ class _Run:
             yield table
 
     def _after_step(self, done: int, loss: Tensor, rate: float) -> None:
-        self.objective.after_step(done - 1, self.steps)
-        if self.average:
-            self.average.update_parameters(self.objective)
+        value = loss.item()
+        if math.isfinite(value):  # Of a step that was skipped nothing follows either.
+            self.objective.after_step(done - 1, self.steps)
+            if self.average:
+                self.average.update_parameters(self.objective)
         spent = self.stages.take()
         if self.log:
-            self.log.step(done, loss.item(), rate, spent)
+            self.log.step(done, value, rate, spent)
         every = self.config.evaluation.every_epochs * self.plan.steps_per_epoch
         score = None
         if done == self.steps or (every and done % every == 0):
