@@ -60,8 +60,8 @@ def finetune_config(
 
 
 def _batch_size(images: int, lanes: int) -> int:
-    """A multiple of lanes."""
-    return max(1, min(_LARGEST_BATCH, images // _STEPS_PER_EPOCH) // lanes) * lanes
+    """A multiple of lanes, and more than one image, for batch norm."""
+    return max(2, max(1, min(_LARGEST_BATCH, images // _STEPS_PER_EPOCH) // lanes) * lanes)
 
 
 def _data(data: DataConfig) -> DataConfig:
