@@ -122,8 +122,13 @@ def _launch(config: TrainConfig, sets: Sets, protocol: Protocol, launch: "Launch
     from training.worker import launch as start_workers
 
     found: dict[str, Any] = {}
+
+    def hear(event: dict[str, Any]) -> None:
+        if "protocol" in event:  # Others tell how far the workers are.
+            found.update(event)
+
     with cluster(cpus=most_workers(config) * config.cpus_per_worker):
         (launch or start_workers)(
-            config, sets, found.update, protocol, workers=fitting_workers(config), stopping=lambda: False
+            config, sets, hear, protocol, workers=fitting_workers(config), stopping=lambda: False
         )
     return found
