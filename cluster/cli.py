@@ -12,7 +12,6 @@ from cluster.cluster_cli import cluster
 from cluster.config_file import read_config_file
 from cluster.data_cli import Count, data
 from cluster.jobs_cli import jobs, submit
-from cluster.messages import missing, wrong_fields
 from cluster.request import EvaluationRequest
 from cluster.signals import Interrupted
 from cluster.startup import Startup
@@ -20,6 +19,7 @@ from cluster.tune_cli import tune
 from pipelines.faults import first_line
 from training.config import TrainConfig
 from training.faults import RunError
+from training.messages import missing, wrong_fields
 
 Multiplier = Annotated[float, Parameter(validator=validators.Number(gt=0))]
 

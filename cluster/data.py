@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from cluster.columns import Columns
 from cluster.local import cluster
-from cluster.progress import bar, counted
+from cluster.progress import bar, counted, warn
 from pipelines import destination, storage, torchvision_source
 from pipelines.config import DataConfig
 from pipelines.packing import (
@@ -111,7 +111,7 @@ def run_embed(
     from training.export import read_trained
 
     run, source, dest = storage.absolute(run.rstrip("/")), _absolute(source), storage.absolute(dest)
-    trained = read_trained(run, checkpoint)
+    trained = read_trained(run, checkpoint, warn)
     data = replace(trained.config.data, train=source, **columns.given)
     index = _index(source, dest, data)
     wanted = {
@@ -125,6 +125,8 @@ def run_embed(
     if noted is None:
         noted = wanted | {"checkpoint": trained.step, "rows_per_shard": rows_per_shard or _EMBEDDED_ROWS}
         destination.note(dest, "embed", noted)
+    if noted["checkpoint"] != trained.step:  # The one that the shards so far were made with.
+        trained = read_trained(run, noted["checkpoint"])
     embedder = Embedder(trained.config, noted["checkpoint"], data, dest, _class_names(index))
 
     def reports(jobs: Iterable[ShardJob], most: int) -> Iterator[pa.Table]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.local import cluster
-from cluster.progress import counted
+from cluster.progress import counted, warn
 from cluster.request import EvaluationRequest
 from cluster.train import labelled, read_index, run_training, training_index
 from pipelines import storage
@@ -31,15 +31,18 @@ def run_evaluation(
 ) -> dict[str, Any]:
     """Judge the encoder of the run in `run`, OUTPUT/NAME, as requested; the line that is kept beside it.
 
-    `launch` provides the workers, as for run_training. Raises ValueError where there is no such run, checkpoint or labelled test set, RunError if a worker fails.
+    `launch` provides the workers, as for run_training. Raises ValueError where there is no such run,
+    checkpoint or labelled test set, RunError if a worker fails.
     """
     run = storage.absolute(run.rstrip("/"))
     config = _config(run, request)
     checkpoints = Checkpoints(run, config.checkpoint.keep)
-    step = checkpoints.latest_step() if request.checkpoint is None else request.checkpoint
-    if step is None:
+    # What cannot be loaded is told before a cluster starts.
+    chosen = request.checkpoint
+    saved = checkpoints.latest(warn) if chosen is None else checkpoints.load(chosen)
+    if saved is None:
         raise ValueError(f"{run} has no checkpoint yet; let it train until its first")
-    checkpoints.load(step)  # What cannot be loaded is told before a cluster starts.
+    step = saved["step"]
     sets = _sets(run, config)
     if request.protocol == "finetune":
         found = _finetune(config, sets, checkpoints.uri(step), request, launch)
@@ -119,8 +122,13 @@ def _launch(config: TrainConfig, sets: Sets, protocol: Protocol, launch: "Launch
     from training.worker import launch as start_workers
 
     found: dict[str, Any] = {}
+
+    def hear(event: dict[str, Any]) -> None:
+        if "protocol" in event:  # Others tell how far the workers are.
+            found.update(event)
+
     with cluster(cpus=most_workers(config) * config.cpus_per_worker):
         (launch or start_workers)(
-            config, sets, found.update, protocol, workers=fitting_workers(config), stopping=lambda: False
+            config, sets, hear, protocol, workers=fitting_workers(config), stopping=lambda: False
         )
     return found

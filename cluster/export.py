@@ -1,5 +1,6 @@
 """`diptych export`: the encoder of a run to a file."""
 
+from cluster.progress import warn
 from pipelines import storage
 from training.export import WRITERS, read_trained, torchvision_name
 from training.torchvision_models import ARGUMENTS
@@ -11,7 +12,7 @@ def run_export(run: str, dest: str, format: str, checkpoint: int | None = None) 
     Raises ValueError where there is no such run or checkpoint, the format does not fit, or nothing can be
     written.
     """
-    trained = read_trained(run, checkpoint)
+    trained = read_trained(run, checkpoint, warn)
     content = WRITERS[format](trained)
     try:
         storage.write(dest, content)

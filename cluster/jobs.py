@@ -188,7 +188,7 @@ class _Log:
 def _address(given: str | None) -> str:
     named = given or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
     running = embedded.find()
-    if running and named in (None, running.address, running.dashboard):
+    if running and named in (None, "", "auto", running.address, running.dashboard):
         os.environ.update(running.environment)
         return running.dashboard
     if not named:

@@ -11,20 +11,29 @@ from typing import Any
 from cluster import embedded
 from cluster.ray_settings import LOOPBACK_ONLY, SYSTEM_CONFIG, wants_token
 
-# What a Ray address is unless it is one for Ray's own client, or a word.
+# What a Ray address is unless it is one for Ray's own client.
 _HOST_AND_PORT = re.compile(r"[^/]+:\d+")
 
-_WORDS = ("auto", "local")
+# What RAY_ADDRESS may be instead: the cluster of this machine, or none.
+_AUTO, _LOCAL = "auto", "local"
 
 _CONNECT_SECONDS = 10.0
 
 
 def address() -> str | None:
-    """Of the cluster that RAY_ADDRESS names, or that `diptych cluster up` has started; None without one."""
-    if named := os.environ.get("RAY_ADDRESS"):
+    """Of the cluster that RAY_ADDRESS names, or that `diptych cluster up` has started; None without one.
+
+    RAY_ADDRESS=auto is the latter, or else the one that `ray start` has noted; ValueError where there is
+    neither. RAY_ADDRESS=local is none.
+    """
+    named = os.environ.get("RAY_ADDRESS")
+    if named == _LOCAL:
+        return None
+    if named and named != _AUTO:
         return named
-    running = embedded.find()
-    return running.address if running else None
+    if running := embedded.find():
+        return running.address
+    return _noted_by_ray() if named else None
 
 
 @contextmanager
@@ -70,13 +79,28 @@ def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[None]:
         ray.shutdown()
 
 
+def _noted_by_ray() -> str:
+    """Of the cluster that `ray start` has started or joined here.
+
+    Ray itself would take any that runs on this machine, also one that another process has for itself.
+    """
+    from ray._private.utils import read_ray_address
+
+    if noted := read_ray_address():
+        return noted
+    raise ValueError(
+        "RAY_ADDRESS=auto finds no Ray cluster here; start one with diptych cluster up, or leave it out to "
+        "run on this machine"
+    )
+
+
 def _check_listens(there: str) -> None:
     """ValueError where no Ray cluster can be at that address: Ray would wait for minutes."""
     from ray._private.services import canonicalize_bootstrap_address
 
     if there.startswith("ray://"):
         listens = embedded.answers(there.removeprefix("ray://"), _CONNECT_SECONDS)
-    elif there in _WORDS or "://" in there:
+    elif "://" in there:
         return  # Ray's own to find.
     elif not _HOST_AND_PORT.fullmatch(there):
         raise ValueError(f"RAY_ADDRESS={there} is no address of a Ray cluster; write HOST:6379")
@@ -120,9 +144,9 @@ def _no_answer(there: str, error: BaseException | None = None) -> str:
 
 def _before_ray_is_imported() -> None:
     named, running = os.environ.get("RAY_ADDRESS"), embedded.find()
-    if running and (named or running.address) == running.address:
+    if running and named in (None, "", _AUTO, running.address):
         os.environ.update(running.environment)
-    elif not named:
+    elif not named or named == _LOCAL:
         os.environ.update(LOOPBACK_ONLY)
 
 

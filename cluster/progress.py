@@ -45,6 +45,11 @@ def counted(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         yield progress
 
 
+def warn(message: str) -> None:
+    """Print a warning on the terminal."""
+    print(f"diptych: warning: {message}", file=sys.stderr)
+
+
 class RunBar:
     """The steps of a run on the terminal, a line for each evaluation, and one on how it started."""
 

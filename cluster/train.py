@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.local import cluster
 from cluster.own import own_modules
-from cluster.progress import RunBar, counted
+from cluster.progress import RunBar, counted, warn
 from cluster.signals import Interrupted, stop_signals
 from cluster.startup import Startup
 from cluster.trackers import Trackers, check_trackers, open_trackers
@@ -66,11 +66,7 @@ def run_training(
         )
     if config.objective == "supervised":
         count_classes(config, index)
-    done = Checkpoints(run, config.checkpoint.keep).latest_step() or 0
-    if config.init and not done:
-        load_initial(build_encoder(config.encoder), config.init)
-    if config.branch_from and not done:
-        done = load_branch(config.branch_from)["step"]
+    done = _steps_done(config)
     sets = Sets.of(config, index, test_index)
     steps = total_steps(config, make_plan(config, sets.train))
     claim_run(run, config)
@@ -92,10 +88,21 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     test = storage.absolute(data.test) if data.test else None
     data = replace(data, train=storage.absolute(data.train), test=test)
     found = {
-        key: find_checkpoint(storage.absolute(place)) if place else None
+        key: find_checkpoint(storage.absolute(place), warn) if place else None
         for key, place in (("init", config.init), ("branch_from", config.branch_from))
     }
     return replace(config, data=data, output=storage.absolute(config.output), **found)
+
+
+def _steps_done(config: TrainConfig) -> int:
+    """The step that the run begins at; ValueError where a checkpoint that it needs is damaged or missing."""
+    # The workers warn of damaged ones, in the run's metrics too.
+    saved = Checkpoints(run_uri(config), config.checkpoint.keep).latest(lambda message: None)
+    if saved:
+        return saved["step"]
+    if config.init:
+        load_initial(build_encoder(config.encoder), config.init)
+    return load_branch(config.branch_from)["step"] if config.branch_from else 0
 
 
 def _launch(

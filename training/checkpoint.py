@@ -2,10 +2,15 @@
 
 import io
 import json
+import logging
 import math
 import re
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -18,6 +23,21 @@ from training.config import TrainConfig, config_hash
 
 _BEST = "best.json"
 _NAME = re.compile(r"step-(\d{9})\.pt")
+_LOG = logging.getLogger("diptych")
+
+
+class DamagedError(ValueError):
+    """A file that is no whole checkpoint."""
+
+    def __init__(
+        self, uri: str, reason: str, way_out: str = "restore it, or take another checkpoint"
+    ) -> None:
+        super().__init__(uri, reason, way_out)
+        self.uri, self.reason = uri, reason
+
+    def __str__(self) -> str:
+        uri, reason, way_out = self.args
+        return f"{uri} is damaged: {reason}; {way_out}"
 
 
 class Checkpoints:
@@ -46,28 +66,56 @@ class Checkpoints:
         if score is not None:
             best = json.dumps({"step": step, "score": score}).encode()
             storage.write(storage.join(self._folder, _BEST), best)
+        # A run begins at its newest whole checkpoint: later ones are damaged, and are no longer needed.
+        names = self._names()
+        done = [name for name in names if _step(name) <= step]
         spared = self.best()[0]
-        for old in self._names()[: -self._keep]:
-            if _step(old) != spared:
-                storage.remove(storage.join(self._folder, old))
+        kept = {*done[-self._keep :], *(name for name in done if _step(name) == spared)}
+        for name in names:
+            if name not in kept:
+                storage.remove(storage.join(self._folder, name))
 
     def best(self) -> tuple[int | None, float]:
         """Step and score of the best checkpoint; None and minus infinity where none has a score."""
-        content = storage.read(storage.join(self._folder, _BEST))
-        best = json.loads(content) if content else {"step": None, "score": -math.inf}
-        return best["step"], best["score"]
+        content = storage.read(storage.join(self._folder, _BEST)) or b""
+        with suppress(
+            ValueError, LookupError, TypeError
+        ):  # A damaged file names none; the next best one mends it.
+            best = json.loads(content)
+            return best["step"], best["score"]
+        return None, -math.inf
 
-    def latest(self) -> dict[str, Any] | None:
-        """What the newest checkpoint holds, on the CPU, or None where there is none."""
-        step = self.latest_step()
-        return None if step is None else self.load(step)
+    def latest(self, warn: Callable[[str], None] = _LOG.warning) -> dict[str, Any] | None:
+        """What the newest whole checkpoint holds, on the CPU, or None where there is none at all.
+
+        warn(message) hears of newer ones that are damaged; raises DamagedError where all are.
+        """
+        newest: DamagedError | None = None
+        for name in reversed(self._names()):
+            try:
+                saved = self.load(_step(name))
+            except DamagedError as error:
+                newest = newest or error
+                continue
+            if newest:
+                warn(f"{newest.uri} is damaged: {newest.reason}; took step {saved['step']} instead")
+            return saved
+        if newest:
+            way_out = f"no older one is whole; restore one, or delete {self._folder} to train from the start"
+            raise DamagedError(newest.uri, newest.reason, way_out)
+        return None
 
     def load(self, step: int) -> dict[str, Any]:
-        """What the checkpoint of `step` holds, on the CPU; raises ValueError where there is none."""
+        """What the checkpoint of `step` holds, on the CPU.
+
+        Raises ValueError where there is none, DamagedError where it is not whole.
+        """
         saved = read_checkpoint(self.uri(step))
         if saved is None:
             kept = ", ".join(str(_step(name)) for name in self._names()) or "none"
             raise ValueError(f"{self._folder} has no checkpoint of step {step}; it has {kept}")
+        if saved["step"] != step:
+            raise DamagedError(self.uri(step), f"it holds step {saved['step']}")
         return saved
 
     def uri(self, step: int) -> str:
@@ -75,6 +123,7 @@ class Checkpoints:
         return storage.join(self._folder, f"step-{step:09}.pt")
 
     def latest_step(self) -> int | None:
+        """Step of the newest checkpoint, whole or not; None where there is none."""
         names = self._names()
         return _step(names[-1]) if names else None
 
@@ -102,23 +151,51 @@ def snapshot(
     return saved | {"average": average.state_dict()} if average else saved
 
 
-def find_checkpoint(place: str) -> str:
-    """The URI of a checkpoint, given that or its run, of whose newest; ValueError where there is none."""
+def find_checkpoint(place: str, warn: Callable[[str], None] = _LOG.warning) -> str:
+    """The URI of a checkpoint, given that, or its run: then its newest that is whole, as Checkpoints.latest.
+
+    Raises ValueError where the run has none.
+    """
     if place.endswith(".pt"):
         return place
     checkpoints = Checkpoints(place.rstrip("/"), keep=1)
-    step = checkpoints.latest_step()
-    if step is None:
+    saved = checkpoints.latest(warn)
+    if saved is None:
         raise ValueError(f"{place} has no checkpoint; give OUTPUT/NAME of a run, or one of its checkpoints")
-    return checkpoints.uri(step)
+    return checkpoints.uri(saved["step"])
 
 
 def read_checkpoint(uri: str) -> dict[str, Any] | None:
-    """What the checkpoint at `uri` holds, on the CPU, or None where there is none."""
+    """What the checkpoint at `uri` holds, on the CPU, or None where there is none.
+
+    Raises DamagedError where the file is broken off or altered, or is no checkpoint of a run.
+    """
     content = storage.read(uri)
     if content is None:
         return None
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if reason := _fault(content):
+        raise DamagedError(uri, reason)
+    try:
+        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise DamagedError(
+            uri, "it holds other things than tensors and numbers, which could run code"
+        ) from error
+    except Exception as error:  # torch raises many kinds of error for what it did not write.
+        raise DamagedError(uri, storage.first_line(error)) from error
+    if not (isinstance(saved, dict) and "step" in saved):
+        raise DamagedError(uri, "it is no checkpoint of a run")
+    return saved
+
+
+def _fault(content: bytes) -> str | None:
+    """Why the archive is not whole; torch looks at no checksum as it loads one."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            harmed = archive.testzip()
+    except Exception as error:  # zipfile raises many kinds of error for headers that are garbled.
+        return storage.first_line(error)
+    return f"wrong checksum of {harmed}" if harmed else None
 
 
 def weights_of(network: str, saved: dict[str, Any]) -> dict[str, Tensor]:

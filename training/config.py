@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from pipelines.config import DataConfig
 from pipelines.plan import check_lanes
 from pipelines.recipes import STRICT, Share, Strength
-from training.encoder_config import EncoderConfig, check_view_size
+from training.encoder_config import TORCHVISION, EncoderConfig, check_view_size
 from training.objective_config import (
     BYOLConfig,
     Count,
@@ -222,6 +222,7 @@ class TrainConfig:
             byol=self.byol,
             supervised=self.supervised,
         )
+        _check_single_images(self)
 
 
 def worker_counts(config: TrainConfig) -> list[int]:
@@ -254,6 +255,28 @@ def check_micro_batches(batch_size: int, micro_batch_size: int, lanes: int) -> N
         raise ValueError(
             f"micro_batch_size={micro_batch_size} must be a multiple of lanes={lanes} and divide "
             f"batch_size={batch_size}{hint}"
+        )
+
+
+def _check_single_images(config: TrainConfig) -> None:
+    """Raise ValueError where a batch, or a micro-batch, is one image and something needs others beside it."""
+    if config.batch_size == 1 and config.objective == "simclr":
+        raise ValueError(
+            "batch_size=1 leaves SimCLR no other image to tell an image from; "
+            f"try --batch-size {max(2, config.lanes)}"
+        )
+    # Of torchvision's encoders some have no batch norm; all others, and most heads, have.
+    heads = config.objective == "byol" or (config.objective == "simclr" and config.projector.kind != "none")
+    if not heads and config.encoder.name.startswith(TORCHVISION):
+        return
+    if config.batch_size == 1:
+        raise ValueError(
+            f"batch_size=1 leaves batch norm one image alone; try --batch-size {max(2, config.lanes)}"
+        )
+    if config.micro_batch_size == 1:
+        fit = next(size for size in range(2, config.batch_size + 1) if config.batch_size % size == 0)
+        raise ValueError(
+            f"micro_batch_size=1 leaves batch norm one image alone; try --micro-batch-size {fit}"
         )
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
@@ -20,9 +21,11 @@ from training.encoder_config import (
     depth_of,
 )
 from training.encoders import Encoder
-from training.protocols import load_encoder
+from training.protocols import encoder_of
 from training.record import read_config
 from training.torchvision_models import blank_model
+
+_LOG = logging.getLogger("diptych")
 
 # A protobuf message, which an ONNX file is, ends there.
 _ONNX_BYTES = 2**31
@@ -52,18 +55,19 @@ class Trained:
         }
 
 
-def read_trained(run: str, step: int | None = None) -> Trained:
-    """The encoder of the run's checkpoint of `step`, or of its newest.
+def read_trained(run: str, step: int | None = None, warn: Callable[[str], None] = _LOG.warning) -> Trained:
+    """The encoder of the run's checkpoint of `step`, or of its newest that is whole.
 
-    Raises ValueError where there is no such run or checkpoint.
+    warn(message) hears of newer ones that are damaged. Raises ValueError where there is no such run or
+    checkpoint.
     """
     run = storage.absolute(run.rstrip("/"))
     config = read_config(run)
-    if step is None:
-        step = Checkpoints(run, config.checkpoint.keep).latest_step()
-    if step is None:
+    checkpoints = Checkpoints(run, config.checkpoint.keep)
+    saved = checkpoints.latest(warn) if step is None else checkpoints.load(step)
+    if saved is None:
         raise ValueError(f"{run} has no checkpoint yet; let it train until its first")
-    return Trained(load_encoder(config, step), config, step)
+    return Trained(encoder_of(config, saved), config, saved["step"])
 
 
 def torchvision_name(config: EncoderConfig) -> str:

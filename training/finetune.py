@@ -10,14 +10,21 @@ from training.config import (
     TrainConfig,
     config_hash,
 )
-from training.objective_config import BYOLConfig, ProjectorConfig, SimCLRConfig, SupervisedConfig
+from training.objective_config import SupervisedConfig
 
 # With at most this share of the labels the images are seen twice as often.
 _FEW = 0.02
 _LARGEST_BATCH, _STEPS_PER_EPOCH = 256, 8
 
+# What is as in the run: the network, and where and how it runs. All else is the run's own, and may have no
+# effect here.
+_KEPT = (
+    "encoder", "seed", "lanes", "precision", "compile", "checkpoint", "workers", "cpus_per_worker",
+    "gpus_per_worker", "wait_for_nodes", "retries", "timeout", "trackers",
+)  # fmt: skip
+
 # What the views keep of the run's.
-_KEPT = ("size", "crop_scale", "crop_ratio", "flip", "mean", "std")
+_KEPT_OF_VIEWS = ("size", "crop_scale", "crop_ratio", "flip", "mean", "std")
 
 
 def finetune_config(
@@ -28,21 +35,15 @@ def finetune_config(
     Its name tells the settings apart, so that each is a run of its own, which can be resumed.
     Chen et al. 2020, appendix B.5, but for the batch size.
     """
-    tuned = replace(
-        config,
+    tuned = TrainConfig(
+        **{name: getattr(config, name) for name in _KEPT},
         data=_data(config.data),
         output=f"{config.output}/{config.name}/finetune",
         init=checkpoint,
         objective="supervised",
-        temperature=None,
-        projector=ProjectorConfig(),
-        simclr=SimCLRConfig(),
-        byol=BYOLConfig(),
         supervised=SupervisedConfig(classes=classes, labels=share if share < 1 else None),
         batch_size=settings.batch_size or _batch_size(images, config.lanes),
-        micro_batch_size=None,
         epochs=settings.epochs or (60 if share <= _FEW else 30),
-        steps=None,
         optimizer=OptimizerConfig(
             name="sgd",
             nesterov=True,
@@ -60,13 +61,13 @@ def finetune_config(
 
 
 def _batch_size(images: int, lanes: int) -> int:
-    """A multiple of lanes."""
-    return max(1, min(_LARGEST_BATCH, images // _STEPS_PER_EPOCH) // lanes) * lanes
+    """A multiple of lanes, and more than one image, for batch norm."""
+    return max(2, max(1, min(_LARGEST_BATCH, images // _STEPS_PER_EPOCH) // lanes) * lanes)
 
 
 def _data(data: DataConfig) -> DataConfig:
     """The same images, randomly cropped and flipped alone."""
-    kept = {name: value for name, value in asdict(data.view).items() if name in _KEPT}
+    kept = {name: value for name, value in asdict(data.view).items() if name in _KEPT_OF_VIEWS}
     others = {
         name: value for name, value in asdict(data).items() if name not in ("recipe", "view", "second_view")
     }

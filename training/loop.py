@@ -40,9 +40,9 @@ def fit(
     """
     stages = stages or Stages()
     model.train()
-    # Batch norm's statistics have seen what is then skipped.
-    statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-    before = [buffer.clone() for buffer in statistics]
+    # Batch norm's statistics, and what an objective keeps, have seen what is then skipped.
+    buffers = list(model.buffers())
+    before = [buffer.clone() for buffer in buffers]
     skipped = 0
     for step in range(start_step, stop_step):
         with stages("data_wait"):
@@ -51,7 +51,7 @@ def fit(
             raise RuntimeError(f"the data ended at step {step} of {stop_step}")
         set_learning_rate(optimizer, rate(step))
         optimizer.zero_grad(set_to_none=True)
-        _copy(statistics, before)
+        _copy(buffers, before)
         loss = backward(batch.to(device))
         # Gradients are the same on all workers, so all of them skip the same steps.
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -66,7 +66,7 @@ def fit(
             skipped = 0
         else:
             skipped += 1
-            _copy(before, statistics)
+            _copy(before, buffers)
             loss = torch.full_like(loss, torch.nan)
         after_step(step + 1, loss, rate(step))
         if skipped == SKIPPED_IN_A_ROW:

@@ -66,7 +66,7 @@ class Objective(nn.Module):
         """The loss of a step's embeddings."""
 
     def after_step(self, step: int, steps: int) -> None:
-        """What follows the optimiser's step number `step`, from 0, of `steps`."""
+        """What follows the optimiser's step number `step`, from 0, of `steps`, unless that was skipped."""
 
     @property
     def full_classifier(self) -> Encoder | None:

@@ -46,7 +46,11 @@ def load_encoder(config: TrainConfig, step: int, features: FeatureName = "encode
 
     Raises ValueError where there is no such checkpoint, or no projector in it.
     """
-    saved = Checkpoints(run_uri(config), config.checkpoint.keep).load(step)
+    return encoder_of(config, Checkpoints(run_uri(config), config.checkpoint.keep).load(step), features)
+
+
+def encoder_of(config: TrainConfig, saved: dict[str, Any], features: FeatureName = "encoder") -> Encoder:
+    """The same, out of what a checkpoint holds."""
     encoder = build_encoder(config.encoder)
     encoder.load_state_dict(weights_of("encoder", saved))
     if features == "projector":

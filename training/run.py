@@ -1,6 +1,7 @@
 """One worker's whole run: data, model, steps, evaluations and what is kept of them. Knows no Ray."""
 
 import inspect
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -92,19 +93,21 @@ class _Run:
         self.steps = total_steps(config, self.plan)
         self.stop_step = self.steps if until is None else min(until, self.steps)
         self.checkpoints = Checkpoints(run_uri(config), config.checkpoint.keep)
-        self.objective = self._build_objective()
+        self.log: RunLog | None = None
+        self.warnings: list[str] = []
+        saved = self._newest_checkpoint()
+        self.objective = self._build_objective(resumed=saved is not None)
         self.optimizer = build_optimizer(self.objective, config.optimizer)
         self.average = self._build_average()
         self.saver = Saver(self.checkpoints, self._warn)
-        self.best, self.saved_at = self.checkpoints.best()[1], time.monotonic()
-        self.start_step = self._resume()
+        self.start_step = self._load(saved)
+        self.best, self.saved_at = self._best_score(), time.monotonic()
         self.quarantine = Quarantine(run_uri(config))
         self.left_out: list[Quarantined] = []
         self.evaluator = Evaluator(config, sets, worker, self.left_out)
         self.progress = progress
-        self.log = (
-            RunLog(run_uri(config), self.plan, self.steps, self.start_step, progress) if self._leads else None
-        )
+        if self._leads:
+            self.log = RunLog(run_uri(config), self.plan, self.steps, self.start_step, progress)
 
     @property
     def _leads(self) -> bool:
@@ -116,6 +119,8 @@ class _Run:
         LOG.info("steps %d to %d, lanes %s", self.start_step + 1, self.stop_step, ", ".join(map(str, lanes)))
         if self.log:
             self.log.begin(gather.world_size)
+            for message in self.warnings:
+                self._warn(message)
         self._reached("model")
         views = self._training_views()
         if self.start_step == 0 and self.steps:
@@ -160,7 +165,7 @@ class _Run:
         """Take the last checkpoint's weights, and go on behind the steps that failed."""
         self.saver.wait()
         self.worker.gather.total(torch.zeros(1, device=self.worker.device))  # Rank 0 has written it now.
-        step = self._resume()
+        step = self._load(self._newest_checkpoint())
         if not step:
             raise ValueError(
                 f"{fault}, before the first checkpoint; try a lower --optimizer.learning-rate"
@@ -188,11 +193,11 @@ class _Run:
             model = DistributedDataParallel(model, **_NO_BUFFER_SYNC)
         return whole_batch(model, dtype=dtype, stages=self.stages)
 
-    def _build_objective(self) -> Objective:
+    def _build_objective(self, *, resumed: bool) -> Objective:
         torch.manual_seed(self.config.seed)
         gather = TimedGather(self.worker.gather, self.stages)
         # A checkpoint has what `init` would give, which may be gone by now.
-        config = replace(self.config, init=None) if self.checkpoints.latest_step() else self.config
+        config = replace(self.config, init=None) if resumed else self.config
         objective = build_objective(config, self.index, gather)
         objective.to(self.worker.device)
         # Convolutions are faster so, on CPUs by 1.4 times.
@@ -206,9 +211,21 @@ class _Run:
             return None
         return AveragedModel(self.objective, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
-    def _resume(self) -> int:
-        """Load the newest checkpoint, or the one branched from, if there is one; the step to go on from."""
-        saved = self.checkpoints.latest()
+    def _newest_checkpoint(self) -> dict[str, Any] | None:
+        """The newest whole checkpoint, if there is one: the one that rank 0 finds, on every worker."""
+        gather = self.worker.gather
+        saved = self.checkpoints.latest(self._warn) if self._leads else None
+        chosen = torch.tensor([-1 if saved is None else saved["step"]], device=self.worker.device)
+        step = int(gather.rows(chosen)[0])
+        return saved if self._leads or step < 0 else self.checkpoints.load(step)
+
+    def _best_score(self) -> float:
+        """The best checkpoint's score, unless it comes after the step that this run begins at."""
+        step, score = self.checkpoints.best()
+        return score if step is not None and step <= self.start_step else -math.inf
+
+    def _load(self, saved: dict[str, Any] | None) -> int:
+        """Take what a checkpoint holds, or the one branched from if that is None; the step to begin at."""
         if saved is None and self.config.branch_from:
             saved = load_branch(self.config.branch_from)
         if saved is None:
@@ -274,12 +291,14 @@ class _Run:
             yield table
 
     def _after_step(self, done: int, loss: Tensor, rate: float) -> None:
-        self.objective.after_step(done - 1, self.steps)
-        if self.average:
-            self.average.update_parameters(self.objective)
+        value = loss.item()
+        if math.isfinite(value):  # Of a step that was skipped nothing follows either.
+            self.objective.after_step(done - 1, self.steps)
+            if self.average:
+                self.average.update_parameters(self.objective)
         spent = self.stages.take()
         if self.log:
-            self.log.step(done, loss.item(), rate, spent)
+            self.log.step(done, value, rate, spent)
         every = self.config.evaluation.every_epochs * self.plan.steps_per_epoch
         score = None
         if done == self.steps or (every and done % every == 0):
@@ -310,8 +329,11 @@ class _Run:
             raise StoppedError(done)
 
     def _warn(self, message: str) -> None:
+        """Write down and show a warning; before there is a log, keep it for that."""
         if self.log:
             self.log.note(self.log.last_step, warning=message)
+        else:
+            self.warnings.append(message)
 
     def _evaluate(self, done: int, **others: Encoder) -> float | None:
         """Measure the encoder and `others`, by all workers together; accuracy on held-out images, if any."""

@@ -20,6 +20,7 @@ from training.config import TrainConfig
 from training.crew import Crew
 from training.evaluator import Sets
 from training.faults import RunError
+from training.messages import one_line
 from training.metrics import read_metrics
 from training.nodes import usable_resources
 from training.record import claim_run
@@ -122,7 +123,7 @@ class _Trial(tune.Trainable):
             until = min((self._evaluations + 1) * every, steps)
             line = self._judged(config, until) or self._train(config, until)
         except (RunError, ValueError) as error:
-            return {"done": True, "failure": str(error)}
+            return {"done": True, "failure": one_line(error)}
         self._evaluations, self._at_step = self._evaluations + 1, until
         accuracy, images = line[METRICS[shared.search.metric]], until * config.batch_size
         stopped = shared.stopped.get(self._run, images + 1) <= images

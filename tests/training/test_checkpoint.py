@@ -1,6 +1,7 @@
 """What is saved is loaded bit for bit, and nothing torn or unsafe is."""
 
-import pickle
+import math
+import random
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pipelines.config import DataConfig
-from training.checkpoint import Checkpoints
+from training.checkpoint import Checkpoints, DamagedError
 from training.config import OptimizerConfig, TrainConfig, config_hash
 from training.optimizers import build_optimizer, set_learning_rate
 
@@ -121,6 +122,55 @@ class _Creates:
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     torch.save({"step": 5, "model": _Creates(tmp_path / "ran")}, tmp_path / "checkpoints/step-000000005.pt")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match=r"step-000000005.pt is damaged: .* could run code"):
         Checkpoints(str(tmp_path), keep=2).latest()
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_changed_bit_is_found_wherever_it_changes_a_value(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=1)
+    _save(checkpoints, 5)
+    path = tmp_path / "checkpoints/step-000000005.pt"
+    whole, expected = path.read_bytes(), checkpoints.load(5)
+    generator, found = random.Random(0), 0
+    for _ in range(300):
+        harmed = bytearray(whole)
+        harmed[generator.randrange(len(whole))] ^= 1 << generator.randrange(8)
+        path.write_bytes(harmed)
+        try:
+            saved = checkpoints.load(5)
+        except DamagedError:
+            found += 1
+        else:  # It was a bit that nothing reads, such as an alignment's.
+            assert saved["config"] == expected["config"]
+            for part in ("model", "optimizer", "random"):
+                torch.testing.assert_close(saved[part], expected[part], rtol=0, atol=0)
+    assert found > 100
+
+
+def test_a_file_that_is_broken_off_anywhere_is_found(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=1)
+    _save(checkpoints, 5)
+    path = tmp_path / "checkpoints/step-000000005.pt"
+    whole = path.read_bytes()
+    for length in {0, 1, 22, len(whole) - 1, *random.Random(0).sample(range(len(whole)), 40)}:
+        path.write_bytes(whole[:length])
+        with pytest.raises(DamagedError, match=r"step-000000005.pt is damaged: "):
+            checkpoints.load(5)
+
+
+def test_a_write_never_deletes_itself_for_a_damaged_file_that_comes_later(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=1)
+    _save(checkpoints, 5)
+    (tmp_path / "checkpoints/step-000000009.pt").write_bytes(b"garbage")
+    _save(checkpoints, 7)
+    assert _files(tmp_path) == ["step-000000007.pt"]
+
+
+def test_a_damaged_note_of_the_best_is_no_note(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=1)
+    checkpoints.write(3, {"step": 3}, score=0.5)
+    assert checkpoints.best() == (3, 0.5)
+    for content in (b"", b'{"st', b"[]", b"\xff"):
+        (tmp_path / "checkpoints/best.json").write_bytes(content)
+        assert checkpoints.best() == (None, -math.inf)

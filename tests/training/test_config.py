@@ -80,3 +80,40 @@ def test_a_shipped_config_is_valid_and_opens_with_its_command_hardware_and_expec
     assert command in opening
     assert re.search(r"cores|GPU", opening)
     assert re.search(r"\d %|unknown", opening)
+
+
+_ONE = {"batch_size": 1, "lanes": 1}
+_ONE_AT_A_TIME = {"batch_size": 6, "lanes": 1, "micro_batch_size": 1}
+_VIT = {"encoder": {"name": "torchvision:vit_b_16"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        *(
+            (_ONE | {"simclr": {"loss": loss}}, "batch_size=1 leaves SimCLR no other image .*; try .* 2$")
+            for loss in ("nt-xent", "nt-logistic", "nt-logistic-semi-hard", "margin", "margin-semi-hard")
+        ),
+        ({"batch_size": 1, "lanes": 4}, "try --batch-size 4$"),
+        (_ONE | _VIT | {"projector": {"kind": "none"}}, "leaves SimCLR no other image"),
+        (_ONE | {"objective": "byol"}, "batch_size=1 leaves batch norm one image alone; try --batch-size 2$"),
+        (_ONE | _VIT | {"objective": "byol"}, "leaves batch norm one image"),
+        (_ONE | {"objective": "supervised"}, "leaves batch norm one image"),
+        (_ONE | {"objective": "mine:Mine"}, "leaves batch norm one image"),
+        (_ONE_AT_A_TIME, "micro_batch_size=1 leaves batch norm one image alone; try --micro-batch-size 2$"),
+        (_ONE_AT_A_TIME | {"batch_size": 35, "objective": "byol"}, "try --micro-batch-size 5$"),
+        (_ONE_AT_A_TIME | _VIT, "micro_batch_size=1 leaves batch norm one image"),
+    ],
+)
+def test_one_image_at_a_time_is_refused_where_others_are_needed(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        _config(**fields)
+    assert re.search(message, refused.value.errors()[0]["msg"])
+
+
+def test_one_image_at_a_time_is_taken_where_nothing_needs_others() -> None:
+    assert _config(**_ONE | _VIT | {"objective": "supervised"}).batch_size == 1
+    assert _config(**_ONE | _VIT | {"objective": "mine:Mine"}).batch_size == 1
+    alone = _config(**_ONE_AT_A_TIME | _VIT | {"projector": {"kind": "none"}})
+    assert alone.micro_batch_size == 1
+    assert _config(batch_size=2, lanes=2, workers=2).batch_size == 2

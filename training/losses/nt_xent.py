@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.gather import Gather, LocalGather
-from training.losses.rows import unit_rows
+from training.losses.rows import NO_NEGATIVES, unit_rows
 
 # Side of the blocks of similarities, of which two exist at a time: on a CPU they stay in its cache, a GPU
 # wants work for all its units at once.
@@ -35,7 +35,8 @@ def nt_xent(
     loss. Every worker must bring the same number of rows. Computed in float32, or in float64 where the
     projections are or the temperature is below 0.02.
 
-    Chen et al. 2020, eq. 1. Raises ValueError if the two shapes differ or the temperature is below 0.002.
+    Chen et al. 2020, eq. 1. Raises ValueError if the two shapes differ, the temperature is below 0.002 or
+    there is but one pair.
     """
     if temperature * _DOUBLE_EXPONENT < 1:
         raise ValueError(f"temperature={temperature} is below {1 / _DOUBLE_EXPONENT:g}; try 0.1")
@@ -56,6 +57,8 @@ class _NTXent(torch.autograd.Function):
         # exp's time. Unit vectors bound the exponents, so that no maximum need be subtracted.
         scale = math.sqrt(math.log2(math.e) / temperature)
         everyone = gather.rows(local * scale)
+        if len(everyone) == 2:
+            raise ValueError(NO_NEGATIVES)
         # This worker's rows first: the block of its own similarities is symmetric.
         own_first = -gather.rank * len(local)
         everyone = everyone.roll(own_first, dims=0)

@@ -13,6 +13,8 @@ from training.gather import Gather, mean_over_workers, rows_with_gradients
 # Rows of the similarity matrix that exist at a time.
 _CHUNK = 512
 
+NO_NEGATIVES = "one pair has no negatives; a batch needs two or more images"
+
 # Losses of some rows, of their similarities with their positives and with their negatives; the latter are
 # -inf where a pair is no negative.
 RowLosses = Callable[[Float[Tensor, " rows"], Float[Tensor, "rows all"]], Float[Tensor, " rows"]]
@@ -45,7 +47,7 @@ def mean_of_rows(
         local = unit_rows(first, second)
         everyone = rows_with_gradients(local, gather)
         if len(everyone) == 2:
-            raise ValueError("one pair has no negatives; a batch needs two or more images")
+            raise ValueError(NO_NEGATIVES)
         offset = gather.rank * len(local)
 
         def some(start: int) -> Float[Tensor, ""]:

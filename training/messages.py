@@ -1,9 +1,14 @@
-"""What is wrong with a config, as one line for the terminal."""
+"""What is wrong with a config, as one line."""
 
 from pydantic import ValidationError
 
 # Flags that are not named as their keys are.
 _FLAGS = {"train.data.train": "data"}
+
+
+def one_line(error: Exception) -> str:
+    """What an error says; of a config's, which pydantic spreads over lines, what is wrong alone."""
+    return wrong_fields(error) if isinstance(error, ValidationError) else str(error)
 
 
 def wrong_fields(error: ValidationError) -> str:
@@ -24,7 +29,9 @@ def _wrong_field(*, type: str, loc: tuple[str | int, ...], msg: str, input: obje
     if type == "string_pattern_mismatch":
         return f"{key}={input} is no name; take small letters, digits and hyphens, as in my-run-1"
     message = msg.removeprefix("Value error, ")
-    return message if isinstance(input, dict) else f"{key}={input}: {message}"
+    # Where several fields do not go together the input is all of them, and the message names those it means.
+    one = input is None or isinstance(input, bool | int | float | str | list | tuple)
+    return f"{key}={input}: {message}" if key and one else message
 
 
 def missing(key: str) -> str:

@@ -1,0 +1,54 @@
+"""What an evaluation keeps beside the run."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from folders import digit_folders
+
+from cluster.evaluate import run_evaluation
+from pipelines.config import DataConfig
+from pipelines.reader import read_windows
+from pipelines.recipes import RECIPES
+from pipelines.sources import build_index
+from training.config import TrainConfig
+from training.evaluator import Sets
+from training.gather import LocalGather
+from training.process import Worker
+from training.record import claim_run
+from training.run import run_uri, train
+from training.worker import Task
+
+
+def _worker() -> Worker:
+    return Worker(gather=LocalGather(), device=torch.device("cpu"), threads=1, tables=read_windows)
+
+
+def _launch(
+    config: TrainConfig, sets: Sets, progress: Callable[[dict[str, Any]], None], task: Task, **_: Any
+) -> None:
+    """In this process; progress hears of what workers tell on the way, as training/worker.py has it."""
+    progress({"phase": "workers"})
+    task(config, sets, _worker(), progress)
+
+
+@pytest.mark.ray
+def test_only_what_was_found_is_kept(ray_cluster: None, tmp_path: Path) -> None:
+    images = str(digit_folders(tmp_path / "images", 60))
+    data = DataConfig(train=images, test=images, view=replace(RECIPES["simclr-cifar"][0], size=16))
+    fields: dict[str, Any] = {
+        "encoder": {"name": "resnet8"}, "projector": {"hidden_dim": 8, "dim": 8}, "steps": 1,
+        "batch_size": 16, "evaluation": {"neighbours": 5, "diagnostic_images": 0},
+    }  # fmt: skip
+    config = TrainConfig(data=data, output=str(tmp_path), **fields)
+    claim_run(run_uri(config), config)
+    index = build_index(images, data)
+    train(config, Sets.of(config, index, index), _worker(), lambda _: None)
+    found = run_evaluation(run_uri(config), launch=_launch)
+    assert found.keys() == {"step", "protocol", "labels", "features", "top1"}
+    kept = (tmp_path / "run/evaluations.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in kept] == [found]
