@@ -13,9 +13,9 @@ from pyarrow import fs
 from pipelines import folders, parquet, storage, tars, torchvision_source
 from pipelines.config import DataConfig
 from pipelines.header import BadImageError, shown_size
-from pipelines.layout import CONNECTIONS, ROWS
+from pipelines.layout import CONNECTIONS, ROWS, Layout
 from pipelines.plan import Piece, Window
-from pipelines.sources import Index, Layout
+from pipelines.sources import Index
 
 # `sample` is the row's number in the index. `bad` says why the image cannot be used, and is null if it can:
 # then `image` is null, and height and width are 0.
@@ -108,7 +108,7 @@ def _read(
     if reading.layout == "parquet":
         return parquet.read_pieces(filesystem, pieces, data, reading.has_labels, pool)
     if reading.layout == "tar":
-        return tars.read_pieces(filesystem, pieces, reading.has_labels, pool)
+        return tars.read_pieces(filesystem, pieces, pool)
     if reading.layout == "torchvision":
         return torchvision_source.read_pieces(pieces, reading.has_labels)
     return folders.read_pieces(filesystem, pieces, pool)
