@@ -87,7 +87,7 @@ def paper_index(shards: int, groups: int) -> Index:
         "row_group": np.tile(np.arange(groups), shards),
         "first_sample": np.cumsum(rows) - rows,
     }
-    return Index("s3://bucket/images", "parquet", pa.table(table), has_labels=True)
+    return Index("s3://bucket/images", "parquet", pa.table(table))
 
 
 def index_cost(shards: int, groups: int, pickled: Path) -> IndexCost:

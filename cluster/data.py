@@ -16,8 +16,9 @@ from rich.table import Table
 from tqdm import tqdm
 
 from cluster.columns import Columns
+from cluster.listing import read_index
 from cluster.local import cluster
-from cluster.progress import bar, counted, warn
+from cluster.progress import bar, warn
 from pipelines import destination, storage, torchvision_source
 from pipelines.config import DataConfig
 from pipelines.packing import (
@@ -35,7 +36,7 @@ from pipelines.preview import contact_sheet
 from pipelines.quarantine import Quarantine, Quarantined, decode
 from pipelines.reader import Reading, read_pieces
 from pipelines.shards import class_names
-from pipelines.sources import Index, build_index
+from pipelines.sources import Index
 from pipelines.survey import Survey, report, survey
 
 # Images that are looked at to tell how many bytes one has.
@@ -205,13 +206,12 @@ def _index(uri: str, dest: str | None, data: DataConfig) -> Index:
     """The index of `uri`; ValueError where `dest` lies within, and would be read as images next time."""
     if dest is not None and f"{dest}/".startswith(f"{uri.rstrip('/')}/"):
         raise ValueError(f"{dest} lies within {uri}, whose images it would change; choose another DEST")
-    with counted(f"index {uri}", "file") as progress:
-        return build_index(uri, data, progress)
+    return read_index(uri, data)
 
 
 def _same(index: Index, data: DataConfig) -> dict[str, Any]:
     """What must be the same where an interrupted command goes on."""
-    names = ("image_column", "label_column", "key_column", "max_pixels")
+    names = ("image_column", "label_column", "key_column", "key_dot", "image_ending", "max_pixels")
     files = zip(index.fragments["path"].to_pylist(), index.rows.tolist(), strict=True)
     content = hashlib.sha256("\n".join(f"{path} {rows}" for path, rows in files).encode()).hexdigest()[:16]
     return {

@@ -4,10 +4,11 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from cluster.listing import read_index
 from cluster.local import cluster
 from cluster.progress import counted, warn
 from cluster.request import EvaluationRequest
-from cluster.train import labelled, read_index, run_training, training_index
+from cluster.train import labelled, run_training, training_index
 from pipelines import storage
 from pipelines.labels import labelled_share, read_labels
 from training.checkpoint import Checkpoints
@@ -111,8 +112,7 @@ def _sets(run: str, config: TrainConfig) -> Sets:
     test = read_index(config.data.test, config.data, train.classes)
     way_out = {train: "give a run whose training images have some", test: "give labelled ones with --test"}
     for index in (train, test):
-        if not index.has_labels:
-            raise ValueError(f"evaluation needs labels, and {index.uri} has none; {way_out[index]}")
+        index.check_labels("evaluation", way_out[index])
     return Sets.of(config, train, test)
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.listing import read_index
 from cluster.local import cluster
 from cluster.own import own_modules
 from cluster.progress import RunBar, counted, warn
@@ -11,10 +12,9 @@ from cluster.signals import Interrupted, stop_signals
 from cluster.startup import Startup
 from cluster.trackers import Trackers, check_trackers, open_trackers
 from pipelines import storage
-from pipelines.config import DataConfig
 from pipelines.labels import labelled_part
 from pipelines.plan import check_lanes
-from pipelines.sources import Index, build_index
+from pipelines.sources import Index
 from training.checkpoint import Checkpoints, find_checkpoint
 from training.config import TrainConfig, most_workers, worker_counts
 from training.encoders import build_encoder
@@ -58,12 +58,9 @@ def run_training(
     if config.data.test:
         kept = kept_index(run, "test") if resumed else None
         test_index = kept or test or read_index(config.data.test, config.data, index.classes)
-    unlabelled = [listed.uri for listed in (index, test_index) if listed and not listed.has_labels]
-    if unlabelled and (test_index or config.evaluation.held_out):
-        raise ValueError(
-            f"evaluation needs labels, and {unlabelled[0]} has none: name their column with "
-            "--data.label-column, or leave out --data.test and --evaluation.held-out"
-        )
+    if test_index or config.evaluation.held_out:
+        for listed in filter(None, (index, test_index)):
+            listed.check_labels("evaluation", "leave out --data.test and --evaluation.held-out")
     if config.objective == "supervised":
         count_classes(config, index)
     done = _steps_done(config)
@@ -157,13 +154,6 @@ def training_index(config: TrainConfig) -> Index:
 
 def labelled(index: Index, config: TrainConfig, share: float) -> Index:
     """The index of `share` of each class's images. Raises ValueError where there are no labels."""
-    if not index.has_labels:
-        raise ValueError(f"{index.uri} has no labels: name their column with --data.label-column")
+    index.check_labels("a share of the labels", "take all images")
     with counted(f"labels of {index.uri}", "fragment") as progress:
         return labelled_part(index, config.data, share, seed=config.seed, progress=progress)
-
-
-def read_index(uri: str, data: DataConfig, classes: tuple[str, ...] = ()) -> Index:
-    """The index of `uri`, with a progress bar."""
-    with counted(f"index {uri}", "file") as progress:
-        return build_index(uri, data, progress, classes=classes)

@@ -91,11 +91,7 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
     modules = own_modules(search.train.objective, search.train.objective_options)
     count = _count(search)
     index = training_index(search.train)
-    if not index.has_labels:
-        raise ValueError(
-            f"trials are ranked by labels: no column {search.train.data.label_column!r} in the images; "
-            "name it with train.data.label_column"
-        )
+    index.check_labels("ranking trials", "search with other images")
     folder = search_folder(search)
     _keep(search)
     workers = most_workers(search.train) * search.train.cpus_per_worker

@@ -29,7 +29,7 @@ _TIMEOUT_SECONDS = 120.0
 # In float64 rounding is a thousandth of this.
 _GRADIENT_ERROR = 1e-9
 
-_NO_SETS = Sets(Index("", "folder", pa.table({}), has_labels=False))
+_NO_SETS = Sets(Index("", "folder", pa.table({})))
 
 
 def check_workers(workers: int | None, gpus_per_worker: float | None) -> Iterator[Finding]:

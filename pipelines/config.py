@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -31,6 +31,11 @@ class DataConfig:
     """Column with an image's name; Parquet files need not have it."""
     label_column: str = "label"
     """Parquet column with the class as a whole number from 0; training without labels does not need it."""
+    key_dot: Literal["first", "last"] = "first"
+    """The dot of a file's name at which its key ends in a tar: first, as WebDataset has it, or last."""
+    image_ending: str | None = None
+    """Ending of the image to take where a tar has several under one key, as in left.jpg; unset: the one whose
+    ending has no further dot."""
     recipe: Annotated[str, AfterValidator(_recipe_name)] = "simclr"
     """Named recipe of the two views: simclr, simclr-cifar, byol, supervised or evaluation."""
     view: ViewRecipe = field(default_factory=ViewRecipe)

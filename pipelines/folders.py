@@ -1,34 +1,43 @@
-"""Folders of image files: a fragment is one file, its class the first folder below the root."""
+"""Folders of image files: a fragment is one file, its class the first folder below the root, or label=3/."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
-from pipelines.layout import IMAGE_ENDINGS, ROWS, Listing, Place, reading
+from pipelines.config import DataConfig
+from pipelines.layout import IMAGE_ENDINGS, ROWS, Files, Listing, reading
+from pipelines.partitions import name_labels, partition_values, value_labels
 
 ENDINGS = IMAGE_ENDINGS
 
 
-def index_files(root: str, files: list[Place], done: Callable[[], None]) -> Listing:
+def index_files(files: Files, data: DataConfig, done: Callable[[], None]) -> Listing:
     """One fragment a file; there are labels if no file lies in the root itself."""
-    below = [file.path.removeprefix(root).lstrip("/") for file in files]
-    has_labels = all("/" in path for path in below)
-    folders = [path.split("/", 1)[0] if has_labels else "" for path in below]
-    classes, labels = np.unique(folders, return_inverse=True)
-    for _ in files:
+    below = files.below
+    outside = next((path for path in below if "/" not in path), None)
+    values = partition_values(below, data.label_column)
+    if outside is not None:
+        labels, classes = np.full(len(below), -1), ()
+    elif None not in values:
+        labels, classes = value_labels([value for value in values if value is not None])
+    else:
+        labels, classes = name_labels([path.partition("/")[0] for path in below])
+    for _ in below:
         done()
     fragments = pa.table(
         {
-            "path": [file.path for file in files],
-            "rows": np.ones(len(files), np.int64),
-            "label": labels.astype(np.int64) if has_labels else np.full(len(files), -1),
+            "path": [place.path for place in files.places],
+            "rows": np.ones(len(below), np.int64),
+            "label": labels,
             "key": below,
         }
     )
-    return Listing(fragments, has_labels, tuple(classes.tolist()) if has_labels else ())
+    no_labels = f"{outside} lies outside the class folders of {files.root}" if outside else None
+    return Listing(fragments, no_labels, classes)
 
 
 def relabel(listing: Listing, classes: Sequence[str], uri: str) -> Listing:
@@ -46,7 +55,9 @@ def relabel(listing: Listing, classes: Sequence[str], uri: str) -> Listing:
     numbers = np.array([number[name] for name in listing.classes])
     labels = pa.array(numbers[listing.fragments["label"].to_numpy()])
     at = listing.fragments.schema.get_field_index("label")
-    return Listing(listing.fragments.set_column(at, "label", labels), True, tuple(classes))
+    return replace(
+        listing, fragments=listing.fragments.set_column(at, "label", labels), classes=tuple(classes)
+    )
 
 
 def read_pieces(filesystem: fs.FileSystem, pieces: list[dict], pool: Executor) -> pa.Table:

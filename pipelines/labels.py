@@ -30,18 +30,23 @@ def read_labels(
 ) -> Int[np.ndarray, " rows"]:
     """The label of each row, -1 where it has none, in the index's order.
 
-    No image is read of Parquet files and folders. Raises ValueError as read_pieces does.
+    No image is read, but of torchvision's data sets. Raises ValueError as read_pieces does.
     """
+    if not index.has_labels:
+        return np.full(int(index.rows.sum()), -1)
     if index.layout == "folder":
         return index.fragments["label"].to_numpy()
     filesystem, _ = storage.resolve(index.uri)
 
     def labels(number: int) -> Int[np.ndarray, " rows"]:
-        if index.layout != "parquet":
+        if index.layout == "torchvision":
             whole = Piece(number, 0, int(index.rows[number]))
             return read_pieces(Reading.of(index, [whole]), data)["label"].to_numpy()
         fragment = index.fragments.slice(number, 1).to_pylist()[0]
-        found = parquet.read_labels(filesystem, fragment, data)
+        if index.layout == "tar":
+            found = np.array([sample["label"] for sample in fragment["samples"]])
+        else:
+            found = parquet.read_labels(filesystem, fragment, data)
         return found[fragment["chosen"]] if "chosen" in fragment else found
 
     found = []

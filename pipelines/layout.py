@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import pyarrow as pa
 
 from pipelines import storage
 
 _T = TypeVar("_T")
+
+Layout = Literal["parquet", "tar", "folder", "torchvision"]
 
 # Rows as a layout reads them. `label` is -1 where there is none; `path` and `key` say where an image is.
 # large_binary, because a window may hold more than the 2 GiB that binary's offsets reach.
@@ -20,6 +22,8 @@ IMAGE_ENDINGS = (
     ".gif", ".avif", ".heic", ".jp2", ".ppm",
 )  # fmt: skip
 
+# Folders that archives of macOS and the storage boxes of Synology add.
+JUNK = frozenset({"__MACOSX", "@eaDir"})
 
 # Files that one task reads at a time: object storage is slow to answer and fast to send.
 CONNECTIONS = 16
@@ -36,15 +40,34 @@ class Place(NamedTuple):
     size: int
 
 
+@dataclass(frozen=True)
+class Files:
+    """The files of a data set, sorted by path, and the folder from which its classes are counted.
+
+    passed_over: what else lies there and is not read, in one line.
+    """
+
+    layout: Layout
+    root: str
+    places: list[Place]
+    passed_over: str | None = None
+
+    @property
+    def below(self) -> list[str]:
+        """The paths of the files from the root."""
+        return [place.path.removeprefix(self.root).lstrip("/") for place in self.places]
+
+
 @dataclass(frozen=True, eq=False)
 class Listing:
     """The fragments of a data set: a table with the columns path and rows, and a layout's own.
 
+    no_labels: which image or file has no label, where one has none; then there are no labels at all.
     classes: the names of the labels, where there are any.
     """
 
     fragments: pa.Table
-    has_labels: bool
+    no_labels: str | None = None
     classes: tuple[str, ...] = ()
 
 

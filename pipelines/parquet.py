@@ -10,16 +10,18 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 from pyarrow import fs
 
+from pipelines import storage
 from pipelines.config import DataConfig
-from pipelines.layout import CHANGED, ROWS, Listing, Place, reading
+from pipelines.layout import CHANGED, ROWS, Files, Listing, Place, reading
+from pipelines.partitions import partition_values, value_labels
 
 ENDINGS = (".parquet", ".parq")
 
 
 def index_files(
-    filesystem: fs.FileSystem, files: list[Place], data: DataConfig, pool: Executor, done: Callable[[], None]
+    filesystem: fs.FileSystem, files: Files, data: DataConfig, pool: Executor, done: Callable[[], None]
 ) -> Listing:
-    """The row groups of `files`, which have labels if all have the label column.
+    """The row groups of `files`, which have labels if all have the label column, or lie in its partitions.
 
     Raises ValueError for a file that cannot be read or whose columns are not images and whole numbers.
     """
@@ -29,16 +31,31 @@ def index_files(
         done()
         return found
 
-    footers = list(pool.map(footer, files))
+    footers = list(pool.map(footer, files.places))
     counts = [len(rows) for rows, _ in footers]
-    fragments = pa.table(
-        {
-            "path": np.repeat([file.path for file in files], counts),
-            "rows": np.concatenate([np.array(rows, np.int64) for rows, _ in footers]),
-            "row_group": np.concatenate([np.arange(count) for count in counts]),
-        }
-    )
-    return Listing(fragments, has_labels=all(labels for _, labels in footers))
+    columns = {
+        "path": np.repeat([file.path for file in files.places], counts),
+        "rows": np.concatenate([np.array(rows, np.int64) for rows, _ in footers]),
+        "row_group": np.concatenate([np.arange(count) for count in counts]),
+    }
+    table, has_column = pa.table(columns), [has for _, has in footers]
+    if not any(has_column):
+        return _partitioned(table, files, counts, data.label_column)
+    without = [file.path for file, has in zip(files.places, has_column, strict=True) if not has]
+    return Listing(table, _without(without[0], data.label_column) if without else None)
+
+
+def _partitioned(table: pa.Table, files: Files, counts: list[int], column: str) -> Listing:
+    """The listing of files without a label column, whose folders may give it, as for pyarrow's data sets."""
+    values = partition_values(files.below, column)
+    if None in values:
+        return Listing(table, _without(files.places[values.index(None)].path, column))
+    labels, classes = value_labels([value for value in values if value is not None])
+    return Listing(table.append_column("label", pa.array(np.repeat(labels, counts))), classes=classes)
+
+
+def _without(path: str, column: str) -> str:
+    return f"{path} has no column {column!r} (--data.label-column names another)"
 
 
 def read_pieces(
@@ -51,16 +68,24 @@ def read_pieces(
 def read_labels(filesystem: fs.FileSystem, fragment: dict, data: DataConfig) -> Int[np.ndarray, " rows"]:
     """The label of each row of a row group, -1 where it has none; no image is read."""
     path, group = fragment["path"], fragment["row_group"]
+    if "label" in fragment:
+        return np.full(fragment["rows"], fragment["label"])
 
     def read() -> pa.Table:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
             return file.read_row_group(group, columns=[data.label_column])
 
-    return _labels(reading(read, f"{path}, row group {group}"), data).to_numpy()
+    return _labels(reading(read, f"{path}, row group {group}"), data, path).to_numpy()
 
 
-def _labels(table: pa.Table, data: DataConfig) -> pa.ChunkedArray:
-    return pc.fill_null(table[data.label_column].cast(pa.int64()), -1)
+def _labels(table: pa.Table, data: DataConfig, path: str) -> pa.ChunkedArray:
+    try:
+        return pc.fill_null(table[data.label_column].cast(pa.int64()), -1)
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"{path}: column {data.label_column!r} has a label beyond int64: {storage.first_line(error)}; "
+            "number the classes anew"
+        ) from error
 
 
 def _read_footer(filesystem: fs.FileSystem, path: str, data: DataConfig) -> tuple[list[int], bool]:
@@ -116,7 +141,10 @@ def _read_piece(filesystem: fs.FileSystem, piece: dict, data: DataConfig, has_la
         images = pc.struct_field(images, "bytes")  # pyright: ignore[reportAttributeAccessIssue]
     numbered = pa.array([f"row group {group}, row {row}" for row in range(start, stop)])
     keys = table[data.key_column].cast(pa.string()) if data.key_column in table.column_names else paths
-    labels = _labels(table, data) if has_labels else pa.array(np.full(len(table), -1))
+    if has_labels and "label" not in piece:
+        labels = _labels(table, data, path)
+    else:
+        labels = pa.array(np.full(len(table), piece.get("label", -1)))
     columns = {
         "image": images.cast(pa.large_binary()),
         "label": labels,

@@ -14,11 +14,11 @@ from pipelines import folders, parquet, storage, tars, torchvision_source
 from pipelines.config import DataConfig
 from pipelines.conversion import to_png
 from pipelines.header import read_header
-from pipelines.layout import CONNECTIONS, ROWS
+from pipelines.layout import CONNECTIONS, ROWS, Layout
 from pipelines.orientation import UPRIGHT
 from pipelines.pillow import BadImageError
 from pipelines.plan import Piece, Window
-from pipelines.sources import Index, Layout
+from pipelines.sources import Index
 
 # `sample` is the row's number in the index. Height and width are those of the image as it is shown, and
 # `orientation` is EXIF's, as which it is stored. `bad` says why the image cannot be used, and is null if it
@@ -114,7 +114,7 @@ def _read(
     if reading.layout == "parquet":
         return parquet.read_pieces(filesystem, pieces, data, reading.has_labels, pool)
     if reading.layout == "tar":
-        return tars.read_pieces(filesystem, pieces, reading.has_labels, pool)
+        return tars.read_pieces(filesystem, pieces, pool)
     if reading.layout == "torchvision":
         return torchvision_source.read_pieces(pieces, reading.has_labels)
     return folders.read_pieces(filesystem, pieces, pool)

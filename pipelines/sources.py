@@ -6,10 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from itertools import pairwise
-from pathlib import PurePosixPath
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,21 +17,17 @@ from pyarrow import fs
 
 from pipelines import folders, parquet, storage, tars, torchvision_source
 from pipelines.config import DataConfig
-from pipelines.layout import CONNECTIONS, Listing, Place
+from pipelines.files import find_files
+from pipelines.layout import CONNECTIONS, Files, Layout, Listing, Place
 from pipelines.philox import derive_key, permutation
 
-Layout = Literal["parquet", "tar", "folder", "torchvision"]
 Progress = Callable[[int, int], None]
-
-# The first layout of which a folder has files is the folder's.
-_ENDINGS: dict[Layout, tuple[str, ...]] = {
-    "parquet": parquet.ENDINGS,
-    "tar": tars.ENDINGS,
-    "folder": folders.ENDINGS,
-}
 
 # First part of a key's path; pipelines.plan and pipelines.draws use others.
 _SPLIT = 4
+
+# What an index holds beside its fragments.
+_ABOUT_INDEX = ("uri", "layout", "classes", "no_labels", "passed_over")
 
 # A split into whole fragments may hold out so many times what was asked for.
 _ABOUT = 1.5
@@ -47,14 +40,26 @@ class Index:
     fragments: path, rows, first_sample, and what the layout needs to read one; `chosen`, where not all of its
     rows are wanted, says which. A sample's number is its row's place in this order, kept by the parts of a
     split and by a choice: it does not depend on who reads it.
-    classes: the names of the labels, where the layout has names.
+    classes: the names of the labels, where the layout has names. no_labels: which image or file has no
+    label, where one has none. passed_over: what else lies there and is not read, in one line.
     """
 
     uri: str
     layout: Layout
     fragments: pa.Table
-    has_labels: bool
     classes: tuple[str, ...] = ()
+    no_labels: str | None = None
+    passed_over: str | None = None
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether every image has a label, as far as is known without reading it."""
+        return self.no_labels is None
+
+    def check_labels(self, what: str, way_out: str) -> None:
+        """Raise ValueError, which says what `what` lacks and where, unless every image has a label."""
+        if self.no_labels:
+            raise ValueError(f"{what} needs labels, and {self.no_labels}; give it one, or {way_out}")
 
     @property
     def rows(self) -> Int[np.ndarray, " fragments"]:
@@ -112,7 +117,7 @@ class Index:
 
     def to_bytes(self) -> bytes:
         """The index as a Parquet file, for Index.from_bytes."""
-        about = {name: getattr(self, name) for name in ("uri", "layout", "has_labels", "classes")}
+        about = {name: getattr(self, name) for name in _ABOUT_INDEX}
         out = io.BytesIO()
         pq.write_table(self.fragments.replace_schema_metadata({"index": json.dumps(about)}), out)
         return out.getvalue()
@@ -130,22 +135,22 @@ def build_index(
 ) -> Index:
     """Read the metadata of every file at `uri`; calls progress(done, files) after each.
 
-    The layout is told by the files' endings: Parquet, else tars, else image files. With `classes` those
-    give the labels of a folder's classes their numbers. Raises ValueError, naming the URI, where it does
-    not exist, holds no image, or lacks a column.
+    The layout is told by the files' endings: see find_files. With `classes` those give the labels of a
+    folder's classes their numbers. Raises ValueError, naming the URI, where it does not exist, holds no
+    image, or lacks a column.
     """
     try:
-        listing, layout, files = _list(uri, data, progress)
+        listing, files = _list(uri, data, progress)
     except OSError as error:
         raise ValueError(storage.first_line(error)) from error
     if classes and listing.classes:
         listing = folders.relabel(listing, classes, uri)
     fragments = listing.fragments.filter(pc.field("rows") > 0)
     if not len(fragments):
-        raise ValueError(f"{uri} holds no image: its {files} files have none")
+        raise ValueError(f"{uri} holds no image: its {len(files.places)} files have none")
     rows = fragments["rows"].to_numpy()
     fragments = fragments.append_column("first_sample", pa.array(np.cumsum(rows) - rows))
-    return Index(uri, layout, _whole(fragments), listing.has_labels, listing.classes)
+    return Index(uri, files.layout, _whole(fragments), listing.classes, listing.no_labels, files.passed_over)
 
 
 def _whole(fragments: pa.Table) -> pa.Table:
@@ -157,71 +162,29 @@ def _whole(fragments: pa.Table) -> pa.Table:
     return fragments.combine_chunks()
 
 
-def _list(uri: str, data: DataConfig, progress: Progress | None) -> tuple[Listing, Layout, int]:
-    """The fragments at `uri`, their layout, and in how many files they are."""
+def _list(uri: str, data: DataConfig, progress: Progress | None) -> tuple[Listing, Files]:
+    """The fragments at `uri`, and the files that they are in."""
     if uri.startswith(torchvision_source.SCHEME):
-        return torchvision_source.index_rows(uri), "torchvision", 1
-    filesystem, path = storage.resolve(uri)
-    layout, root, files = _find(path, uri)
+        return torchvision_source.index_rows(uri), Files("torchvision", "", [Place(uri, 0)])
+    filesystem, _ = storage.resolve(uri)
+    files = find_files(uri)
     told = 0
 
     def done() -> None:
         nonlocal told
         told += 1
         if progress:
-            progress(told, len(files))
+            progress(told, len(files.places))
 
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        listing = _index_files(layout, filesystem, root, files, data, pool, done)
-    return listing, layout, len(files)
+        return _index_files(filesystem, files, data, pool, done), files
 
 
 def _index_files(
-    layout: Layout,
-    filesystem: fs.FileSystem,
-    root: str,
-    files: list[Place],
-    data: DataConfig,
-    pool: Executor,
-    done: Callable[[], None],
+    filesystem: fs.FileSystem, files: Files, data: DataConfig, pool: Executor, done: Callable[[], None]
 ) -> Listing:
-    if layout == "parquet":
+    if files.layout == "parquet":
         return parquet.index_files(filesystem, files, data, pool, done)
-    if layout == "tar":
-        return tars.index_files(filesystem, files, pool, done)
-    return folders.index_files(root, files, done)
-
-
-def _find(path: str, uri: str) -> tuple[Layout, str, list[Place]]:
-    """The layout, the folder from which classes are counted, and the files, sorted."""
-    folder, pattern = _split_pattern(path)
-    found = storage.listing(uri[: uri.index("*")].rpartition("/")[0] if pattern else uri)
-    if pattern:
-        # Only * is a wildcard.
-        literal = pattern.replace("[", "[[]").replace("?", "[?]")
-        found = [file for file in found if fnmatchcase(file.path, literal)]
-    for layout, endings in _ENDINGS.items():
-        files = [Place(file.path, file.size) for file in found if _ends(file.path, endings)]
-        if files:
-            root = folder if pattern or [file.path for file in files] != [folder] else _parent(folder)
-            return layout, root, sorted(files)
-    what = f"matches {pattern}" if pattern else "is Parquet, a tar or an image"
-    packed = [file.path for file in found if _ends(file.path, (".tar.gz", ".tgz", ".tar.zst"))]
-    hint = f"; {packed[0]} is compressed: write it anew, uncompressed" if packed else ""
-    raise ValueError(f"{uri} holds no image: no file there {what}{hint}")
-
-
-def _ends(path: str, endings: tuple[str, ...]) -> bool:
-    hidden = PurePosixPath(path).name.startswith((".", "_"))
-    return path.lower().endswith(endings) and not hidden
-
-
-def _parent(path: str) -> str:
-    return path.rpartition("/")[0]
-
-
-def _split_pattern(path: str) -> tuple[str, str | None]:
-    """The folder to list, and the whole pattern where `path` has wildcards."""
-    if "*" not in path:
-        return path.rstrip("/"), None
-    return _parent(path[: path.index("*")]), path
+    if files.layout == "tar":
+        return tars.index_files(filesystem, files.places, data, pool, done)
+    return folders.index_files(files, data, done)

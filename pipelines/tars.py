@@ -1,20 +1,23 @@
-"""WebDataset tars: a fragment is a run of samples that lie side by side, known from the tar's headers alone.
+"""WebDataset tars: a fragment is a run of samples that lie side by side, known from the tar's headers.
 
-Members that follow each other and share their name up to its first dot are one sample: an image, and its
-class as a whole number in a member that ends in .cls. Aizman et al. 2019, section 3.
+Members that follow each other and share a key, their name up to its first dot, are one sample: an image, and
+its class as a whole number in a member that ends in .cls. Aizman et al. 2019, section 3.
 """
 
 import io
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 from pyarrow import fs
 
-from pipelines.layout import CHANGED, IMAGE_ENDINGS, ROWS, Listing, Place, reading
+from pipelines.config import DataConfig
+from pipelines.layout import CHANGED, IMAGE_ENDINGS, JUNK, ROWS, Listing, Place, reading
+from pipelines.tar_headers import Member, members
 
 ENDINGS = (".tar",)
 
@@ -25,91 +28,222 @@ _FRAGMENT_SAMPLES = 256
 # Headers lie between members; small members come along with them.
 _BUFFER = 1 << 16
 
+_CLASS = ".cls"
+_LARGEST_LABEL = 2**63 - 1
+
+# Members that an error lists.
+_SHOWN = 4
+
 _SAMPLE = pa.struct(
-    [
-        ("key", pa.string()),
-        ("offset", pa.int64()),
-        ("size", pa.int64()),
-        ("label_offset", pa.int64()),
-        ("label_size", pa.int64()),
-    ]
+    [("key", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("label", pa.int64())]
 )
 _FRAGMENTS = pa.schema({"path": pa.string(), "rows": pa.int64(), "samples": pa.list_(_SAMPLE)})
 
 
+class _Part(NamedTuple):
+    """A member as a part of the sample of its key; ending: from the dot that ends the key, in lower case."""
+
+    key: str
+    ending: str
+    member: Member
+
+    @property
+    def is_image(self) -> bool:
+        return self.ending.endswith(IMAGE_ENDINGS)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the ending has no further dot, as a sample's own parts have."""
+        return self.ending.count(".") == 1
+
+    @property
+    def stem(self) -> str:
+        """The name without its last ending."""
+        return self.member.name.rpartition(".")[0]
+
+
+@dataclass
+class _Found:
+    """The samples of one tar.
+
+    no_label: which sample has no label, if one has none. dotted: groups of images that share a key, each of
+    which counts as a sample of its own.
+    """
+
+    path: str
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    no_label: str | None = None
+    dotted: list[list[_Part]] = field(default_factory=list)
+
+
 def index_files(
-    filesystem: fs.FileSystem, files: list[Place], pool: Executor, done: Callable[[], None]
+    filesystem: fs.FileSystem,
+    files: list[Place],
+    data: DataConfig,
+    pool: Executor,
+    done: Callable[[], None],
 ) -> Listing:
     """The samples of `files`, which have labels if all have a .cls member.
 
-    Raises ValueError for a tar that cannot be read.
+    Raises ValueError for a tar that cannot be read whole, a name that is there twice, a class that is no
+    number, and where nothing says which of a sample's images is meant.
     """
 
-    def fragments(file: Place) -> list[dict[str, Any]]:
-        found = reading(lambda: list(_fragments(filesystem, file.path)), file.path)
+    def samples(file: Place) -> _Found:
+        found = reading(lambda: _read_tar(filesystem, file.path, data), file.path)
         done()
         return found
 
-    rows = [fragment for found in pool.map(fragments, files) for fragment in found]
-    has_labels = all(sample["label_size"] for fragment in rows for sample in fragment["samples"])
-    return Listing(pa.Table.from_pylist(rows, schema=_FRAGMENTS), has_labels)
+    tars = list(pool.map(samples, files))
+    _check_dotted(tars)
+    no_labels = next((tar.no_label for tar in tars if tar.no_label), None)
+    if no_labels:
+        for sample in (sample for tar in tars for sample in tar.samples):
+            sample["label"] = -1
+    rows = [fragment for tar in tars for fragment in _fragments(tar)]
+    return Listing(pa.Table.from_pylist(rows, schema=_FRAGMENTS), no_labels)
 
 
-def _fragments(filesystem: fs.FileSystem, path: str) -> Iterator[dict[str, Any]]:
+def _fragments(tar: _Found) -> Iterator[dict[str, Any]]:
     run: list[dict[str, Any]] = []
-    for sample in _samples(filesystem, path):
+    for sample in tar.samples:
         if run and (
             len(run) == _FRAGMENT_SAMPLES
             or sample["offset"] + sample["size"] - run[0]["offset"] > _FRAGMENT_BYTES
         ):
-            yield {"path": path, "rows": len(run), "samples": run}
+            yield {"path": tar.path, "rows": len(run), "samples": run}
             run = []
         run.append(sample)
     if run:
-        yield {"path": path, "rows": len(run), "samples": run}
+        yield {"path": tar.path, "rows": len(run), "samples": run}
 
 
-def _samples(filesystem: fs.FileSystem, path: str) -> Iterator[dict[str, Any]]:
+def _read_tar(filesystem: fs.FileSystem, path: str, data: DataConfig) -> _Found:
+    found = _Found(path)
     try:
         with filesystem.open_input_file(path) as file:
-            buffered = io.BufferedReader(cast(io.RawIOBase, file), _BUFFER)
-            with tarfile.open(fileobj=buffered, mode="r:") as tar:
-                for key, members in groupby((m for m in tar if m.isfile()), lambda m: _split(m.name)[0]):
-                    if sample := _sample(key, members):
-                        yield sample
-    except tarfile.TarError as error:
-        raise ValueError(f"cannot read {path}: {error}; write it anew, uncompressed") from error
+            buffered = cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, file), _BUFFER))
+            parts = _parts(members(buffered, file.size()), data, path)
+            for _, group in groupby(parts, lambda part: part.key):
+                _add(found, list(group), data, buffered)
+    except tarfile.ReadError as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    return found
 
 
-def _sample(key: str, members: Iterable[tarfile.TarInfo]) -> dict[str, Any] | None:
-    """Where the image and its class lie, or None where there is no image."""
-    sample: dict[str, Any] = {"key": key, "label_offset": 0, "label_size": 0}
-    for member in members:
-        ending = _split(member.name)[1].lower()
-        if ending == ".cls":
-            sample |= {"label_offset": member.offset_data, "label_size": member.size}
-        elif ending.endswith(IMAGE_ENDINGS):
-            sample |= {"offset": member.offset_data, "size": member.size}
-    return sample if "offset" in sample else None
+def _parts(walk: Iterable[Member], data: DataConfig, path: str) -> Iterator[_Part]:
+    """The files of a tar; raises ValueError for an image or class that is there twice, or is a link."""
+    seen: set[str] = set()
+    for member in walk:
+        part = _Part(*_split(member.name, data.key_dot), member)
+        if member.type == tarfile.DIRTYPE or _is_passed_over(member.name):
+            continue
+        if part.is_image or part.ending.endswith(_CLASS):
+            if member.type not in tarfile.REGULAR_TYPES:
+                raise ValueError(
+                    f"{member.name} of {path} is a link, or no file; write the tar anew with the files "
+                    "themselves, as tar --dereference --hard-dereference does"
+                )
+            if member.name in seen:
+                raise ValueError(f"{member.name} is twice in {path}; write it anew, each name once")
+            seen.add(member.name)
+        yield part
 
 
-def _split(name: str) -> tuple[str, str]:
-    """A member's key and ending: the name up to the first dot of its last part, and the rest."""
+def _split(name: str, dot: str) -> tuple[str, str]:
+    """A member's key and ending: the name up to that dot of its last part, and the rest."""
+    folder, slash, last = name.rpartition("/")
+    at = last.find(".") if dot == "first" else last.rfind(".")
+    at = len(last) if at < 0 else at
+    return folder + slash + last[:at], last[at:].lower()
+
+
+def _is_passed_over(name: str) -> bool:
+    """Whether WebDataset has no key for it, as for the ._NAME beside each NAME of macOS; or it is junk."""
     folder, _, last = name.rpartition("/")
-    stem, dot, ending = last.partition(".")
-    return (f"{folder}/{stem}" if folder else stem), dot + ending
+    return last.startswith(".") or not JUNK.isdisjoint(folder.split("/"))
 
 
-def read_pieces(filesystem: fs.FileSystem, pieces: list[dict], has_labels: bool, pool: Executor) -> pa.Table:
+def _add(found: _Found, group: list[_Part], data: DataConfig, file: BinaryIO) -> None:
+    """Add what the parts of one key are: a sample, none without an image, or several."""
+    classes = {part.ending: part for part in group if part.ending.endswith(_CLASS)}
+    images = _images(group, data)
+    if len(images) > 1:
+        if data.key_dot == "last" or data.image_ending or any(part.is_plain for part in group):
+            raise _several(images, found.path, data.key_dot)
+        found.dotted.append(images)
+    for image in images:
+        own = image.ending.rpartition(".")[0] + _CLASS
+        label = _label(classes.get(_CLASS) or classes.get(own), file, found.path)
+        key = image.key if len(images) == 1 else image.stem
+        if isinstance(label, str) and not found.no_label:
+            found.no_label = f"{key} of {found.path} has {label}"
+        where = {"key": key, "offset": image.member.offset, "size": image.member.size}
+        found.samples.append({**where, "label": -1 if isinstance(label, str) else label})
+
+
+def _images(group: list[_Part], data: DataConfig) -> list[_Part]:
+    """The image of a sample: the one that is named, else the plain one; all where that says nothing."""
+    images = [part for part in group if part.is_image]
+    named = "." + (data.image_ending or "").lstrip(".").lower()
+    for chosen in ([part for part in images if part.ending == named], [p for p in images if p.is_plain]):
+        if len(chosen) == 1:
+            return chosen
+    return images
+
+
+def _check_dotted(tars: list[_Found]) -> None:
+    """Raise ValueError where images that share a key may be those of one sample.
+
+    They are where an ending comes back, as .left.jpg does under each key. Where none does, the dots are the
+    names' own, as in 2021.05.03-0.jpg and 2021.05.03-1.jpg.
+    """
+    seen: set[str] = set()
+    for tar in tars:
+        for images in tar.dotted:
+            endings = {image.ending for image in images}
+            if len(endings) < len(images) or not seen.isdisjoint(endings):
+                raise _several(images, tar.path, "first")
+            seen |= endings
+
+
+def _several(images: list[_Part], path: str, dot: str) -> ValueError:
+    names = [image.member.name for image in images]
+    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    way_out = "" if dot == "last" else ", or, where dots belong to the names, set --data.key-dot last"
+    return ValueError(
+        f"{path} has several images under the key {images[0].key}: {shown}; name one as in "
+        f"--data.image-ending {images[0].ending.lstrip('.')}{way_out}"
+    )
+
+
+def _label(part: _Part | None, file: BinaryIO, path: str) -> int | str:
+    """The class that a .cls member holds, or in words that there is none."""
+    if part is None:
+        return "no .cls beside it"
+    file.seek(part.member.offset)
+    # More than any number needs, should something else have that ending.
+    content = file.read(min(part.member.size, 64))
+    if not content.strip():
+        return "an empty .cls"
+    try:
+        label = int(content)
+    except ValueError:
+        label = None
+    if label is None or not -1 <= label <= _LARGEST_LABEL:
+        raise ValueError(f"{path}: {part.member.name} is {content[:20]!r}, not a whole number from 0")
+    return label
+
+
+def read_pieces(filesystem: fs.FileSystem, pieces: list[dict], pool: Executor) -> pa.Table:
     """Samples [start, stop) of each fragment, as layout.ROWS; one read a piece."""
-    return pa.concat_tables(pool.map(lambda piece: _read_piece(filesystem, piece, has_labels), pieces))
+    return pa.concat_tables(pool.map(lambda piece: _read_piece(filesystem, piece), pieces))
 
 
-def _read_piece(filesystem: fs.FileSystem, piece: dict, has_labels: bool) -> pa.Table:
+def _read_piece(filesystem: fs.FileSystem, piece: dict) -> pa.Table:
     path, samples = piece["path"], piece["samples"][piece["start"] : piece["stop"]]
-    parts = [(s["offset"], s["size"]) for s in samples]
-    parts += [(s["label_offset"], s["label_size"]) for s in samples if has_labels]
-    first, last = min(offset for offset, _ in parts), max(offset + size for offset, size in parts)
+    first = min(sample["offset"] for sample in samples)
+    last = max(sample["offset"] + sample["size"] for sample in samples)
 
     def read() -> bytes:
         with filesystem.open_input_file(path) as file:
@@ -120,25 +254,10 @@ def _read_piece(filesystem: fs.FileSystem, piece: dict, has_labels: bool) -> pa.
     if len(content) < last - first:
         raise ValueError(f"cannot read {path}: it is shorter than when it was indexed; {CHANGED}")
 
-    def part(offset: int, size: int) -> bytes:
-        return bytes(content[offset - first : offset - first + size])
-
-    labels = (
-        [_label(part(s["label_offset"], s["label_size"]), path, s) for s in samples] if has_labels else []
-    )
     columns = {
-        "image": [part(s["offset"], s["size"]) for s in samples],
-        "label": labels or [-1] * len(samples),
+        "image": [bytes(content[s["offset"] - first :][: s["size"]]) for s in samples],
+        "label": [s["label"] for s in samples],
         "path": [path] * len(samples),
         "key": [s["key"] for s in samples],
     }
     return pa.table(columns, schema=ROWS)
-
-
-def _label(content: bytes, path: str, sample: dict[str, Any]) -> int:
-    try:
-        return int(content)
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: {sample['key']}.cls is {content[:20]!r}, not a whole number from 0"
-        ) from error

@@ -41,9 +41,9 @@ def index_rows(uri: str) -> Listing:
             "first_row": starts,
         }
     )
-    has_labels = rows > 0 and _label(dataset[0]) is not None
-    classes = getattr(dataset, "classes", ()) if has_labels else ()
-    return Listing(fragments, has_labels, tuple(map(_class_name, classes)))
+    if not rows or _label(dataset[0]) is None:
+        return Listing(fragments, f"the targets of {plain(uri)} are no whole numbers")
+    return Listing(fragments, classes=tuple(map(_class_name, getattr(dataset, "classes", ()))))
 
 
 def read_pieces(pieces: list[dict], has_labels: bool) -> pa.Table:

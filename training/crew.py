@@ -24,7 +24,7 @@ _LOOK_SECONDS = 0.2
 _DONE = "done with task"
 
 # The group itself has no images: each task brings its own.
-_NONE = Sets(Index("", "folder", pa.table({}), has_labels=False))
+_NONE = Sets(Index("", "folder", pa.table({})))
 
 
 @dataclass(frozen=True, eq=False)

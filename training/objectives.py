@@ -178,11 +178,7 @@ class Supervised(Objective):
 
 def count_classes(config: TrainConfig, index: Index) -> int:
     """Classes of the training images, for objective=supervised; ValueError where nothing says them."""
-    if not index.has_labels:
-        raise ValueError(
-            f"objective=supervised needs labels, and {index.uri} has none: name their column with "
-            "--data.label-column, or choose --objective simclr or byol"
-        )
+    index.check_labels("objective=supervised", "choose --objective simclr or byol")
     if classes := config.supervised.classes or len(index.classes):
         return classes
     raise ValueError(f"nothing says how many classes {index.uri} has; set --supervised.classes")

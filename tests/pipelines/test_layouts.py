@@ -146,7 +146,8 @@ def test_tars_with_an_image_that_has_no_class_have_no_labels(tmp_path: Path, ima
 
 
 def test_large_tars_are_read_in_runs_of_samples(tmp_path: Path, images: Images):
-    (tmp_path / "0.tar").write_bytes(_tar(images * 30))
+    many = [(f"{key}-{again}", label, content) for again in range(30) for key, label, content in images]
+    (tmp_path / "0.tar").write_bytes(_tar(many))
     index = build_index(str(tmp_path), _DATA)
     assert index.rows.tolist() == [256, 256, 208]
     read = read_pieces(Reading.of(index, [Piece(1, 100, 103)]), _DATA)

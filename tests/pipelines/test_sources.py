@@ -180,7 +180,7 @@ def test_a_large_index_is_stored_and_comes_back_as_it_was_and_in_one_piece():
             "first_sample": np.cumsum(rows) - rows,
         }
     )
-    index = Index("s3://bucket", "parquet", fragments, has_labels=True, classes=("cat", "dog"))
+    index = Index("s3://bucket", "parquet", fragments, classes=("cat", "dog"))
     loaded = Index.from_bytes(index.to_bytes())
     assert loaded.fragments.equals(fragments)
     assert (loaded.uri, loaded.layout, loaded.has_labels, loaded.classes) == (

@@ -233,7 +233,7 @@ def test_classes_are_those_that_folders_name_or_the_config_says(data: DataConfig
     with pytest.raises(ValueError, match=r"how many classes .* has; set --supervised.classes"):
         count_classes(unset, parquet)
     nameless = DataConfig(train=data.train, label_column="none")
-    with pytest.raises(ValueError, match=r"needs labels, and .* has none"):
+    with pytest.raises(ValueError, match=r"supervised needs labels, and .*parquet has no column 'none' "):
         count_classes(unset, build_index(data.train, nameless))
 
 
