@@ -21,6 +21,7 @@ from cluster.local import cluster
 from cluster.progress import bar, warn
 from pipelines import destination, storage, torchvision_source
 from pipelines.config import DataConfig
+from pipelines.decoding import screened
 from pipelines.packing import (
     ShardJob,
     Sizes,
@@ -182,7 +183,8 @@ def run_preview(
     settings = {"recipe": recipe, "view": {"size": size} if size else None}
     given = {name: value for name, value in settings.items() if value is not None}
     data = DataConfig(train=uri, **columns.given, **given)
-    table = read_pieces(spread(_index(uri, None, data), images), data)
+    read = [read_pieces(spread(_index(uri, None, data), images), data)]
+    (table,) = screened(read, len(read[0]))
     sheet = contact_sheet(table, data.views, seed=seed, images=images)
     try:
         storage.write(output, sheet)

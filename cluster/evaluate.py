@@ -1,6 +1,7 @@
 """`diptych eval`: a finished run's encoder is judged, and the result kept beside the run."""
 
 import json
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,7 @@ from pipelines.labels import labelled_share, read_labels
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, most_workers
 from training.evaluator import Sets
+from training.faults import RunError
 from training.finetune import finetune_config
 from training.protocols import Protocol
 from training.record import kept_index, read_config
@@ -127,8 +129,17 @@ def _launch(config: TrainConfig, sets: Sets, protocol: Protocol, launch: "Launch
         if "protocol" in event:  # Others tell how far the workers are.
             found.update(event)
 
-    with cluster(cpus=most_workers(config) * config.cpus_per_worker):
+    def judge(protocol: Protocol) -> None:
         (launch or start_workers)(
             config, sets, hear, protocol, workers=fitting_workers(config), stopping=lambda: False
         )
+
+    with cluster(cpus=most_workers(config) * config.cpus_per_worker):
+        try:
+            judge(protocol)
+        except RunError as error:
+            if not error.died:
+                raise
+            print(f"{error}; once more, each image being decoded in another process first", file=sys.stderr)
+            judge(replace(protocol, careful=True))
     return found

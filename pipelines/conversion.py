@@ -1,13 +1,35 @@
 """Images that DALI does not decode, or not right, to PNG, as Pillow shows them."""
 
+import atexit
 import io
+from functools import cache
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from pipelines.header import Header
+from pipelines.isolation import Crash, Isolated
 from pipelines.orientation import TRANSPOSES
 from pipelines.pillow import BadImageError, opened, quiet, reason_of
+
+
+def to_png_elsewhere(content: bytes | memoryview, header: Header) -> bytes:
+    """The same as to_png in another process, so that an image that ends it is a bad one."""
+    (png,) = _in_another_process().each([(bytes(content), header)])
+    if isinstance(png, Crash):
+        raise BadImageError(str(png))
+    return png
+
+
+@cache
+def _in_another_process() -> Isolated[tuple[bytes, Header], bytes]:
+    process = Isolated(_to_png)
+    atexit.register(process.close)
+    return process
+
+
+def _to_png(item: tuple[bytes, Header]) -> bytes:
+    return to_png(*item)
 
 
 def to_png(content: bytes | memoryview, header: Header) -> bytes:

@@ -4,9 +4,9 @@ DALI decodes, crops and resizes; what is left is done by pipelines.finisher. Not
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from pipelines.arguments import transposed, view_arguments
+from pipelines.decoding import undecodable
 from pipelines.draws import Draws
 from pipelines.finisher import Finisher
-from pipelines.graph import build_crops, build_decoder
+from pipelines.graph import build_crops
 from pipelines.orientation import UPRIGHT, turned
 from pipelines.recipes import ViewRecipe
 
@@ -213,39 +214,3 @@ def _transpose(crops: UInt8[Tensor, "n size size 3"], rows: Int[np.ndarray, " k"
     if len(rows):
         chosen = torch.from_numpy(rows).to(crops.device)
         crops[chosen] = crops[chosen].transpose(1, 2)
-
-
-def undecodable(
-    images: Iterable[UInt8[np.ndarray, " bytes"]],
-    stored_sizes: Int[np.ndarray, "n 2"],
-    *,
-    gpu: int | None = None,
-) -> dict[int, str]:
-    """Why each image cannot be used whose pixels do not decode, or not to its size; one after another."""
-    reasons = {}
-    for position, (image, size) in enumerate(zip(images, stored_sizes.tolist(), strict=True)):
-        try:
-            (decoded,) = _decoder(gpu).run(image=[image])
-        except RuntimeError as error:
-            reasons[position] = f"its pixels cannot be decoded ({_first_line(error)})"
-            continue
-        if list(found := decoded[0].shape()[:2]) != size:
-            reasons[position] = f"decodes to {_written(found)} pixels, its header says {_written(size)}"
-    return reasons
-
-
-def _written(size: Sequence[int]) -> str:
-    """Height and width as people write them."""
-    return f"{size[1]} x {size[0]}"
-
-
-@lru_cache(maxsize=1)
-def _decoder(gpu: int | None) -> Any:
-    """Built when first needed; images are seldom broken."""
-    return build_decoder(gpu=gpu)
-
-
-def _first_line(error: RuntimeError) -> str:
-    """What an operator of DALI's says went wrong, out of a message that names the operator and its place."""
-    lines = str(error).rpartition("encountered:")[2].split("\n")
-    return next((line.strip() for line in lines if line.strip()), "unknown")

@@ -15,6 +15,9 @@ from typing import IO, Any, Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+# How the reason begins for which an image is bad that has ended a process.
+ENDS_PROCESS = "decoding it ends the process"
+
 _LENGTH = struct.Struct("<Q")
 
 _SERVE = "from pipelines.isolation import serve; serve()"
@@ -28,7 +31,7 @@ class Crash:
 
     def __str__(self) -> str:
         how = signal.Signals(self.signal).name if self.signal else "an exit"
-        return f"decoding it ends the process ({how})"
+        return f"{ENDS_PROCESS} ({how})"
 
 
 class Isolated(Generic[Item, Result]):
@@ -79,14 +82,19 @@ class Isolated(Generic[Item, Result]):
 
 
 def _start(work: Callable[[Any], Any]) -> "subprocess.Popen[bytes]":
-    # It finds the packages where this process does, and dies with it: its input ends then.
+    # It finds the packages where this process does, and -P nowhere else; it ends when its input does.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     process = subprocess.Popen(
-        [sys.executable, "-c", _SERVE], env=environment,
+        [sys.executable, "-P", "-c", _SERVE], env=environment,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     assert process.stdin
-    _send(process.stdin, work)
+    assert process.stdout
+    try:
+        _send(process.stdin, work)
+        _receive(process.stdout)
+    except (BrokenPipeError, EOFError) as error:
+        raise RuntimeError(f"{sys.executable} ends before it can work on anything") from error
     return process
 
 
@@ -98,6 +106,7 @@ def serve() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for the answers.
     work = _receive(source)
+    _send(sink, "ready")
     while True:
         try:
             item = _receive(source)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from pipelines import storage
+from pipelines.isolation import ENDS_PROCESS
 from pipelines.sources import Index
 
 _FILE = "quarantine.jsonl"
@@ -33,6 +34,15 @@ class Quarantine:
 
     def __len__(self) -> int:
         return len(self._found)
+
+    @property
+    def crashes(self) -> dict[tuple[str, str], str]:
+        """Path and key of each image whose decoding ends the process, and the reason."""
+        return {
+            place: image.reason
+            for place, image in self._found.items()
+            if image.reason.startswith(ENDS_PROCESS)
+        }
 
     def add(self, images: Iterable[Quarantined], *, write: bool) -> None:
         """Keep those that are new, and with `write` write all of them down."""

@@ -12,7 +12,7 @@ from pyarrow import fs
 
 from pipelines import folders, parquet, storage, tars, torchvision_source
 from pipelines.config import DataConfig
-from pipelines.conversion import to_png
+from pipelines.conversion import to_png_elsewhere
 from pipelines.header import read_header
 from pipelines.layout import CONNECTIONS, ROWS, Layout
 from pipelines.orientation import UPRIGHT
@@ -133,7 +133,7 @@ def _with_headers(table: pa.Table, max_pixels: int, own_bytes: bool) -> pa.Table
             header = read_header(content, max_pixels=max_pixels)
             orientation = header.orientation
             if content and header.for_pillow and not own_bytes:
-                changed[row], orientation = to_png(content, header), UPRIGHT
+                changed[row], orientation = to_png_elsewhere(content, header), UPRIGHT
         except BadImageError as bad:
             changed[row], reasons[row] = None, str(bad)
             continue

@@ -9,10 +9,8 @@ import numpy as np
 
 from pipelines.batches import Rows
 from pipelines.config import DataConfig
-from pipelines.conversion import to_png
-from pipelines.dali import undecodable
-from pipelines.header import image_format, read_header
-from pipelines.pillow import BadImageError
+from pipelines.decoding import faults
+from pipelines.header import image_format
 from pipelines.reader import Reading, read_pieces
 from pipelines.sources import Index
 
@@ -62,7 +60,7 @@ def survey(reading: Reading, data: DataConfig, *, decode: bool) -> Survey:
     """What the reading's images are; with `decode` those are bad too whose pixels do not decode."""
     rows = Rows.of(read_pieces(reading, data, own_bytes=True))
     if decode:
-        rows = rows.marked(_broken(rows, data.max_pixels))
+        rows = rows.marked(_broken(rows))
     found = Survey()
     for bad in rows.quarantined:
         count, examples = found.bad.get(bad.reason, (0, []))
@@ -77,21 +75,11 @@ def survey(reading: Reading, data: DataConfig, *, decode: bool) -> Survey:
     return found
 
 
-def _broken(rows: Rows, max_pixels: int) -> dict[int, str]:
+def _broken(rows: Rows) -> dict[int, str]:
     """Why each of the good rows does not decode that does not, as training would decode it."""
-    broken: dict[int, str] = {}
-    for row in np.flatnonzero(~rows.is_bad).tolist():
-        image = rows.image[row]
-        header = read_header(image.data, max_pixels=max_pixels)
-        try:
-            if header.for_pillow:
-                image, header = np.frombuffer(to_png(image.data, header), np.uint8), header.upright
-        except BadImageError as bad:
-            broken[row] = str(bad)
-            continue
-        if found := undecodable([image], np.array([header.stored_size])):
-            broken[row] = found[0]
-    return broken
+    good = np.flatnonzero(~rows.is_bad).tolist()
+    found = faults(rows.image[row].tobytes() for row in good)
+    return {row: fault for row, fault in zip(good, found, strict=True) if fault}
 
 
 def report(index: Index, found: Survey, classes: Sequence[str], window_rows: int) -> dict[str, Any]:

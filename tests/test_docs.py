@@ -183,9 +183,7 @@ def test_files_that_pages_name_exist() -> None:
 def test_every_promise_has_a_test() -> None:
     named = re.findall(r"`(tests/[\w./]+)::(\w+)`", (ROOT / "CONTRIBUTING.md").read_text())
     assert len(named) > 20
-    missing = [
-        f"{path}::{test}" for path, test in named if f"\ndef {test}(" not in (ROOT / path).read_text()
-    ]
+    missing = [f"{path}::{test}" for path, test in named if f"\ndef {test}(" not in (ROOT / path).read_text()]
     assert not missing
 
 

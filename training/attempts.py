@@ -4,6 +4,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from threading import Event
+from typing import Any
 
 from training.capacity import asked_for, fitting_workers, or_none, wait_for_nodes
 from training.checkpoint import Checkpoints
@@ -17,6 +18,9 @@ from training.worker import Launch, launch
 
 # How often the cluster is looked at for room for more workers, and how long it must have had that.
 _LOOK_SECONDS, _STEADY_LOOKS = 5.0, 2
+
+# Views are made some steps ahead of the training, which tells how far it is about once a second.
+_STEPS_AHEAD, _SILENT_SECONDS = 8, 5.0
 
 # How long to wait for nodes where too few are left, and for a lost one to be noticed.
 _PATIENCE_SECONDS, _NOTICE_SECONDS = 300.0, 60.0
@@ -38,13 +42,15 @@ def run_to_its_end(
     StoppedError once `stop` was set and the run has saved, and ValueError as launch does.
     """
     checkpoints = Checkpoints(run_uri(config), config.checkpoint.keep)
-    failures, reached = 0, checkpoints.latest_step()
+    failures, reached, careful_until = 0, checkpoints.latest_step(), 0
+    heard = _Heard(progress, config.batch_size)
     workers = _first_workers(config, progress, reached or 0, stop)
     while True:
         try:
             ending = _Ending(stop, config, workers)
             with _missing_nodes(config, workers):
-                launch(config, sets, progress, partial(train, until=until), workers=workers, stopping=ending)
+                task = partial(train, until=until, careful_until=careful_until)
+                launch(config, sets, heard, task, workers=workers, stopping=ending)
             return
         except StoppedError as stopped:
             if stop.is_set():
@@ -57,9 +63,30 @@ def run_to_its_end(
             reached = step
             if error.final or failures > config.retries or stop.is_set():
                 raise
+            # It may have been an image that has ended the worker: the next one decodes them elsewhere first.
+            careful_until = heard.furthest if error.died else 0
             progress({"step": step or 0, "restarting": f"{error}"})
             wait_for_lost_nodes(_NOTICE_SECONDS, stop)
         workers = _wait_for_room(config, reached or 0, stop)
+
+
+class _Heard:
+    """Hands on what a run tells of its steps, and keeps how far it may have come since then."""
+
+    def __init__(self, progress: Progress, batch_size: int) -> None:
+        self._progress, self._batch_size = progress, batch_size
+        self._step, self._steps_per_second = 0, 0.0
+
+    def __call__(self, values: dict[str, Any]) -> None:
+        self._step = max(self._step, values.get("step", 0))
+        if "images_per_second" in values:
+            self._steps_per_second = values["images_per_second"] / self._batch_size
+        self._progress(values)
+
+    @property
+    def furthest(self) -> int:
+        """The last step whose images a worker may have had in its hands."""
+        return self._step + _STEPS_AHEAD + round(_SILENT_SECONDS * self._steps_per_second)
 
 
 def _first_workers(config: TrainConfig, progress: Progress, reached: int, stop: Event) -> int:

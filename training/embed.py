@@ -1,5 +1,6 @@
 """The features of images as Parquet shards, one job a shard."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,9 @@ import pyarrow as pa
 import torch
 from jaxtyping import Float
 
+from pipelines import storage
 from pipelines.config import DataConfig
+from pipelines.decoding import screened
 from pipelines.feed import Device, evaluation_views
 from pipelines.packing import ShardJob, good_rows, with_reasons, write_shard
 from pipelines.reader import ahead, read_pieces
@@ -38,23 +41,30 @@ class Embedder:
 
     def __call__(self, job: ShardJob) -> pa.Table:
         """Write key, path, label and feature of the job's good images; packing.REPORT of it."""
-        rows, features = self._embed(job)
+        # It stays where an image ends this process: the next one decodes this shard's elsewhere first.
+        begun = storage.join(self.dest, f"_begun-{job.number:05}")
+        careful = storage.exists(begun)
+        storage.write(begun, b"")
+        rows, features = self._embed(job, careful)
         feature = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
         shard = good_rows(rows).append_column("feature", feature)
         labels = ["label"] if job.readings[0].has_labels else []
         shard = shard.select(["key", "path", *labels, "feature"])
-        return write_shard(
+        report = write_shard(
             job.number, self.dest, shard, rows, rows_per_group=_GROUP_ROWS, classes=self.classes
         )
+        storage.remove(begun)
+        return report
 
-    def _embed(self, job: ShardJob) -> tuple[pa.Table, Float[np.ndarray, "good dim"]]:
+    def _embed(self, job: ShardJob, careful: bool) -> tuple[pa.Table, Float[np.ndarray, "good dim"]]:
         """The job's rows without their images, and the features of the good ones."""
         seen: list[pa.Table] = []
         done: list[int] = []
         reasons: dict[tuple[str, str], str] = {}
 
         def tables() -> Iterator[pa.Table]:
-            for table in ahead(read_pieces(reading, self.data) for reading in job.readings):
+            read = ahead(read_pieces(reading, self.data) for reading in job.readings)
+            for table in screened(read, sys.maxsize, gpu=self._device.gpu) if careful else read:
                 seen.append(table.drop_columns(["image"]))
                 yield table
 

@@ -18,8 +18,11 @@ class NonFiniteError(Exception):
 
 
 class RunError(Exception):
-    """A worker failed; the message says which and why. `final`: it would again, whoever did the work."""
+    """A worker failed; the message says which and why. `final`: it would again, whoever did the work.
 
-    def __init__(self, message: str, *, final: bool) -> None:
+    `died`: a worker's process has ended, and left no error.
+    """
+
+    def __init__(self, message: str, *, final: bool, died: bool = False) -> None:
         super().__init__(message)
-        self.final = final
+        self.final, self.died = final, died

@@ -1,12 +1,14 @@
 """Where one worker of a run stands: its place among the others, its devices, and how tables reach it."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import torch
 
 from pipelines.config import DataConfig
+from pipelines.decoding import known_bad, screened
 from pipelines.feed import Device
 from pipelines.plan import Window
 from pipelines.sources import Index
@@ -24,6 +26,23 @@ class Worker:
     threads: int
     tables: TableSource
     stopping: Callable[[], bool] = lambda: False
+
+    @property
+    def careful(self) -> "Worker":
+        """The same, whose images are first decoded in another process: those that end it are bad."""
+
+        def tables(index: Index, data: DataConfig, windows: Iterable[Window]) -> Iterator[pa.Table]:
+            return screened(self.tables(index, data, windows), sys.maxsize, gpu=self.dali.gpu)
+
+        return replace(self, tables=tables)
+
+    def without(self, known: Mapping[tuple[str, str], str]) -> "Worker":
+        """The same, for which the images at these paths and keys are bad."""
+
+        def tables(index: Index, data: DataConfig, windows: Iterable[Window]) -> Iterator[pa.Table]:
+            return known_bad(self.tables(index, data, windows), known)
+
+        return replace(self, tables=tables)
 
     @property
     def dali(self) -> Device:

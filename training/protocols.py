@@ -17,12 +17,16 @@ from training.run import run_uri
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """One way to judge the features of a checkpoint, frozen, with the labelled training images."""
+    """One way to judge the features of a checkpoint, frozen, with the labelled training images.
+
+    careful: decode images in another process first, since one of them has ended a worker.
+    """
 
     name: Literal["knn", "linear"]
     step: int
     features: FeatureName = "encoder"
     probe: ProbeConfig | None = None
+    careful: bool = False
 
     def __call__(
         self, config: TrainConfig, sets: Sets, worker: Worker, progress: Callable[[dict[str, Any]], None]
@@ -30,7 +34,7 @@ class Protocol:
         """Judge the run of `config`; every worker calls it, and rank 0 tells `progress` what was found."""
         encoder = load_encoder(config, self.step, self.features)
         encoder.to(worker.device)
-        evaluator = Evaluator(config, sets, worker)
+        evaluator = Evaluator(config, sets, worker.careful if self.careful else worker)
         found: dict[str, Any] = {"protocol": self.name, "features": self.features}
         if self.name == "knn":
             found["top1"] = evaluator.knn(encoder)

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipelines import storage
+from pipelines.decoding import screened
 from pipelines.feed import training_views
 from pipelines.plan import Plan, lanes_of
 from pipelines.preview import contact_sheet
@@ -61,16 +62,23 @@ def total_steps(config: TrainConfig, plan: Plan) -> int:
 
 
 def train(
-    config: TrainConfig, sets: Sets, worker: Worker, progress: Progress, *, until: int | None = None
+    config: TrainConfig,
+    sets: Sets,
+    worker: Worker,
+    progress: Progress,
+    *,
+    until: int | None = None,
+    careful_until: int = 0,
 ) -> None:
     """Train from the newest checkpoint, or from the start, to the end; every worker of the run calls it.
 
-    To the step `until`, where that comes before the end: the next call goes on from its checkpoint.
+    To the step `until`, where that comes before the end: the next call goes on from its checkpoint. Up to the
+    step `careful_until` images are first decoded in another process: one of them may have ended a worker.
 
     Calls progress(values) about once a second on rank 0, with what metrics.jsonl gets; and, on the way to the
     first step, with the phase that is over.
     """
-    run = _Run(config, sets, worker, progress, until)
+    run = _Run(config, sets, worker, progress, until, careful_until)
     run.train()
 
 
@@ -84,9 +92,17 @@ def load_branch(checkpoint: str) -> dict[str, Any]:
 
 class _Run:
     def __init__(
-        self, config: TrainConfig, sets: Sets, worker: Worker, progress: Progress, until: int | None
+        self,
+        config: TrainConfig,
+        sets: Sets,
+        worker: Worker,
+        progress: Progress,
+        until: int | None,
+        careful_until: int,
     ) -> None:
-        self.config, self.sets, self.worker = config, sets, worker
+        self.quarantine = Quarantine(run_uri(config))
+        self.config, self.sets, self.worker = config, sets, worker.without(self.quarantine.crashes)
+        self.careful_until = careful_until
         self.index = sets.train
         self.stages = Stages()
         self.plan = make_plan(config, sets.train)
@@ -102,9 +118,7 @@ class _Run:
         self.saver = Saver(self.checkpoints, self._warn)
         self.start_step = self._load(saved)
         self.best, self.saved_at = self._best_score(), time.monotonic()
-        self.quarantine = Quarantine(run_uri(config))
         self.left_out: list[Quarantined] = []
-        self.evaluator = Evaluator(config, sets, worker, self.left_out)
         self.progress = progress
         if self._leads:
             self.log = RunLog(run_uri(config), self.plan, self.steps, self.start_step, progress)
@@ -248,6 +262,10 @@ class _Run:
         lanes = lanes_of(gather.rank, gather.world_size, self.config.lanes)
         windows = self.plan.windows(lanes, self.start_step, self.stop_step)
         tables = self.worker.tables(self.index, self.config.data, windows)
+        if (careful := min(self.careful_until, self.stop_step)) > self.start_step:
+            looked_at = self.plan.windows(lanes, self.start_step, careful)
+            rows = sum(window.rows_read for window in looked_at)
+            tables = screened(tables, rows, gpu=self.worker.dali.gpu)
         if self._leads:
             tables = self._with_contact_sheet(tables)
         views = training_views(
@@ -339,7 +357,9 @@ class _Run:
         """Measure the encoder and `others`, by all workers together; accuracy on held-out images, if any."""
         judged: Any = self.average.module if self.average else self.objective
         encoders = {"knn_top1": judged.encoder, **others}
-        values = self.evaluator.online(encoders, last=done == self.steps, classifier=judged.full_classifier)
+        worker = self.worker.careful if done <= self.careful_until else self.worker
+        evaluator = Evaluator(self.config, self.sets, worker, self.left_out)
+        values = evaluator.online(encoders, last=done == self.steps, classifier=judged.full_classifier)
         if self.log and values:
             self.log.note(done, **values)
         return values.get("knn_top1") if self.sets.held_out else None

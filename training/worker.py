@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import ray
 import ray.train
 import torch
+from ray.exceptions import RayActorError
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.callbacks import DatasetsCallback
@@ -175,7 +176,8 @@ def _failure(config: TrainConfig, error: WorkerGroupError) -> Exception:
     storage.write(log, str(error).encode())
     cause = causes[rank]
     message = f"worker {rank} failed: {_described(cause)} (traceback: {log})"
-    return RunError(message, final=bool(blamed))
+    died = any(isinstance(cause, RayActorError) for cause in causes.values())
+    return RunError(message, final=bool(blamed), died=died)
 
 
 def _work(loop_config: dict[str, Any]) -> None:

@@ -2,25 +2,29 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
+from animated import broken_animation
 from PIL import Image
 from small_digits import small_digits, write_small_digits
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pipelines.config import DataConfig
+from pipelines.plan import Window
 from pipelines.reader import read_windows
 from pipelines.recipes import RECIPES
 from pipelines.shards import write_shards
-from pipelines.sources import build_index
+from pipelines.sources import Index, build_index
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig
 from training.evaluator import Sets
@@ -316,6 +320,47 @@ def test_bad_images_cost_nothing_but_themselves_on_any_number_of_ranks(
     assert _left_out(together) == reasons
     counts = [line["quarantined"] for line in read_metrics(run_uri(alone)) if "quarantined" in line]
     assert counts[-1] == 3
+
+
+def _with_a_deadly_image(index: Index, data: DataConfig, windows: Iterable[Window]) -> Iterator[pa.Table]:
+    """The tables, sample 60 of which ends the process in which DALI decodes it, whatever its header says."""
+    for table in read_windows(index, data, windows):
+        deadly = table["sample"].to_numpy() == 60
+        images = [
+            broken_animation() if bad else image
+            for bad, image in zip(deadly, table["image"].to_pylist(), strict=True)
+        ]
+        changed = table.set_column(0, "image", pa.array(images, pa.large_binary()))
+        for name, value in (("height", 64), ("width", 128)):
+            at = table.schema.get_field_index(name)
+            sizes = np.where(deadly, value, table[name].to_numpy()).astype(np.int32)
+            changed = changed.set_column(at, name, pa.array(sizes))
+        yield changed
+
+
+def _train_on_a_deadly_image(config: TrainConfig, careful_until: int) -> None:
+    gather = ProcessGroupGather() if dist.get_world_size() > 1 else LocalGather()
+    worker = Worker(gather=gather, device=torch.device("cpu"), threads=1, tables=_with_a_deadly_image)
+    index = build_index(config.data.train, config.data)
+    train(config, Sets.of(config, index, None), worker, _ignore, careful_until=careful_until)
+
+
+def test_an_image_that_ends_the_worker_is_found_and_left_out_ever_after(
+    data: DataConfig, run_ranks: Callable, tmp_path: Path
+) -> None:
+    evaluation = {"diagnostic_images": 0}
+    plain = replace(data, test=None)
+    config, other = (_config(plain, tmp_path / name, evaluation=evaluation) for name in ("one", "two"))
+    with pytest.raises(RuntimeError, match="its process died"):
+        run_ranks(_train_on_a_deadly_image, 1, config, 0)
+    run_ranks(_train_on_a_deadly_image, 1, config, _STEPS)
+    assert _left_out(config) == {"digit-60": "decoding it ends the process (SIGSEGV)"}
+    assert len(_losses(config)) == _STEPS
+    # Known from now on, it ends no worker again, and which one stands in for it is the same on two ranks.
+    _forget_after(config, 2)
+    run_ranks(_train_on_a_deadly_image, 1, config, 0)
+    run_ranks(_train_on_a_deadly_image, 2, other, _STEPS)
+    assert _losses(other) == pytest.approx(_losses(config), rel=1e-4)
 
 
 def test_too_many_bad_images_end_the_run_and_are_all_written_down(broken: DataConfig, tmp_path: Path) -> None:
