@@ -22,6 +22,7 @@ from cluster.progress import bar, warn
 from pipelines import destination, storage, torchvision_source
 from pipelines.config import DataConfig
 from pipelines.decoding import screened
+from pipelines.labels import label_names
 from pipelines.packing import (
     ShardJob,
     Sizes,
@@ -34,9 +35,8 @@ from pipelines.packing import (
     spread,
 )  # fmt: skip
 from pipelines.preview import contact_sheet
-from pipelines.quarantine import Quarantine, Quarantined, decode
+from pipelines.quarantine import BESIDE_SHARDS, Quarantine, Quarantined, decode
 from pipelines.reader import Reading, read_pieces
-from pipelines.shards import class_names
 from pipelines.sources import Index
 from pipelines.survey import Survey, report, survey
 
@@ -83,7 +83,7 @@ def run_pack(
         data=data,
         dest=dest,
         rows_per_group=noted["rows_per_group"],
-        classes=_class_names(index),
+        classes=label_names(index),
     )
 
     def reports(jobs: Iterable[ShardJob], most: int) -> Iterator[pa.Table]:
@@ -129,7 +129,7 @@ def run_embed(
         destination.note(dest, "embed", noted)
     if noted["checkpoint"] != trained.step:  # The one that the shards so far were made with.
         trained = read_trained(run, noted["checkpoint"])
-    embedder = Embedder(trained.config, noted["checkpoint"], data, dest, _class_names(index))
+    embedder = Embedder(trained.config, noted["checkpoint"], data, dest, label_names(index))
 
     def reports(jobs: Iterable[ShardJob], most: int) -> Iterator[pa.Table]:
         from pipelines.stream import map_jobs_on_actors
@@ -160,7 +160,7 @@ def run_inspect(
             part: Survey = pickle.loads(table["found"][0].as_py())
             found.add(part)
             shown.update(part.images + part.bad_images)
-    values = report(index, found, _class_names(index), data.window_rows)
+    values = report(index, found, label_names(index), data.window_rows)
     if as_json:
         print(json.dumps(values, indent=1))
     else:
@@ -224,13 +224,6 @@ def _same(index: Index, data: DataConfig) -> dict[str, Any]:
     }
 
 
-def _class_names(index: Index) -> tuple[str, ...]:
-    """The names of the labels, as the layout has them or as the first shard keeps them."""
-    if index.layout == "parquet":
-        return class_names(storage.resolve(index.uri)[0], index.paths[0])
-    return index.classes
-
-
 def _write(
     dest: str,
     index: Index,
@@ -260,10 +253,10 @@ def _write(
                     total.update(shards=1)
                     count(done)
     # Once: each shard keeps its own, should this not be reached.
-    Quarantine(dest).add(bad, write=True)
+    Quarantine(dest, BESIDE_SHARDS).add(bad, write=True)
     print(
         f"{dest}: {total['images']:,} images in {total['shards']:,} shards, {total['bytes'] / 2**20:,.1f} MiB"
-        + (f"; {len(bad):,} bad left out: {dest}/quarantine.jsonl" if bad else "")
+        + (f"; {len(bad):,} bad left out: {dest}/{BESIDE_SHARDS}" if bad else "")
     )
 
 

@@ -119,7 +119,7 @@ def embed(
     rows_per_shard: Count | None = None,
     columns: ColumnFlags = Columns(),  # noqa: B008
 ) -> None:
-    """Write the features of images by a run's encoder as Parquet: key, path, label and feature.
+    """Write the features of images by a run's encoder as Parquet: key, path, label, class, feature.
 
     They are seen as the run's evaluation sees them. The same command goes on after an interruption.
 

@@ -11,7 +11,7 @@ from cluster.progress import counted, warn
 from cluster.request import EvaluationRequest
 from cluster.train import labelled, run_training, training_index
 from pipelines import storage
-from pipelines.labels import labelled_share, read_labels
+from pipelines.labels import labelled_share, numbered, read_labels
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, most_workers
 from training.evaluator import Sets
@@ -83,11 +83,12 @@ def _finetune(
     train, share = sets.train, request.labels
     with counted(f"labels of {train.uri}", "fragment") as progress:
         labels = read_labels(train, config.data, progress)
+    train = numbered(train, labels)
     if share < 1:
         train = train.only(labelled_share(labels, share, seed=config.seed))
     tuned = finetune_config(
         config, checkpoint, request.finetune, share=share, images=int(train.rows.sum()),
-        classes=len(train.classes) or 1 + int(labels.max()),
+        classes=len(train.classes) or len(train.label_values),
     )  # fmt: skip
     lines = run_training(tuned, train, sets.test, launch=launch)
     top1 = [line["top1"] for line in lines if "top1" in line][-1]

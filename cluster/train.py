@@ -12,7 +12,7 @@ from cluster.signals import Interrupted, stop_signals
 from cluster.startup import Startup
 from cluster.trackers import Trackers, check_trackers, open_trackers
 from pipelines import storage
-from pipelines.labels import labelled_part
+from pipelines.labels import labelled_part, numbered, read_labels
 from pipelines.plan import check_lanes
 from pipelines.sources import Index
 from training.checkpoint import Checkpoints, find_checkpoint
@@ -146,10 +146,15 @@ def _tell(values: dict[str, Any], bar: RunBar, trackers: Trackers) -> None:
 
 
 def training_index(config: TrainConfig) -> Index:
-    """The index of the images that the config trains on."""
+    """The index of the images that the config trains on, their classes counted where it needs them."""
     index = read_index(config.data.train, config.data)
-    share = config.supervised.labels
-    return index if share is None else labelled(index, config, share)
+    if config.supervised.labels is not None:
+        index = labelled(index, config, config.supervised.labels)
+    unnamed = not config.supervised.classes and not index.classes
+    if config.objective == "supervised" and unnamed and index.has_labels:
+        with counted(f"labels of {index.uri}", "fragment") as progress:
+            index = numbered(index, read_labels(index, config.data, progress))
+    return index
 
 
 def labelled(index: Index, config: TrainConfig, share: float) -> Index:

@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from pipelines import storage
 
-_MANIFEST = "source.json"
+# Readers of Parquet data sets pass over names that begin with _.
+_MANIFEST = "_source.json"
 
 Command = Literal["pack", "embed"]
 

@@ -1,7 +1,8 @@
-"""The label of every image of an index, and a share of each class's images."""
+"""The label of every image of an index, the labels' names, and a share of each class's images."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Int
@@ -12,6 +13,7 @@ from pipelines.layout import CONNECTIONS
 from pipelines.philox import derive_key, permutation
 from pipelines.plan import Piece
 from pipelines.reader import Reading, read_pieces
+from pipelines.shards import class_names
 from pipelines.sources import Index
 
 # First part of a key's path; other modules use others.
@@ -56,6 +58,20 @@ def read_labels(
             found.append(part)
             progress(number + 1, count)
     return np.concatenate(found)
+
+
+def label_names(index: Index) -> tuple[str, ...]:
+    """The names of the labels, as the layout has them or as the first Parquet shard keeps them."""
+    if index.layout == "parquet" and not index.classes:
+        return class_names(storage.resolve(index.uri)[0], index.paths[0])
+    return index.classes
+
+
+def numbered(index: Index, labels: Int[np.ndarray, " rows"]) -> Index:
+    """The index whose classes are `labels`, each once, where no names of classes say what they are."""
+    if index.classes:
+        return index
+    return replace(index, label_values=tuple(np.unique(labels[labels >= 0]).tolist()))
 
 
 def labelled_share(labels: Int[np.ndarray, " n"], share: float, *, seed: int) -> Int[np.ndarray, " chosen"]:

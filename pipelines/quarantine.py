@@ -10,6 +10,9 @@ from pipelines.sources import Index
 
 _FILE = "quarantine.jsonl"
 
+# Beside Parquet shards: readers of Parquet data sets pass over names that begin with _.
+BESIDE_SHARDS = f"_{_FILE}"
+
 # Where so many images are bad that nothing can be done with the others.
 WAY_OUT = "mend them; diptych data inspect URI --decode counts all faults"
 
@@ -26,9 +29,9 @@ class Quarantined:
 class Quarantine:
     """The images that a run has left out, each once, over all workers and resumes."""
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, name: str = _FILE) -> None:
         """Goes on from what an earlier part of the run has written."""
-        self._uri = storage.join(run, _FILE)
+        self._uri = storage.join(run, name)
         found = decode(storage.read(self._uri) or b"")
         self._found = {(image.path, image.key): image for image in found}
 

@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]
 _SPLIT = 4
 
 # What an index holds beside its fragments.
-_ABOUT_INDEX = ("uri", "layout", "classes", "no_labels", "passed_over")
+_ABOUT_INDEX = ("uri", "layout", "classes", "no_labels", "passed_over", "label_values")
 
 # A split into whole fragments may hold out so many times what was asked for.
 _ABOUT = 1.5
@@ -42,6 +42,7 @@ class Index:
     split and by a choice: it does not depend on who reads it.
     classes: the names of the labels, where the layout has names. no_labels: which image or file has no
     label, where one has none. passed_over: what else lies there and is not read, in one line.
+    label_values: the labels of classes 0, 1, ..., where training with labels has counted them.
     """
 
     uri: str
@@ -50,6 +51,7 @@ class Index:
     classes: tuple[str, ...] = ()
     no_labels: str | None = None
     passed_over: str | None = None
+    label_values: tuple[int, ...] = ()
 
     @property
     def has_labels(self) -> bool:
@@ -126,8 +128,8 @@ class Index:
     def from_bytes(cls, content: bytes) -> "Index":
         table = pq.read_table(io.BytesIO(content))
         about = json.loads((table.schema.metadata or {})[b"index"])
-        classes = tuple(about.pop("classes"))
-        return cls(fragments=_whole(table.replace_schema_metadata(None)), classes=classes, **about)
+        about |= {name: tuple(about[name]) for name in ("classes", "label_values")}
+        return cls(fragments=_whole(table.replace_schema_metadata(None)), **about)
 
 
 def build_index(

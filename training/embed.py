@@ -40,7 +40,7 @@ class Embedder:
     classes: tuple[str, ...] = ()
 
     def __call__(self, job: ShardJob) -> pa.Table:
-        """Write key, path, label and feature of the job's good images; packing.REPORT of it."""
+        """Write key, path, label, class and feature of the job's good images; packing.REPORT of it."""
         # It stays where an image ends this process: the next one decodes this shard's elsewhere first.
         begun = storage.join(self.dest, f"_begun-{job.number:05}")
         careful = storage.exists(begun)
@@ -49,6 +49,10 @@ class Embedder:
         feature = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
         shard = good_rows(rows).append_column("feature", feature)
         labels = ["label"] if job.readings[0].has_labels else []
+        if labels and self.classes:
+            names = dict(enumerate(self.classes))
+            column = [names.get(label) for label in shard["label"].to_pylist()]
+            shard, labels = shard.append_column("class", pa.array(column, pa.string())), ["label", "class"]
         shard = shard.select(["key", "path", *labels, "feature"])
         report = write_shard(
             job.number, self.dest, shard, rows, rows_per_group=_GROUP_ROWS, classes=self.classes

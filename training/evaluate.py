@@ -30,14 +30,10 @@ def knn_votes(
 
     A neighbour votes with exp(cosine similarity / temperature). Wu et al. 2018, section 3.4.
     """
-    votes = queries.new_zeros(len(queries), classes)
-    for start in range(0, len(queries), _CHUNK):
-        similarity = queries[start : start + _CHUNK] @ bank.T
-        nearest, index = similarity.topk(min(neighbours, len(bank)), dim=1)
-        # Less each row's largest: the same order of classes, and no overflow at small temperatures.
-        weight = ((nearest - nearest[:, :1]) / temperature).exp()
-        votes[start : start + _CHUNK].scatter_add_(1, bank_labels[index], weight)
-    return votes
+    nearest, index = (queries @ bank.T).topk(min(neighbours, len(bank)), dim=1)
+    # Less each row's largest: the same order of classes, and no overflow at small temperatures.
+    weight = ((nearest - nearest[:, :1]) / temperature).exp()
+    return queries.new_zeros(len(queries), classes).scatter_add_(1, bank_labels[index], weight)
 
 
 def knn_accuracy(
@@ -51,15 +47,20 @@ def knn_accuracy(
     Features need no particular length; each worker brings its share of both.
     """
     features, labels = gather.uneven_rows(F.normalize(bank[0], dim=1)), gather.uneven_rows(bank[1])
-    votes = knn_votes(
-        F.normalize(queries[0], dim=1),
-        features,
-        labels,
-        classes=int(labels.max()) + 1,
-        neighbours=config.neighbours,
-        temperature=config.temperature,
-    )
-    right = (votes.argmax(dim=1) == queries[1]).sum()
+    # Labels may be of any size; the votes are counted in a column for each.
+    values, numbers = labels.unique(return_inverse=True)
+    chosen = [
+        knn_votes(
+            part,
+            features,
+            numbers,
+            classes=len(values),
+            neighbours=config.neighbours,
+            temperature=config.temperature,
+        ).argmax(dim=1)
+        for part in F.normalize(queries[0], dim=1).split(_CHUNK)
+    ]
+    right = (values[torch.cat(chosen)] == queries[1]).sum()
     counts = gather.total(torch.stack([right, torch.tensor(len(queries[1]), device=right.device)]))
     return float(counts[0] / counts[1])
 

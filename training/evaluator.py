@@ -12,6 +12,7 @@ from pipelines.plan import sweep
 from pipelines.quarantine import WAY_OUT, Quarantined
 from pipelines.sources import Index
 from pipelines.views import Views
+from training.class_numbers import class_numbers
 from training.config import ProbeConfig, TrainConfig
 from training.diagnostics import alignment, effective_rank, uniformity
 from training.encoders import Encoder
@@ -84,7 +85,8 @@ class Evaluator:
 
     def _top1(self, classifier: Encoder, queried: Index) -> float:
         (logits,), labels = self._embed([classifier], queried, self._config.evaluation.test_images)
-        right = (logits.argmax(1) == labels).sum()
+        values = torch.tensor(self._sets.train.label_values, dtype=torch.int64, device=labels.device)
+        right = (logits.argmax(1) == class_numbers(labels, values)).sum()
         counts = torch.stack([right, torch.tensor(len(labels), device=right.device)])
         counts = self._worker.gather.total(counts)
         return float(counts[0] / counts[1])

@@ -105,7 +105,7 @@ class SupervisedConfig:
     """What training with labels alone has."""
 
     classes: Annotated[int, Field(ge=2)] | None = None
-    """Labels are whole numbers from 0 to classes - 1; unset: the classes that the images' folders name."""
+    """Labels are whole numbers from 0 to classes - 1; unset: any labels, which are counted."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of a label's probability that is spread over all classes; unset: 0."""
     labels: Share | None = None

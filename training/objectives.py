@@ -3,17 +3,18 @@
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.sources import Index
 from pipelines.views import Views
 from training.checkpoint import read_checkpoint, weights_of
+from training.class_numbers import class_numbers
 from training.config import TrainConfig
 from training.encoders import Encoder, build_encoder
 from training.gather import Gather, mean_over_workers
@@ -143,21 +144,30 @@ class Supervised(Objective):
     """Cross entropy with the labels, of both views: what a step costs is what it costs the others."""
 
     def __init__(
-        self, encoder: Encoder, classifier: nn.Linear, *, label_smoothing: float, gather: Gather
+        self,
+        encoder: Encoder,
+        classifier: nn.Linear,
+        *,
+        label_smoothing: float,
+        gather: Gather,
+        label_values: Sequence[int] = (),
     ) -> None:
+        """`label_values` are the labels of the classes, ascending; unset: 0, 1, ..."""
         super().__init__(encoder)
         self.classifier = classifier
+        self.label_values: Tensor
+        self.register_buffer("label_values", torch.tensor(label_values, dtype=torch.int64), persistent=False)
         self._label_smoothing, self._gather = label_smoothing, gather
 
     def embed(self, views: Views) -> list[Float[Tensor, "n dim"]]:
         """The logits; raises ValueError where an image has no label, or one beyond the classes."""
-        self._check(views)
+        self._check(views, self._numbers(views))
         logits = self.classifier(self.encoder(torch.cat(views.images)))
         return list(logits.chunk(len(views.images)))
 
     def loss(self, embedded: list[Float[Tensor, "n dim"]], views: Views) -> Float[Tensor, ""]:
         logits = torch.cat(embedded)
-        labels = views.labels.to(logits.device).repeat(len(views.images))
+        labels = self._numbers(views).to(logits.device).repeat(len(views.images))
         loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
         return mean_over_workers(loss, self._gather)
 
@@ -165,21 +175,27 @@ class Supervised(Objective):
     def full_classifier(self) -> Encoder:
         return Encoder(nn.Sequential(self.encoder, self.classifier), self.classifier.out_features)
 
-    def _check(self, views: Views) -> None:
+    def _numbers(self, views: Views) -> Int[Tensor, " n"]:
+        """The class of each image."""
+        return class_numbers(views.labels, self.label_values.to(views.labels.device))
+
+    def _check(self, views: Views, numbers: Int[Tensor, " n"]) -> None:
         classes = self.classifier.out_features
-        wrong = (views.labels < 0) | (views.labels >= classes)
+        wrong = (numbers < 0) | (numbers >= classes)
         if wrong.any():
             first = int(wrong.nonzero()[0])
+            counted = len(self.label_values)
+            known = f"of the {counted} that were counted" if counted else f"from 0 to {classes - 1}"
             raise ValueError(
-                f"image {views.samples[first]} has label {int(views.labels[first])}, not one from 0 to "
-                f"{classes - 1}; objective=supervised needs labels of all images, or --supervised.classes"
+                f"image {views.samples[first]} has label {int(views.labels[first])}, not one {known}; "
+                "objective=supervised needs labels of all images, or --supervised.classes"
             )
 
 
 def count_classes(config: TrainConfig, index: Index) -> int:
     """Classes of the training images, for objective=supervised; ValueError where nothing says them."""
     index.check_labels("objective=supervised", "choose --objective simclr or byol")
-    if classes := config.supervised.classes or len(index.classes):
+    if classes := config.supervised.classes or len(index.classes) or len(index.label_values):
         return classes
     raise ValueError(f"nothing says how many classes {index.uri} has; set --supervised.classes")
 
@@ -211,7 +227,9 @@ def build_objective(config: TrainConfig, index: Index, gather: Gather) -> Object
     if config.objective == "supervised":
         classifier = build_classifier(encoder.dim, count_classes(config, index))
         smoothing = label_smoothing(config.supervised)
-        return Supervised(encoder, classifier, label_smoothing=smoothing, gather=gather)
+        return Supervised(
+            encoder, classifier, label_smoothing=smoothing, gather=gather, label_values=index.label_values
+        )
     projector = build_projector(config.projector, encoder.dim, config.objective)
     if config.objective == "byol":
         predictor = build_predictor(config.byol, projector.dim)

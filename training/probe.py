@@ -45,10 +45,11 @@ def linear_probe(
     order = torch.from_numpy(permutation(derive_key(seed, _HELD_OUT), len(labels))).to(labels.device)
     held = max(1, round(config.held_out * len(labels)))
     kept, held_out = order[held:], order[:held]
-    classes = int(torch.cat([labels, answers]).max()) + 1
+    values, numbers = torch.cat([labels, answers]).unique(return_inverse=True)
+    labels, answers = numbers.split([len(labels), len(answers)])
     scores = []
     for rate in config.learning_rates[gather.rank :: gather.world_size]:
-        head = _train((features[kept], labels[kept]), classes, rate, config, seed)
+        head = _train((features[kept], labels[kept]), len(values), rate, config, seed)
         scores.append(
             [rate, _accuracy(head, features[held_out], labels[held_out]), _accuracy(head, queries, answers)]
         )

@@ -11,14 +11,13 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch.nn import functional as F
 
-from pipelines import storage
 from pipelines.feed import Device, evaluation_views
+from pipelines.labels import label_names
 from pipelines.philox import derive_key, permutation
 from pipelines.plan import sweep
 from pipelines.preview import pixels
 from pipelines.reader import read_windows
 from pipelines.recipes import ViewRecipe
-from pipelines.shards import class_names
 from pipelines.sources import Index, build_index
 from pipelines.views import Views
 from training.checkpoint import weights_of
@@ -90,7 +89,7 @@ def look(config: TrainConfig, saved: dict[str, Any], images: int) -> Look:
     (features,), labels = embed([_encoder(config, saved, device)], views, device)
     if not pictures:
         raise ValueError(f"none of the images looked at of {index.uri} can be decoded")
-    return Look(saved["step"], of, pictures, features.cpu().numpy(), labels.cpu().numpy(), _classes(index))
+    return Look(saved["step"], of, pictures, features.cpu().numpy(), labels.cpu().numpy(), label_names(index))
 
 
 def choose(index: Index, images: int, seed: int) -> Index:
@@ -187,10 +186,3 @@ def _encoder(config: TrainConfig, saved: dict[str, Any], device: torch.device) -
     encoder.load_state_dict(weights_of("encoder", saved))
     encoder.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return encoder
-
-
-def _classes(index: Index) -> tuple[str, ...]:
-    """The names of the labels, as the layout has them or as the first shard keeps them."""
-    if index.layout == "parquet":
-        return class_names(storage.resolve(index.uri)[0], index.paths[0])
-    return index.classes

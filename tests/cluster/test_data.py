@@ -110,7 +110,11 @@ def test_packing_that_was_killed_goes_on_and_keeps_every_byte(
     after = {file.path: file.mtime for file in storage.listing(dest)}
     assert {path: after[path] for path in finished} == finished
     assert "300 images in 151 shards" in capsys.readouterr().out
-    (bad,) = (storage.read(f"{dest}/quarantine.jsonl") or b"").splitlines()
+    filesystem, path = storage.resolve(dest)
+    assert pq.read_table(path, filesystem=filesystem)["image"].to_pylist() == [
+        row[0] for row in content_of(folder)
+    ]
+    (bad,) = (storage.read(f"{dest}/_quarantine.jsonl") or b"").splitlines()
     assert json.loads(bad) == {
         "path": str(folder / "pear" / "broken.png"),
         "key": "pear/broken.png",
@@ -144,8 +148,9 @@ def test_features_of_a_run_are_written_and_finished_shards_are_left(
     arguments = [str(tmp_path / "run"), str(folder), str(tmp_path / "features"), "--rows-per-shard", "200"]
     main(["data", "embed", *arguments])
     first, second = (tmp_path / "features" / f"0000{n}.parquet" for n in range(2))
-    rows = pq.read_table(first).to_pylist() + pq.read_table(second).to_pylist()
+    rows = pq.read_table(tmp_path / "features").to_pylist()
     assert [(row["label"], row["key"]) for row in rows] == [row[1:] for row in content_of(folder)]
+    assert [row["class"] for row in rows] == [NAMES[label] for _, label, _ in content_of(folder)]
     assert {len(row["feature"]) for row in rows} == {64}
     assert np.std([row["feature"] for row in rows], axis=0).max() > 0
 

@@ -64,6 +64,17 @@ def test_where_there_are_fewer_images_than_neighbours_all_of_them_vote() -> None
     assert knn_accuracy(bank, queries, config, LocalGather()) == pytest.approx(expected, abs=1e-6)
 
 
+def test_labels_of_any_size_are_voted_for_as_their_numbers_are() -> None:
+    (bank, labels), (queries, answers) = _digits()
+    values = torch.tensor([0, 3, 4, 9, 1000, 1001, 10**6, 10**9, 10**15, 2**62])
+    config = EvaluationConfig(neighbours=20)
+    expected = knn_accuracy((bank, labels), (queries, answers), config, LocalGather())
+    far = (bank, values[labels]), (queries, values[answers])
+    assert knn_accuracy(*far, config, LocalGather()) == expected
+    # A class that the bank lacks is never voted for.
+    assert knn_accuracy(far[0], (queries, values[answers] + 10**9), config, LocalGather()) < 0.2
+
+
 def test_at_a_tiny_temperature_the_nearest_neighbour_decides() -> None:
     bank, queries = _digits()
     expected = _sklearn(bank, 1, 1.0).score(queries[0].numpy(), queries[1].numpy())

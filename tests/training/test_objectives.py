@@ -5,10 +5,13 @@ import io
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
@@ -18,16 +21,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from cluster.train import training_index
 from pipelines.config import DataConfig
 from pipelines.reader import read_windows
 from pipelines.shards import write_shards
-from pipelines.sources import build_index
+from pipelines.sources import Index, build_index
 from pipelines.views import Views
 from training.batch_norm import synchronize_batch_norm
-from training.config import OptimizerConfig, TrainConfig
+from training.config import EvaluationConfig, OptimizerConfig, TrainConfig
 from training.evaluator import Sets
 from training.gather import LocalGather, ProcessGroupGather
 from training.metrics import read_metrics
+from training.objective_config import SupervisedConfig
 from training.objectives import BYOL, Objective, SimCLR, build_objective, count_classes, target_decay
 from training.optimizers import LARS, build_optimizer
 from training.process import Worker
@@ -235,6 +240,40 @@ def test_classes_are_those_that_folders_name_or_the_config_says(data: DataConfig
     nameless = DataConfig(train=data.train, label_column="none")
     with pytest.raises(ValueError, match=r"supervised needs labels, and .*parquet has no column 'none' "):
         count_classes(unset, build_index(data.train, nameless))
+
+
+def test_labels_of_any_size_train_and_are_judged_as_their_numbers_are(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    values = np.array([0, 3, 4, 9, 1000, 1001, 10**6, 10**9, 10**15, 2**62])
+    (images,) = (pq.read_table(path) for path in Path(data.train).iterdir())
+    (tmp_path / "far").mkdir()
+    far = images.set_column(1, "label", pa.array(values[images["label"].to_numpy()]))
+    pq.write_table(far, tmp_path / "far" / "0.parquet", row_group_size=15)
+    evaluation = EvaluationConfig(held_out=0.25, linear=True, neighbours=5, diagnostic_images=0)
+    lines = []
+    for train_uri in (data.train, str(tmp_path / "far")):
+        config = replace(
+            _config("supervised", replace(data, train=train_uri), tmp_path / train_uri[-3:]),
+            supervised=SupervisedConfig(label_smoothing=0.1), evaluation=evaluation,
+        )  # fmt: skip
+        index = training_index(config)
+        assert count_classes(config, index) == 10
+        worker = Worker(gather=LocalGather(), device=torch.device("cpu"), threads=1, tables=read_windows)
+        train(config, Sets.of(config, Index.from_bytes(index.to_bytes()), None), worker, _ignore)
+        keys = ("step", "loss", "top1", "knn_top1", "linear_top1")
+        lines.append([[line.get(key) for key in keys] for line in read_metrics(run_uri(config))])
+    assert lines[0] == lines[1]
+    assert any(row[2] and row[2] > 0 for row in lines[1])
+
+
+def test_an_image_without_a_label_is_refused_where_labels_were_counted(data: DataConfig) -> None:
+    index = replace(build_index(data.train, data), label_values=(3, 10**15))
+    config = replace(_config("supervised", data), supervised=SupervisedConfig())
+    objective, views = build_objective(config, index, LocalGather()).double(), _views(2)
+    views.labels[:] = torch.tensor([10**15, -1])
+    with pytest.raises(ValueError, match="image 1 has label -1, not one of the 2 that were counted"):
+        objective(views)
 
 
 @pytest.mark.parametrize("name", ["simclr", "byol", "supervised"])

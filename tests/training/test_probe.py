@@ -51,6 +51,15 @@ def test_the_probe_reaches_logistic_regressions_accuracy(alone: Probed):
     assert alone.held_out_top1 > 0.9
 
 
+def test_labels_of_any_size_are_probed_as_their_numbers_are(alone: Probed):
+    (features, labels), (queries, answers) = _digits()
+    values = torch.tensor([0, 3, 4, 9, 1000, 1001, 10**6, 10**9, 10**15, 2**62])
+    far = linear_probe(
+        (features, values[labels]), (queries, values[answers]), _CONFIG, seed=0, gather=LocalGather()
+    )
+    assert far == alone
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_any_number_of_workers_finds_the_same(world_size: int, alone: Probed, run_ranks: Callable):
     for probed in run_ranks(_probe_share, world_size):
