@@ -39,7 +39,7 @@ def to_png(content: bytes | memoryview, header: Header) -> bytes:
     """
     try:
         with quiet():
-            shown = _shown(opened(content), header.orientation)
+            shown = _shown(_opened(content), header.orientation)
             out = io.BytesIO()
             shown.save(out, "PNG", compress_level=1)
     except BadImageError:
@@ -52,6 +52,19 @@ def to_png(content: bytes | memoryview, header: Header) -> bytes:
             f"{header.width} x {header.height}"
         )
     return out.getvalue()
+
+
+def _opened(content: bytes | memoryview) -> Image.Image:
+    image = opened(content)
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 1:
+        return image
+    # By itself Pillow mixes up samples of 16 bits whose planes lie apart; libtiff does not.
+    by_itself, TiffImagePlugin.READ_LIBTIFF = TiffImagePlugin.READ_LIBTIFF, True
+    try:
+        return opened(content)
+    finally:
+        TiffImagePlugin.READ_LIBTIFF = by_itself
 
 
 def _shown(image: Image.Image, orientation: int) -> Image.Image:

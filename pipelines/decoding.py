@@ -110,4 +110,4 @@ def _decoder(gpu: int | None) -> Any:
 def _first_line(error: RuntimeError) -> str:
     """What an operator of DALI's says went wrong, out of a message that names the operator and its place."""
     lines = str(error).rpartition("encountered:")[2].split("\n")
-    return next((line.strip() for line in lines if line.strip()), "unknown")
+    return next((line.strip(" :") for line in lines if line.strip()), "unknown")

@@ -1,13 +1,15 @@
 """URI to files: which of those that lie there are the data set, and what is passed over."""
 
 from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 from pyarrow import fs
 
 from pipelines import folders, parquet, storage, tars
-from pipelines.layout import JUNK, Files, Layout, Place
+from pipelines.layout import CHANGED, JUNK, Files, Layout, Place
 
 _ENDINGS: dict[Layout, tuple[str, ...]] = {
     "parquet": parquet.ENDINGS,
@@ -31,9 +33,8 @@ def find_files(uri: str) -> Files:
     Of Parquet files, tars and images those are read that are the most and hold the most bytes. Raises
     ValueError where these are two, or there is none, and FileNotFoundError where there is nothing.
     """
-    _, path = storage.resolve(uri)
-    folder, pattern = _split_pattern(path)
-    found = storage.listing(uri[: uri.index("*")].rpartition("/")[0] if pattern else uri)
+    folder, pattern = _split_pattern(storage.resolve(uri)[1])
+    found = _listed(uri)
     if pattern:
         # Only * is a wildcard.
         literal = pattern.replace("[", "[[]").replace("?", "[?]")
@@ -50,9 +51,37 @@ def find_files(uri: str) -> Files:
     return Files(layout, root, sorted(places), _passed_over(kinds, layout, compressed, uri))
 
 
+def check_unchanged(uri: str, places: Iterable[Place]) -> None:
+    """Raise ValueError, which names the file, unless all these files of `uri` are there as they were.
+
+    Others that have come since are no matter.
+    """
+    now = {file.path: file for file in _listed(uri)}
+    for place in places:
+        file = now.get(place.path)
+        if file is None:
+            raise ValueError(f"{place.path} is gone; {CHANGED}")
+        found = Place(file.path, file.size, file.mtime_ns or 0)
+        if found != place:
+            raise ValueError(
+                f"{place.path} is another than when its images were listed: {_about(place)} then, "
+                f"{_about(found)} now; {CHANGED}"
+            )
+
+
+def _about(place: Place) -> str:
+    written = datetime.fromtimestamp(place.written / 1e9, UTC)
+    return f"{place.size:,} bytes of {written:%Y-%m-%d %H:%M:%S.%f} UTC"
+
+
+def _listed(uri: str) -> list[fs.FileInfo]:
+    """All files below the folder that `uri` names, or in which its pattern begins."""
+    return storage.listing(uri[: uri.index("*")].rpartition("/")[0] if "*" in uri else uri)
+
+
 def _of_kind(layout: Layout, found: list[fs.FileInfo], folder: str) -> list[Place]:
     return [
-        Place(file.path, file.size)
+        Place(file.path, file.size, file.mtime_ns or 0)
         for file in found
         if file.path.lower().endswith(_ENDINGS[layout]) and not _is_hidden(file.path, folder, layout)
     ]

@@ -34,10 +34,14 @@ CHANGED = "put it back, or give the changed images a run of their own"
 
 
 class Place(NamedTuple):
-    """A file of the data set: its path within the file system and its size in bytes."""
+    """A file of the data set: its path within the file system, its size in bytes, and when it was written.
+
+    written: nanoseconds since 1970, as the storage has it; 0 where it tells none.
+    """
 
     path: str
     size: int
+    written: int = 0
 
 
 @dataclass(frozen=True)

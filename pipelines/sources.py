@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from pipelines import folders, parquet, storage, tars, torchvision_source
 from pipelines.config import DataConfig
-from pipelines.files import find_files
+from pipelines.files import check_unchanged, find_files
 from pipelines.layout import CONNECTIONS, Files, Layout, Listing, Place
 from pipelines.philox import derive_key, permutation
 
@@ -37,7 +37,7 @@ _ABOUT = 1.5
 class Index:
     """Every fragment of a data set, sorted by path: a row group, a run of samples in a tar, or a file.
 
-    fragments: path, rows, first_sample, and what the layout needs to read one; `chosen`, where not all of its
+    fragments: path, the file's size and when it was written, rows, first_sample, and what the layout needs to read one; `chosen`, where not all of its
     rows are wanted, says which. A sample's number is its row's place in this order, kept by the parts of a
     split and by a choice: it does not depend on who reads it.
     classes: the names of the labels, where the layout has names. no_labels: which image or file has no
@@ -75,6 +75,12 @@ class Index:
     def paths(self) -> list[str]:
         """The files, each once, in the fragments' order."""
         return self.fragments["path"].unique().to_pylist()
+
+    def check_unchanged(self) -> None:
+        """Raise ValueError, which names the file, where one is gone or another than when it was listed."""
+        if self.layout != "torchvision":
+            columns = (self.fragments[name].to_pylist() for name in ("path", "file_bytes", "file_written"))
+            check_unchanged(self.uri, dict.fromkeys(map(Place, *columns)))
 
     def split(self, share: float, seed: int) -> tuple["Index", "Index"]:
         """The index without, and of, randomly chosen fragments that hold at least `share` of the rows.
@@ -152,7 +158,16 @@ def build_index(
         raise ValueError(f"{uri} holds no image: its {len(files.places)} files have none")
     rows = fragments["rows"].to_numpy()
     fragments = fragments.append_column("first_sample", pa.array(np.cumsum(rows) - rows))
+    fragments = _with_files(fragments, files.places)
     return Index(uri, files.layout, _whole(fragments), listing.classes, listing.no_labels, files.passed_over)
+
+
+def _with_files(fragments: pa.Table, places: list[Place]) -> pa.Table:
+    """The fragments with the size of their file and when it was written."""
+    known = {place.path: place for place in places}
+    of = [known.get(path) or Place(path, 0) for path in fragments["path"].to_pylist()]
+    fragments = fragments.append_column("file_bytes", pa.array([place.size for place in of], pa.int64()))
+    return fragments.append_column("file_written", pa.array([place.written for place in of], pa.int64()))
 
 
 def _whole(fragments: pa.Table) -> pa.Table:
