@@ -6,6 +6,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from tuning.trials import Trial
@@ -28,7 +29,7 @@ def trial_table(trials: Sequence[Trial], count: int, most: int | None = None) ->
     for trial in trials[:most]:
         accuracy = "" if trial.accuracy is None else f"{trial.accuracy:.1%}"
         score = "" if trial.score is None else f"{trial.score:.3f}"
-        values = [shown(trial.values[key]) if key in trial.values else "" for key in keys]
+        values = [escape(shown(trial.values[key])) if key in trial.values else "" for key in keys]
         table.add_row(
             str(trial.number), accuracy, score, f"{trial.images:,}", trial.state, *values,
             style=_COLOURS.get(trial.state),
@@ -77,5 +78,6 @@ class LiveTrials:
                 self._console.print(
                     f"trial {trial.number}: {found} after {trial.images:,} images ({described(trial)})",
                     highlight=False,
+                    markup=False,
                     soft_wrap=True,
                 )

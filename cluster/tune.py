@@ -13,12 +13,17 @@ from rich.console import Console
 from cluster.config_file import read_toml
 from cluster.local import cluster
 from cluster.own import own_modules
+from cluster.progress import warn
 from cluster.signals import Interrupted, stop_signals
 from cluster.train import training_index, with_absolute_paths
 from cluster.trial_table import LiveTrials, described, trial_table
 from pipelines import storage
+from training.checkpoint import find_checkpoint
 from training.config import TrainConfig, most_workers
+from training.encoders import build_encoder
+from training.objectives import load_initial, read_initial
 from training.record import to_toml, to_values
+from training.run import load_branch
 from tuning.compound import scoring
 from tuning.config import SearchConfig
 from tuning.report import write_search_report
@@ -86,9 +91,12 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
     # Unless it says otherwise, the best one's run is written beside the search.
     output = search.output if search.train.output == TrainConfig.output else search.train.output
     train = with_absolute_paths(replace(search.train, output=output))
-    search = replace(search, train=train, output=storage.absolute(search.output))
+    space = with_checkpoints(search.space)
+    search = replace(search, train=train, space=space, output=storage.absolute(search.output))
     scoring(search)
-    modules = own_modules(search.train.objective, search.train.objective_options)
+    modules = _modules(search)
+    if not read_trials(search_folder(search)):
+        _check_checkpoints(search)
     count = _count(search)
     index = training_index(search.train)
     index.check_labels("ranking trials", "search with other images")
@@ -116,6 +124,50 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
     if any(trial.state == "unfinished" for trial in trials) or len(trials) < count:
         print(f"the time is over; {go_on}")
     return trials
+
+
+def with_checkpoints(space: dict[str, Any]) -> dict[str, Any]:
+    """The same, each run or checkpoint that it names for `init` as with_absolute_paths has it."""
+
+    def found(places: Any) -> Any:
+        if isinstance(places, list | tuple):
+            return [found(place) for place in places]
+        return find_checkpoint(storage.absolute(places), warn) if isinstance(places, str) else places
+
+    def of(table: Any, key: str = "") -> Any:
+        if not isinstance(table, dict):
+            return table
+        if key == "when":
+            return {name: found(part) if name == "init" else part for name, part in table.items()}
+        return {name: of(part, name) for name, part in table.items()}
+
+    whole = {key: of(table) for key, table in space.items()}
+    if isinstance(init := whole.get("init"), dict):
+        whole["init"] = {kind: values if kind == "when" else found(values) for kind, values in init.items()}
+    return whole
+
+
+def _modules(search: SearchConfig) -> list[Path]:
+    """The files of the objectives of the user's own that trials have."""
+    train = search.train
+    modules = own_modules(train.objective, train.objective_options)
+    searched = search.distributions.get("objective")
+    for name in searched.values if searched else ():
+        modules += own_modules(name)
+    return list(dict.fromkeys(modules))
+
+
+def _check_checkpoints(search: SearchConfig) -> None:
+    """ValueError where a checkpoint that trials start from is missing or damaged, or does not fit."""
+    train, space = search.train, search.distributions
+    searched = search.compound or any(key.startswith("encoder.") for key in space)
+    for place in dict.fromkeys([train.init, *(space["init"].values if "init" in space else ())]):
+        if place and searched:
+            read_initial(place)
+        elif place:
+            load_initial(build_encoder(train.encoder), place)
+    if train.branch_from:
+        load_branch(train.branch_from)
 
 
 def _count(search: SearchConfig) -> int:

@@ -5,6 +5,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -200,11 +201,17 @@ def count_classes(config: TrainConfig, index: Index) -> int:
     raise ValueError(f"nothing says how many classes {index.uri} has; set --supervised.classes")
 
 
-def load_initial(encoder: Encoder, checkpoint: str) -> None:
-    """Give `encoder` the weights of the checkpoint's encoder; ValueError where they do not fit."""
+def read_initial(checkpoint: str) -> dict[str, Any]:
+    """What the checkpoint that a run's encoder starts from holds; ValueError where there is none."""
     saved = read_checkpoint(checkpoint)
     if saved is None:
         raise ValueError(f"there is no checkpoint {checkpoint}; give --init a run or one of its checkpoints")
+    return saved
+
+
+def load_initial(encoder: Encoder, checkpoint: str) -> None:
+    """Give `encoder` the weights of the checkpoint's encoder; ValueError where they do not fit."""
+    saved = read_initial(checkpoint)
     try:
         encoder.load_state_dict(weights_of("encoder", saved))
     except RuntimeError as error:

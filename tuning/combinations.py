@@ -86,7 +86,8 @@ class Combinations(Searcher):
         for trial_id, score in self._scores.items():
             point = self._points[trial_id]
             ranges = {key: _range(self._space[key]) for key in point}
-            study.add_trial(optuna.trial.create_trial(params=point, distributions=ranges, value=score))
+            params = {key: _as_optuna_knows(self._space[key], value) for key, value in point.items()}
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=ranges, value=score))
         return study
 
     def _ask(self, trial: optuna.Trial) -> Point:
@@ -100,15 +101,20 @@ class Combinations(Searcher):
 
 def _suggested(trial: optuna.Trial, key: str, what: Distribution) -> Any:
     if what.kind == "choice":
-        return trial.suggest_categorical(key, what.values)
+        return what.values[trial.suggest_categorical(key, range(len(what.values)))]
     if what.kind == "integers":
-        return trial.suggest_int(key, *what.values)
+        return trial.suggest_int(key, *what.values, step=what.step)
     return trial.suggest_float(key, *what.values, log=what.kind == "loguniform")
+
+
+def _as_optuna_knows(what: Distribution, value: Any) -> Any:
+    """A choice is its number: Optuna takes no list for one."""
+    return what.values.index(value) if what.kind == "choice" else value
 
 
 def _range(what: Distribution) -> optuna.distributions.BaseDistribution:
     if what.kind == "choice":
-        return optuna.distributions.CategoricalDistribution(what.values)
+        return optuna.distributions.CategoricalDistribution(range(len(what.values)))
     if what.kind == "integers":
-        return optuna.distributions.IntDistribution(*what.values)
+        return optuna.distributions.IntDistribution(*what.values, step=what.step)
     return optuna.distributions.FloatDistribution(*what.values, log=what.kind == "loguniform")

@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from pipelines.plan import check_lanes
 from pipelines.recipes import STRICT, Share
-from training.config import Count, Positive, TrainConfig, worker_counts
+from training.config import Count, Positive, TrainConfig, check_micro_batches, worker_counts
 from tuning.space import Point, Space, drawn_points, first_message, grid_points, parse_space, with_values
 
 # What each metric is called in a run's metrics.jsonl.
@@ -19,6 +19,9 @@ _CHANGES_ON_THE_WAY = (
     "temperature", "optimizer.learning_rate", "optimizer.weight_decay", "optimizer.momentum",
     "optimizer.clip_norm", "simclr.margin", "byol.tau_base", "data.view.", "data.second_view.",
 )  # fmt: skip
+# How many images go through the networks at a time: each divides or is divided by the others.
+_BATCHES = ("lanes", "batch_size", "micro_batch_size")
+
 _NEVER_ON_THE_WAY = ("data.view.size", "data.second_view.size")
 
 
@@ -91,11 +94,13 @@ class SearchConfig:
             self._check_grid(space)
         if self.scheduler == "population":
             self._check_population(space)
+        self._check_batches(space)
+        # Any of these go together, and not with those of `train`.
+        batches = {key: space[key].values[0] for key in _BATCHES if key in space and not space[key].when}
         for key, distribution in space.items():
-            for value in distribution.values:
-                self._check_value(
-                    key, value, {other: wanted[0] for other, wanted in distribution.when.items()}
-                )
+            others = {other: wanted[0] for other, wanted in distribution.when.items()}
+            for value in distribution.examples:
+                self._check_value(key, value, batches | others)
 
     @property
     def distributions(self) -> Space:
@@ -134,6 +139,19 @@ class SearchConfig:
                 )
             if what.when:
                 raise ValueError(f"scheduler=population knows no conditions, and {key} has one; leave it out")
+
+    def _check_batches(self, space: Space) -> None:
+        """Whatever is drawn of lanes, batch and micro-batch goes together."""
+        some = {key: space[key] for key in _BATCHES if key in space and space[key].finite}
+        for point in grid_points(some):
+            drawn = {key: getattr(self.train, key) for key in _BATCHES} | point
+            try:
+                check_lanes(drawn["batch_size"], drawn["lanes"])
+                if drawn["micro_batch_size"] is not None:
+                    check_micro_batches(drawn["batch_size"], drawn["micro_batch_size"], drawn["lanes"])
+            except ValueError as error:
+                named = ", ".join(f"{key}={value}" for key, value in point.items())
+                raise ValueError(f"space: {named}: {error}") from error
 
     def _check_value(self, key: str, value: Any, others: Point) -> None:
         try:

@@ -178,7 +178,9 @@ class _Scale:
 
     def __init__(self, space: Space, key: str, trials: Sequence[Trial]) -> None:
         what = space.get(key)
-        self._values = sorted({t.values[key] for t in trials if key in t.values}, key=_order)
+        values = [trial.values[key] for trial in trials if key in trial.values]
+        # Lists among them have no hash.
+        self._values = sorted({repr(value): value for value in values}.values(), key=_order)
         self._log = what is not None and what.kind == "loguniform"
         self._named = what is not None and what.kind == "choice"
         self._ends = None if what is None or self._named else what.values

@@ -4,7 +4,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, field
+from dataclasses import asdict, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -34,11 +34,23 @@ class Distribution:
     kind: Kind
     values: tuple[Any, ...]
     when: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    step: int = 1
+    """Of integers: how far one is from the next."""
 
     @property
     def choices(self) -> list[Any]:
         """All values of a distribution that has so many."""
-        return list(self.values) if self.kind == "choice" else [*range(self.values[0], self.values[1] + 1)]
+        if self.kind == "choice":
+            return list(self.values)
+        return [*range(self.values[0], self.values[1] + 1, self.step)]
+
+    @property
+    def examples(self) -> list[Any]:
+        """Each choice, or the ends of a range and, of numbers that need not be whole, one between them."""
+        if self.finite:
+            return list(self.values)
+        low, high = self.values
+        return [low, low + (high - low) / math.pi, high]
 
     @property
     def finite(self) -> bool:
@@ -50,7 +62,7 @@ class Distribution:
             return generator.choice(self.values)
         low, high = self.values
         if self.kind == "integers":
-            return generator.randint(low, high)
+            return low + self.step * generator.randint(0, (high - low) // self.step)
         if self.kind == "uniform":
             return generator.uniform(low, high)
         return self.clipped(math.exp(generator.uniform(math.log(low), math.log(high))))
@@ -61,7 +73,7 @@ class Distribution:
             return value
         low, high = self.values
         value = min(max(value, low), high)
-        return round(value) if self.kind == "integers" else value
+        return low + self.step * round((value - low) / self.step) if self.kind == "integers" else value
 
     def __post_init__(self) -> None:
         if self.kind == "choice":
@@ -101,7 +113,28 @@ def parse_space(table: Mapping[str, Any], base: TrainConfig) -> Space:
                     f"there are {', '.join(before) or 'none'}"
                 )
         before.append(key)
-    return found
+    return _in_steps_of_lanes(found, base)
+
+
+def _in_steps_of_lanes(space: Space, base: TrainConfig) -> Space:
+    """The same; whole numbers for the batch size go in steps of what must divide it."""
+    batch_size = space.get("batch_size")
+    if batch_size is None or batch_size.kind != "integers":
+        return space
+    divisors = []
+    for key, unset in (("lanes", base.lanes), ("micro_batch_size", base.micro_batch_size or 1)):
+        searched = space.get(key)
+        divisors += searched.choices if searched and searched.finite else []
+        divisors += [unset] if searched is None or searched.when else []
+    step, (low, high) = math.lcm(*divisors), batch_size.values
+    if low % step or high % step:
+        first = max(1, -(-low // step))
+        fits = [first * step, max(first + 1, high // step) * step]
+        raise ValueError(
+            f"space: batch_size={[low, high]} must be multiples of {step}, which lanes and micro_batch_size "
+            f"divide; try {fits}"
+        )
+    return {**space, "batch_size": replace(batch_size, step=step)}
 
 
 def active(space: Space, point: Point) -> Point:
@@ -181,8 +214,10 @@ def _distribution(key: str, kind: str, values: Iterable[Any], when: Any) -> Dist
         other: tuple(wanted) if isinstance(wanted, list | tuple) else (wanted,)
         for other, wanted in when.items()
     }
+    # As a trial's values are read back: JSON has no tuples.
+    listed = [list(value) if isinstance(value, tuple) else value for value in values]
     try:
-        return Distribution(kind, tuple(values), conditions)  # pyright: ignore[reportArgumentType]
+        return Distribution(kind, tuple(listed), conditions)  # pyright: ignore[reportArgumentType]
     except ValueError as error:
         raise ValueError(f"space: {key}: {first_message(error)}") from error
 

@@ -104,7 +104,7 @@ def _sampler(what: Distribution) -> Any:
         return tune.choice(list(what.values))
     low, high = what.values
     if what.kind == "integers":
-        return tune.randint(low, high + 1)
+        return tune.randint(low, high + 1) if what.step == 1 else tune.qrandint(low, high, what.step)
     return tune.loguniform(low, high) if what.kind == "loguniform" else tune.uniform(low, high)
 
 

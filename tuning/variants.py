@@ -45,7 +45,12 @@ def trial_config(
     if search.metric == "linear":
         config = replace(config, evaluation=replace(config.evaluation, linear=True))
     if member is not None:
-        config = replace(config, seed=config.seed + member, branch_from=branch, checkpoint=_kept(config))
+        config = replace(
+            config,
+            seed=config.seed + member,
+            branch_from=branch or config.branch_from,
+            checkpoint=_kept(config),
+        )
     folder = storage.join(search_folder(search), "trials")
     return replace(config, output=folder, name=config_hash(config), workers=config.workers or 1)
 
@@ -72,10 +77,12 @@ def branched(search: SearchConfig, run: str, step: int) -> str:
 
 def best_config(search: SearchConfig, run: str) -> TrainConfig:
     """What `diptych train` would take to do the trial in `run`, a folder below OUTPUT/NAME, again."""
-    config = read_config(storage.join(search_folder(search), run))
-    return replace(
-        config, name=f"{search.name}-best", output=search.train.output, workers=search.train.workers
-    )
+    config, users = read_config(storage.join(search_folder(search), run)), search.train
+    # What a search sets for its trials alone.
+    own = ["output", "workers", "evaluation"]
+    if search.scheduler == "population":
+        own += ["seed", "branch_from", "checkpoint"]
+    return replace(config, name=f"{search.name}-best", **{name: getattr(users, name) for name in own})
 
 
 def _kept(config: TrainConfig) -> Any:
