@@ -214,8 +214,9 @@ def _index(uri: str, dest: str | None, data: DataConfig) -> Index:
 def _same(index: Index, data: DataConfig) -> dict[str, Any]:
     """What must be the same where an interrupted command goes on."""
     names = ("image_column", "label_column", "key_column", "key_dot", "image_ending", "max_pixels")
-    files = zip(index.fragments["path"].to_pylist(), index.rows.tolist(), strict=True)
-    content = hashlib.sha256("\n".join(f"{path} {rows}" for path, rows in files).encode()).hexdigest()[:16]
+    columns = (index.fragments[name].to_pylist() for name in ("path", "rows", "file_bytes", "file_written"))
+    files = "\n".join(" ".join(map(str, file)) for file in zip(*columns, strict=True))
+    content = hashlib.sha256(files.encode()).hexdigest()[:16]
     return {
         "source": torchvision_source.plain(index.uri),
         **{name: getattr(data, name) for name in names},

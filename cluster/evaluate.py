@@ -110,7 +110,10 @@ def _config(run: str, request: EvaluationRequest) -> TrainConfig:
 
 
 def _sets(run: str, config: TrainConfig) -> Sets:
-    train = kept_index(run, "train") or training_index(config)
+    if train := kept_index(run, "train"):
+        train.check_unchanged()
+    else:
+        train = training_index(config)
     assert config.data.test
     test = read_index(config.data.test, config.data, train.classes)
     way_out = {train: "give a run whose training images have some", test: "give labelled ones with --test"}

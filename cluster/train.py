@@ -73,6 +73,9 @@ def run_training(
     if done >= steps:
         print(f"{run} is finished: {done} steps. Its report is {write_report(config)}")
         return read_metrics(run)
+    if resumed:
+        for listed in filter(None, (index, test_index)):
+            listed.check_unchanged()
     startup.reached("index")
     _launch(config, sets, steps, done, startup, modules, launch)
     print(f"report: {write_report(config)}")

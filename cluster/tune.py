@@ -22,7 +22,7 @@ from training.checkpoint import find_checkpoint
 from training.config import TrainConfig, most_workers
 from training.encoders import build_encoder
 from training.objectives import load_initial, read_initial
-from training.record import to_toml, to_values
+from training.record import keep_index, kept_index, to_toml, to_values
 from training.run import load_branch
 from tuning.compound import scoring
 from tuning.config import SearchConfig
@@ -101,7 +101,10 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
     index = training_index(search.train)
     index.check_labels("ranking trials", "search with other images")
     folder = search_folder(search)
+    if kept := kept_index(folder, "train"):
+        kept.check_unchanged()
     _keep(search)
+    keep_index(folder, "train", index)
     workers = most_workers(search.train) * search.train.cpus_per_worker
     with (
         cluster(search.concurrent * (workers + CPUS_PER_TRIAL), modules),

@@ -37,12 +37,12 @@ _ABOUT = 1.5
 class Index:
     """Every fragment of a data set, sorted by path: a row group, a run of samples in a tar, or a file.
 
-    fragments: path, the file's size and when it was written, rows, first_sample, and what the layout needs to read one; `chosen`, where not all of its
-    rows are wanted, says which. A sample's number is its row's place in this order, kept by the parts of a
-    split and by a choice: it does not depend on who reads it.
-    classes: the names of the labels, where the layout has names. no_labels: which image or file has no
-    label, where one has none. passed_over: what else lies there and is not read, in one line.
-    label_values: the labels of classes 0, 1, ..., where training with labels has counted them.
+    fragments: path, the file's size and when it was written, rows, first_sample, and what the layout needs to
+    read one; `chosen`, where not all of its rows are wanted, says which. A sample's number is its row's place
+    in this order, kept by the parts of a split and by a choice: it does not depend on who reads it.
+    classes: the names of the labels, where the layout has names. no_labels: which image or file has no label,
+    where one has none. passed_over: what else lies there and is not read, in one line. label_values: the labels
+    that stand for classes 0, 1, ..., where training with labels has counted them.
     """
 
     uri: str

@@ -1,5 +1,6 @@
 """Which files are the data set: what is hidden, other systems' own files, partitions, and strays."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.cli import main
+from pipelines import storage
 from pipelines.config import DataConfig
 from pipelines.files import find_files
 from pipelines.labels import read_labels
@@ -150,3 +152,56 @@ def test_where_files_and_bytes_disagree_the_user_is_asked(tmp_path: Path) -> Non
         find_files(str(tmp_path))
     assert find_files(f"{tmp_path}/*.jpg").passed_over is None
     assert len(find_files(f"{tmp_path}/*.jpg").places) == 9
+
+
+def _index_of_three(tmp_path: Path) -> Index:
+    _touch(tmp_path, "cat/1.jpg", "cat/2.jpg", "dog/1.jpg")
+    return Index.from_bytes(build_index(str(tmp_path), _DATA).to_bytes())
+
+
+def test_files_that_are_there_as_they_were_pass_and_new_ones_are_no_matter(tmp_path: Path) -> None:
+    index = _index_of_three(tmp_path)
+    _touch(tmp_path, "cat/3.jpg", "more.tar")
+    index.check_unchanged()
+    for part in index.split(0.4, seed=0):
+        part.check_unchanged()
+
+
+def test_a_file_that_has_gone_is_named(tmp_path: Path) -> None:
+    index = _index_of_three(tmp_path)
+    (tmp_path / "cat" / "2.jpg").unlink()
+    with pytest.raises(
+        ValueError, match=r"cat/2\.jpg is gone; put it back, or give the changed images a run"
+    ):
+        index.check_unchanged()
+
+
+def test_a_file_of_another_size_is_named_with_both(tmp_path: Path) -> None:
+    index = _index_of_three(tmp_path)
+    _touch(tmp_path, "dog/1.jpg", size=11)
+    with pytest.raises(
+        ValueError, match=r"dog/1\.jpg is another than .*: 10 bytes of 2.* UTC then, 11 bytes"
+    ):
+        index.check_unchanged()
+
+
+def test_a_file_that_was_written_anew_with_as_many_bytes_is_named(tmp_path: Path) -> None:
+    index = _index_of_three(tmp_path)
+    before = (tmp_path / "cat" / "1.jpg").stat()
+    os.utime(tmp_path / "cat" / "1.jpg", ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000_000))
+    with pytest.raises(ValueError, match=r"cat/1\.jpg is another than when its images were listed"):
+        index.check_unchanged()
+
+
+@pytest.mark.parametrize("pattern", ["", "/part-*.parquet"])
+def test_objects_in_a_bucket_are_compared_too(bucket: str, tmp_path: Path, pattern: str) -> None:
+    place = f"{bucket}/changed{len(pattern)}"
+    for name in ("part-0", "part-1"):
+        _parquet(tmp_path, f"{name}.parquet", label=[0, 1])
+        storage.write(f"{place}/{name}.parquet", (tmp_path / f"{name}.parquet").read_bytes())
+    index = build_index(place + pattern, _DATA)
+    index.check_unchanged()
+    _parquet(tmp_path, "other.parquet", label=[0, 1], more=["a", "b"])
+    storage.write(f"{place}/part-1.parquet", (tmp_path / "other.parquet").read_bytes())
+    with pytest.raises(ValueError, match=r"part-1\.parquet is another than when its images were listed"):
+        index.check_unchanged()
