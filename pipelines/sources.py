@@ -41,8 +41,8 @@ class Index:
     read one; `chosen`, where not all of its rows are wanted, says which. A sample's number is its row's place
     in this order, kept by the parts of a split and by a choice: it does not depend on who reads it.
     classes: the names of the labels, where the layout has names. no_labels: which image or file has no label,
-    where one has none. passed_over: what else lies there and is not read, in one line. label_values: the labels
-    that stand for classes 0, 1, ..., where training with labels has counted them.
+    where one has none. passed_over: what else lies there and is not read, in one line. label_values: the
+    labels that stand for classes 0, 1, ..., where training with labels has counted them.
     """
 
     uri: str
