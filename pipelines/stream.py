@@ -30,9 +30,6 @@ from pipelines.sources import Index
 READERS = 2
 READER_CPUS = 0.01
 
-# How often a job whose process has ended is tried again: Ray Data would do so for ever.
-_RETRIES = 5
-
 # Ray Data keeps a block per job from the start (0.7 ms each), so a long run is streamed in parts.
 _JOBS_PER_DATASET = 256
 
@@ -71,7 +68,7 @@ def map_jobs(
     def run(batch: pa.Table) -> pa.Table:
         return _attempt(work, batch)
 
-    return _mapped(jobs, run, num_cpus=cpus, max_retries=_RETRIES, compute=ray.data.TaskPoolStrategy(tasks))
+    return _mapped(jobs, run, num_cpus=cpus, compute=ray.data.TaskPoolStrategy(tasks))
 
 
 def map_jobs_on_actors(
@@ -90,8 +87,6 @@ def map_jobs_on_actors(
         fn_constructor_args=(work,),
         num_cpus=cpus,
         num_gpus=1 if gpus else 0,
-        max_restarts=_RETRIES,
-        max_task_retries=_RETRIES,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(room, most))),
     )
 
