@@ -78,7 +78,7 @@ def test_no_variable_of_this_process_is_in_a_job(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("there", "message"),
     [
-        ({"python": "3.9.2"}, "the cluster has Python 3.9.2; diptych needs >=3.11,<3.14"),
+        ({"python": "3.9.2"}, "the cluster has Python 3.9.2; diptych needs <3.14,>=3.11"),
         ({"ray": "2.40.0", "unmet": ["ray[data]>=2.60"]}, "the cluster has Ray 2.40.0; diptych needs ray"),
     ],
 )
