@@ -279,6 +279,8 @@ def _print_report(values: dict[str, Any]) -> None:
     for name in ("height", "width", "pixels"):
         about.add_row(name, ", ".join(f"{key} {value:,}" for key, value in values[name].items()))
     about.add_row("formats", ", ".join(f"{name} {count:,}" for name, count in values["formats"].items()))
+    if values["no_labels"]:
+        about.add_row("labels", escape(f"none: {values['no_labels']}"))
     console.print(about)
     _print_counts(console, "class", values["classes"].items())
     _print_counts(

@@ -162,6 +162,6 @@ def training_index(config: TrainConfig) -> Index:
 
 def labelled(index: Index, config: TrainConfig, share: float) -> Index:
     """The index of `share` of each class's images. Raises ValueError where there are no labels."""
-    index.check_labels("a share of the labels", "take all images")
+    index.check_labels("a share of the labels", "use all images")
     with counted(f"labels of {index.uri}", "fragment") as progress:
         return labelled_part(index, config.data, share, seed=config.seed, progress=progress)

@@ -99,6 +99,7 @@ def report(index: Index, found: Survey, classes: Sequence[str], window_rows: int
         "pixels": median_spread(found.pixels),
         "formats": dict(found.formats.most_common()),
         "classes": _classes(found.labels, classes) if index.has_labels else {},
+        "no_labels": index.no_labels,
         "bad": [
             {"reason": reason, "images": count, "examples": [f"{key} of {path}" for key, path in examples]}
             for reason, (count, examples) in sorted(found.bad.items(), key=lambda item: -item[1][0])

@@ -31,6 +31,9 @@ _BUFFER = 1 << 16
 _CLASS = ".cls"
 _LARGEST_LABEL = 2**63 - 1
 
+# More than any label needs, should something else have that ending.
+_LABEL_BYTES = 64
+
 # Members that an error lists.
 _SHOWN = 4
 
@@ -41,11 +44,15 @@ _FRAGMENTS = pa.schema({"path": pa.string(), "rows": pa.int64(), "samples": pa.l
 
 
 class _Part(NamedTuple):
-    """A member as a part of the sample of its key; ending: from the dot that ends the key, in lower case."""
+    """A member as a part of the sample of its key.
+
+    ending: from the dot that ends the key, in lower case. content: that of a class, as far as a number goes.
+    """
 
     key: str
     ending: str
     member: Member
+    content: bytes = b""
 
     @property
     def is_image(self) -> bool:
@@ -123,15 +130,15 @@ def _read_tar(filesystem: fs.FileSystem, path: str, data: DataConfig) -> _Found:
     try:
         with filesystem.open_input_file(path) as file:
             buffered = cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, file), _BUFFER))
-            parts = _parts(members(buffered, file.size()), data, path)
+            parts = _parts(members(buffered, file.size()), data, path, buffered)
             for _, group in groupby(parts, lambda part: part.key):
-                _add(found, list(group), data, buffered)
+                _add(found, list(group), data)
     except tarfile.ReadError as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     return found
 
 
-def _parts(walk: Iterable[Member], data: DataConfig, path: str) -> Iterator[_Part]:
+def _parts(walk: Iterable[Member], data: DataConfig, path: str, file: BinaryIO) -> Iterator[_Part]:
     """The files of a tar; raises ValueError for an image or class that is there twice, or is a link."""
     seen: set[str] = set()
     for member in walk:
@@ -147,6 +154,10 @@ def _parts(walk: Iterable[Member], data: DataConfig, path: str) -> Iterator[_Par
             if member.name in seen:
                 raise ValueError(f"{member.name} is twice in {path}; write it anew, each name once")
             seen.add(member.name)
+        if part.ending.endswith(_CLASS):
+            # At once, as long as it lies in the buffer with its header.
+            file.seek(member.offset)
+            part = part._replace(content=file.read(min(member.size, _LABEL_BYTES)))
         yield part
 
 
@@ -164,7 +175,7 @@ def _is_passed_over(name: str) -> bool:
     return last.startswith(".") or not JUNK.isdisjoint(folder.split("/"))
 
 
-def _add(found: _Found, group: list[_Part], data: DataConfig, file: BinaryIO) -> None:
+def _add(found: _Found, group: list[_Part], data: DataConfig) -> None:
     """Add what the parts of one key are: a sample, none without an image, or several."""
     classes = {part.ending: part for part in group if part.ending.endswith(_CLASS)}
     images = _images(group, data)
@@ -174,7 +185,7 @@ def _add(found: _Found, group: list[_Part], data: DataConfig, file: BinaryIO) ->
         found.dotted.append(images)
     for image in images:
         own = image.ending.rpartition(".")[0] + _CLASS
-        label = _label(classes.get(_CLASS) or classes.get(own), file, found.path)
+        label = _label(classes.get(_CLASS) or classes.get(own), found.path)
         key = image.key if len(images) == 1 else image.stem
         if isinstance(label, str) and not found.no_label:
             found.no_label = f"{key} of {found.path} has {label}"
@@ -217,21 +228,18 @@ def _several(images: list[_Part], path: str, dot: str) -> ValueError:
     )
 
 
-def _label(part: _Part | None, file: BinaryIO, path: str) -> int | str:
+def _label(part: _Part | None, path: str) -> int | str:
     """The class that a .cls member holds, or in words that there is none."""
     if part is None:
         return "no .cls beside it"
-    file.seek(part.member.offset)
-    # More than any number needs, should something else have that ending.
-    content = file.read(min(part.member.size, 64))
-    if not content.strip():
+    if not part.content.strip():
         return "an empty .cls"
     try:
-        label = int(content)
+        label = int(part.content)
     except ValueError:
         label = None
     if label is None or not -1 <= label <= _LARGEST_LABEL:
-        raise ValueError(f"{path}: {part.member.name} is {content[:20]!r}, not a whole number from 0")
+        raise ValueError(f"{path}: {part.member.name} is {part.content[:20]!r}, not a whole number from 0")
     return label
 
 

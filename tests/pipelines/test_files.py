@@ -16,6 +16,7 @@ from pipelines.labels import read_labels
 from pipelines.plan import Piece
 from pipelines.reader import Reading, read_pieces
 from pipelines.sources import Index, build_index
+from pipelines.survey import Survey, report
 
 _DATA = DataConfig(train="")
 
@@ -107,6 +108,14 @@ def test_a_file_without_its_label_column_is_said_by_name(name: str, tmp_path: Pa
     assert (index.no_labels or "").startswith(f"{tmp_path}/")
     assert f"/{name} has no column 'label' (--data.label-column names another)" in (index.no_labels or "")
     assert set(_labels(index)) == {-1}
+    assert report(index, Survey(), (), window_rows=4)["no_labels"] == index.no_labels
+
+
+def test_a_label_beyond_what_a_number_holds_is_refused_by_name(tmp_path: Path) -> None:
+    _parquet(tmp_path, "0.parquet", label=pa.array([1, 2**63], pa.uint64()))  # pyright: ignore
+    index = build_index(str(tmp_path), _DATA)
+    with pytest.raises(ValueError, match=r"0\.parquet: column 'label' has a label beyond int64: .*2"):
+        _labels(index)
 
 
 def test_an_image_outside_the_class_folders_is_said_by_name(tmp_path: Path) -> None:
