@@ -255,7 +255,7 @@ def _bmp(image: Image.Image, content: bytes | memoryview) -> Header:
     header = int.from_bytes(content[14:18], "little")
     bits = int.from_bytes(content[24:26] if header == 12 else content[28:30], "little")
     start = int.from_bytes(content[10:14], "little")
-    # DALI goes wrong or gives up with 16 bits a pixel, runs or masks, and where a palette is said to be pixels.
+    # DALI goes wrong with 16 bits a pixel, runs or masks, and where a palette is said to be pixels.
     is_plain = header in _BMP_HEADERS and bits in _BMP_BITS and image.info.get("compression") == _BMP_RAW
     if not is_plain or (bits <= 8 and start <= 14 + header):
         return _by_pillow(image)
