@@ -37,21 +37,33 @@ def to_png(content: bytes | memoryview, header: Header) -> bytes:
 
     Raises BadImageError where Pillow cannot decode it, or to another size than its header says.
     """
+    image, out = shown(content, header.orientation), io.BytesIO()
+    if image.size != (header.width, header.height):
+        raise BadImageError(
+            f"decodes to {image.width} x {image.height} pixels, its header says "
+            f"{header.width} x {header.height}"
+        )
+    image.save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+def shown(content: bytes | memoryview, orientation: int) -> Image.Image:
+    """The image as Pillow shows it, in grey or RGB. Raises BadImageError where it cannot."""
     try:
         with quiet():
-            shown = _shown(_opened(content), header.orientation)
-            out = io.BytesIO()
-            shown.save(out, "PNG", compress_level=1)
+            image = _opened(content)
+            image.load()
+            pixels = _in_eight_bits(image)
     except BadImageError:
         raise
     except Exception as error:  # Of bytes that are broken, Pillow may raise anything.
         raise BadImageError(f"its pixels cannot be decoded ({reason_of(error)})") from error
-    if shown.size != (header.width, header.height):
-        raise BadImageError(
-            f"decodes to {shown.width} x {shown.height} pixels, its header says "
-            f"{header.width} x {header.height}"
-        )
-    return out.getvalue()
+    # Only pixels are to be written, no profile and no transparent colour.
+    pixels.info = {}
+    # Of a TIFF Pillow's pixels are upright already.
+    if image.format == "TIFF" or orientation not in TRANSPOSES:
+        return pixels
+    return pixels.transpose(TRANSPOSES[orientation])
 
 
 def _opened(content: bytes | memoryview) -> Image.Image:
@@ -65,17 +77,6 @@ def _opened(content: bytes | memoryview) -> Image.Image:
         return opened(content)
     finally:
         TiffImagePlugin.READ_LIBTIFF = by_itself
-
-
-def _shown(image: Image.Image, orientation: int) -> Image.Image:
-    image.load()
-    shown = _in_eight_bits(image)
-    # Only pixels are to be written, no profile and no transparent colour.
-    shown.info = {}
-    # Of a TIFF Pillow's pixels are upright already.
-    if image.format == "TIFF" or orientation not in TRANSPOSES:
-        return shown
-    return shown.transpose(TRANSPOSES[orientation])
 
 
 def _in_eight_bits(image: Image.Image) -> Image.Image:

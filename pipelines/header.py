@@ -38,6 +38,13 @@ _TIFF_KINDS = {
     *(((bits,) * 4, 2, extra) for bits in (8, 16) for extra in ((), (0,), (2,))),
     ((8,) * 4, 5, ()),
 }
+# Those that Pillow decodes right where each sample has a plane of its own; DALI decodes few.
+_TIFF_PLANAR_KINDS = {
+    *(((bits,) * 3, 2, ()) for bits in (8, 16)),
+    *(((bits,) * 4, 2, (extra,)) for bits in (8, 16) for extra in (0, 1, 2)),
+    *(((bits,) * 4, 5, ()) for bits in (8, 16)),
+    *(((8, 8), 1, (extra,)) for extra in (0, 2)),
+}
 _TIFF_COMPRESSIONS = (1, 5, 7, 8, 32773, 32946, 50000)
 _TIFF_JPEG, _TIFF_YCBCR = 7, 6
 _BMP_RAW, _BMP_BITS, _BMP_HEADERS = 0, (1, 4, 8, 24, 32), (12, 40, 108, 124)
@@ -224,29 +231,36 @@ def _tiff(image: TiffImagePlugin.TiffImageFile, length: int) -> Header:
 
 
 def _is_plain_tiff(tags: Any) -> bool:
-    """Whether DALI decodes it right."""
+    """Whether DALI decodes it right. Raises BadImageError where Pillow does not either."""
     samples = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
     bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
     bits = bits * samples if len(bits) == 1 else bits
     photo = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)
-    compression = tags.get(TiffImagePlugin.COMPRESSION, 1)
-    if compression not in _TIFF_COMPRESSIONS or tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) != 1:
+    kind = bits, photo, tags.get(TiffImagePlugin.EXTRASAMPLES, ())
+    if samples > 1 and tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) != 1:
+        if kind not in _TIFF_PLANAR_KINDS:
+            raise BadImageError(
+                "its samples lie in planes apart, which is not decoded; save it with one plane"
+            )
         return False
+    compression = tags.get(TiffImagePlugin.COMPRESSION, 1)
     if tags.tagtype.get(ExifTags.Base.Orientation) not in (None, TiffTags.SHORT, TiffTags.LONG):
         return False
     if photo == _TIFF_YCBCR:
         return compression == _TIFF_JPEG and bits == (8,) * 3
-    return len(bits) == samples and (bits, photo, tags.get(TiffImagePlugin.EXTRASAMPLES, ())) in _TIFF_KINDS
+    return compression in _TIFF_COMPRESSIONS and len(bits) == samples and kind in _TIFF_KINDS
 
 
 def _bmp(image: Image.Image, content: bytes | memoryview) -> Header:
     header = int.from_bytes(content[14:18], "little")
     bits = int.from_bytes(content[24:26] if header == 12 else content[28:30], "little")
-    # With 16 bits a pixel, runs or masks DALI goes wrong, or gives up.
-    if header not in _BMP_HEADERS or bits not in _BMP_BITS or image.info.get("compression") != _BMP_RAW:
+    start = int.from_bytes(content[10:14], "little")
+    # DALI goes wrong with 16 bits a pixel, runs or masks, and where a palette is said to be pixels.
+    is_plain = header in _BMP_HEADERS and bits in _BMP_BITS and image.info.get("compression") == _BMP_RAW
+    if not is_plain or (bits <= 8 and start <= 14 + header):
         return _by_pillow(image)
     row = (image.width * bits + 31) // 32 * 4
-    _whole(int.from_bytes(content[10:14], "little") + row * image.height, content, "BMP")
+    _whole(start + row * image.height, content, "BMP")
     return Header(image.height, image.width)
 
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 _lock = threading.RLock()
 
@@ -38,6 +38,8 @@ def opened(content: bytes | memoryview) -> Image.Image:
     except UnidentifiedImageError as error:
         if content[4:8] == b"ftyp" and bytes(content[8:12]) in _HEIC:
             raise BadImageError("HEIC is not decoded; save it as JPEG or AVIF") from error
+        if bytes(content[:4]) in TiffImagePlugin.PREFIXES:
+            raise BadImageError("a kind of TIFF that is not decoded, or truncated") from error
         raise BadImageError("no image in a known format, or truncated") from error
     except Exception as error:  # Of bytes that are broken, Pillow may raise anything.
         raise BadImageError(f"its header is broken ({reason_of(error)})") from error

@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 from pipelines.batches import Rows
+from pipelines.conversion import shown
 from pipelines.dali import Request, make_views
 from pipelines.feed import make_request
 from pipelines.quarantine import WAY_OUT
@@ -37,16 +38,21 @@ def contact_sheet(
         return request(failed.tag.marked(broken))
 
     made = make_views(iter([request(Rows.of(table))]), recipes, batch_size=images, threads=1, repair=repair)
-    views, shown = next(made)
+    views, good = next(made)
     size = recipes[0].size
-    tiles = [[_fitted(content.tobytes(), size) for content in shown.image]]
+    tiles = [
+        [
+            _fitted(content.data, orientation, size)
+            for content, orientation in zip(good.image, good.orientation, strict=True)
+        ]
+    ]
     tiles += [[pixels(view, recipe) for view in batch] for batch, recipe in zip(views, recipes, strict=True)]
     return _grid(tiles, size)
 
 
-def _fitted(content: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
+def _fitted(content: memoryview, orientation: int, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """The whole image, scaled into a square."""
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    image = shown(content, orientation).convert("RGB")
     return np.asarray(ImageOps.pad(image, (size, size), color=(255, 255, 255)))
 
 

@@ -5,6 +5,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipelines.batches import Rows
 from pipelines.config import DataConfig
 from pipelines.dali import Request, make_views
 from pipelines.feed import make_request
+from pipelines.graph import build_crops
 from pipelines.header import read_header
 from pipelines.plan import Piece
 from pipelines.reader import Reading, read_pieces
@@ -265,3 +267,24 @@ def test_an_image_that_decodes_to_another_size_than_its_header_says_costs_only_i
     assert torch.equal(views[0], expected[0])
     with pytest.raises(RuntimeError, match="another size than its header says"):
         next(make_views(iter([request]), (_TURN,), batch_size=6, threads=1))
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_nothing_outside_an_image_is_read_where_a_side_is_shorter_than_expected(side: int):
+    image = np.frombuffer(_saved(_picture(np.random.default_rng(4), 30, 20), "PNG"), np.uint8)
+    sizes, expected = np.array([[20, 30]] * 3), np.array([[20, 30]] * 3)
+    expected[1, side] = 10_000
+    start, end = np.array([[2, 3]] * 3, np.float32), np.array([[18, 25]] * 3, np.float32)
+    given, allowed = ((start.copy(), end.copy()) for _ in range(2))
+    given[0][1, side], given[1][1, side] = 9_000, 9_999
+    allowed[0][1, side], allowed[1][1, side] = 0, sizes[1, side]
+    views = []
+    for stored, region in ((expected, given), (sizes, allowed)):
+        batches = iter([[[image] * 3, stored, *region]])
+        pipeline = build_crops(
+            (_TURN,), partial(next, batches), batch_size=3, threads=1, gpu=None, prefetch=1
+        )
+        crops, found = pipeline.run()
+        np.testing.assert_array_equal(found.as_array(), sizes)
+        views.append(crops.as_array())
+    np.testing.assert_array_equal(*views)

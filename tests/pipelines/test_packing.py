@@ -1,9 +1,11 @@
 """Jobs of a shard each cover every row once; a shard keeps the very bytes, and notes what it left out."""
 
+import io
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from pyarrow import fs
 
 from pipelines.config import DataConfig
@@ -45,6 +47,20 @@ def test_shards_hold_the_sources_bytes_in_its_order(
         [5, 5, 5], [5, 5, 5], [5, 2],
     ]  # fmt: skip
     assert class_names(fs.LocalFileSystem(), str(tmp_path / "00000.parquet")) == ("a", "b")
+
+
+def test_an_image_that_pillow_decodes_for_training_is_packed_as_it_is(pngs: list[bytes], tmp_path: Path):
+    out = io.BytesIO()
+    Image.open(io.BytesIO(pngs[0])).save(out, "GIF")
+    write_shards([(out.getvalue(), 0, "gif")], str(tmp_path / "in"), rows_per_shard=1, rows_per_group=1)
+    data = DataConfig(train=str(tmp_path / "in"))
+    index = build_index(data.train, data)
+    (row,) = _packed(list(shard_jobs(index, 1)), data, tmp_path / "out")
+    assert row["image"] == out.getvalue()
+    (read,) = read_pieces(next(iter(all_readings(index, 1))), data)["image"].to_pylist()
+    with Image.open(io.BytesIO(read)) as png, Image.open(io.BytesIO(out.getvalue())) as gif:
+        assert png.format == "PNG"
+        assert png.tobytes() == gif.convert("RGB").tobytes()
 
 
 def test_a_shuffle_puts_the_same_rows_in_an_order_of_its_seed(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 from tiffs import SHORT, Tags, tiff
 
 from pipelines.conversion import to_png
@@ -75,14 +75,10 @@ _LAYOUTS = [
 
 
 def _tiffs() -> Iterator[tuple[str, bytes]]:
-    for bits, (photo, count, extra), planar, order in itertools.product(
-        (1, 2, 4, 8, 12, 16, 32), _LAYOUTS, (1, 2), "<>"
-    ):
-        if (planar == 1 or count > 1) and not (photo == _PALETTE and bits > 8):
-            name = (
-                f"{bits} bits, photometric {photo}, {count} samples, extra {extra}, planar {planar}, {order}"
-            )
-            yield name, _made_tiff(bits, photo, count, extra, planar, order)
+    for bits, (photo, count, extra), order in itertools.product((1, 2, 4, 8, 12, 16, 32), _LAYOUTS, "<>"):
+        if photo != _PALETTE or bits <= 8:
+            name = f"{bits} bits, photometric {photo}, {count} samples, extra {extra}, {order}"
+            yield name, _made_tiff(bits, photo, count, extra, 1, order)
     pictures = {
         "RGB": _SMOOTH, "L": _SMOOTH.convert("L"), "P": _SMOOTH.quantize(64), "1": _SMOOTH.convert("1"),
         "LA": _SMOOTH.convert("LA"), "RGBA": _SMOOTH.convert("RGBA"), "CMYK": _SMOOTH.convert("CMYK"),
@@ -218,11 +214,8 @@ _ALL = {"TIFF": _tiffs, "JPEG": _jpegs, "PNG": _pngs, "BMP": _bmps, "other": _ot
 def _pillows(content: bytes) -> np.ndarray | None:
     """The picture as Pillow shows it; the high byte of 16 bits. None where it cannot, or no one can."""
     try:
-        with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Image.open(io.BytesIO(content))
-            # By itself Pillow mixes up the samples of an uncompressed TIFF whose planes lie apart.
-            patch.setattr(TiffImagePlugin, "READ_LIBTIFF", True)
             image = Image.open(io.BytesIO(content))
             image.load()
             return _in_eight_bits(image)
@@ -274,14 +267,31 @@ def test_pixels_are_pillows_or_there_is_a_reason(kind: str, decoder):
         if expected is None or np.abs(ours.astype(int) - expected).max() > 3:
             wrong.append(name)
     assert not wrong
-    assert len(read) >= {"TIFF": 120, "JPEG": 9, "PNG": 24, "BMP": 10, "other": 12}[kind]
+    assert len(read) >= {"TIFF": 100, "JPEG": 9, "PNG": 24, "BMP": 10, "other": 12}[kind]
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("planar", [1, 2])
-def test_a_16_bit_tiff_shows_the_high_bytes_of_its_samples(order: str, planar: int, decoder):
-    made = _ours(_made_tiff(16, _RGB, 3, None, planar, order), decoder)
-    np.testing.assert_allclose(made, _samples(3, 16) >> 8, atol=1)
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiffs_samples_are_those_that_were_written_in_planes_of_their_own_too(
+    bits: int, planar: int, decoder
+):
+    read = 0
+    for (photo, count, extra), order in itertools.product(_LAYOUTS, "<>"):
+        # Colours by a palette, another space or made darker by alpha are Pillow's alone to tell.
+        if photo in (_PALETTE, _CMYK, _YCBCR, _LAB) or extra == 1:
+            continue
+        made = _ours(_made_tiff(bits, photo, count, extra, planar, order), decoder)
+        if isinstance(made, str):
+            assert "is not decoded" in made
+            continue
+        samples = _samples(count, bits) >> (bits - 8)
+        if photo == _WHITE and bits == 8:
+            samples = 255 - samples
+        np.testing.assert_allclose(
+            made, np.broadcast_to(samples[..., : 3 if photo == _RGB else 1], made.shape), atol=1
+        )
+        read += 1
+    assert read >= 8
 
 
 def test_a_12_bit_tiff_shows_the_highest_8_bits(decoder):

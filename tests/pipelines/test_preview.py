@@ -3,9 +3,11 @@
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageOps
 
@@ -17,7 +19,7 @@ from pipelines.plan import Piece
 from pipelines.preview import contact_sheet
 from pipelines.reader import Reading, read_pieces
 from pipelines.recipes import ViewRecipe
-from pipelines.sources import Index
+from pipelines.sources import Index, build_index
 
 _RECIPE = ViewRecipe(size=96)
 _PITCH = 96 + 4
@@ -65,3 +67,13 @@ def test_the_other_rows_show_the_views_of_that_seed_and_epoch(table: pa.Table):
         for column, view in enumerate(batch.numpy()):
             shown = sheet[row * _PITCH :, column * _PITCH :][:96, :96]
             assert np.abs(shown - (255 * (view * std + mean)).transpose(1, 2, 0)).max() < 0.51
+
+
+def test_an_image_with_broken_exif_data_is_shown_as_it_is_stored(tmp_path: Path):
+    out = io.BytesIO()
+    Image.new("RGB", (96, 48), (9, 99, 200)).save(out, "JPEG", exif=b"Exif\0\0MM\0*\0")
+    pq.write_table(pa.table({"image": [out.getvalue()]}), tmp_path / "broken.parquet")
+    data = DataConfig(train=str(tmp_path))
+    rows = read_pieces(Reading.of(build_index(data.train, data), [Piece(0, 0, 1)]), data)
+    sheet = _sheet(contact_sheet(rows, (_RECIPE, _RECIPE), seed=0))
+    assert np.abs(sheet[26:70, 2:94] - (9, 99, 200)).max() < 5

@@ -65,6 +65,20 @@ def test_broken_pixels_are_found_by_decoding_alone(pngs: list[bytes], tmp_path: 
     assert ("broken", index.paths[0]) in [place for _, places in found.bad.values() for place in places]
 
 
+def test_an_image_that_pillow_decodes_for_training_counts_as_what_it_is(pngs: list[bytes], tmp_path: Path):
+    image, out = Image.open(io.BytesIO(pngs[0])), io.BytesIO()
+    image.save(out, "GIF")
+    torn = out.getvalue()[: len(out.getvalue()) // 2]
+    write_shards(
+        [(out.getvalue(), 0, "whole"), (torn, 0, "torn")], str(tmp_path), rows_per_shard=2, rows_per_group=2
+    )
+    data = DataConfig(train=str(tmp_path))
+    found = _surveyed(build_index(data.train, data), data, decode=True)
+    assert (found.formats, found.bytes) == (Counter(GIF=1), len(out.getvalue()))
+    (reason,) = found.bad
+    assert reason.startswith("its pixels cannot be decoded (")
+
+
 def test_truncated_files_are_bad_by_their_header(kinds: dict[str, bytes], tmp_path: Path):
     rows = [(kinds[kind][:-60], 0, kind) for kind in ("JPEG", "PNG")]
     write_shards(rows, str(tmp_path), rows_per_shard=4, rows_per_group=4)

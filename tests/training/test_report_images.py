@@ -120,7 +120,7 @@ def test_every_class_has_a_query_before_any_has_two() -> None:
 def test_a_contact_sheet_is_cut_into_its_images_and_views() -> None:
     rows = [
         {"key": key, "path": "digits", "label": label, "image": content, "sample": sample, "height": 32,
-         "width": 32, "bad": None}
+         "width": 32, "orientation": 1, "bad": None}
         for sample, (content, label, key) in enumerate(scattered_digits(5, held_out=False, seed=0))
     ]  # fmt: skip
     sheet = contact_sheet(pa.Table.from_pylist(rows, schema=SCHEMA), RECIPES["simclr-cifar"], seed=0)
