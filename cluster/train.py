@@ -99,6 +99,7 @@ def _steps_done(config: TrainConfig) -> int:
     # The workers warn of damaged ones, in the run's metrics too.
     saved = Checkpoints(run_uri(config), config.checkpoint.keep).latest(lambda message: None)
     if saved:
+        read_metrics(run_uri(config))  # The workers go on with its lines.
         return saved["step"]
     if config.init:
         load_initial(build_encoder(config.encoder), config.init)

@@ -175,7 +175,7 @@ def _check_checkpoints(search: SearchConfig) -> None:
 
 def _count(search: SearchConfig) -> int:
     """How many trials there will be."""
-    return search.trials if search.searcher == "tpe" else len(search.points(search_space(search)))
+    return len(search.points(search_space(search)))  # tpe's are others, and as many.
 
 
 def _keep(search: SearchConfig) -> None:

@@ -34,6 +34,16 @@ class MetricsLog:
 
 
 def read_metrics(run: str) -> list[dict[str, Any]]:
-    """The lines of RUN/metrics.jsonl, none where there is no such file."""
-    content = storage.read(storage.join(run, _FILE)) or b""
-    return [json.loads(line) for line in content.decode().splitlines()]
+    """The lines of RUN/metrics.jsonl, none where there is no such file; ValueError where one is damaged."""
+    return read_lines(storage.join(run, _FILE))
+
+
+def read_lines(uri: str) -> list[dict[str, Any]]:
+    """The JSON objects in the lines of a file, none where there is no such file; ValueError as above."""
+    lines = []
+    for number, line in enumerate((storage.read(uri) or b"").splitlines(), start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{uri} is damaged in line {number}; restore it, or delete that line") from error
+    return lines

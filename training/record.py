@@ -24,7 +24,7 @@ def find_run(run: str, config: TrainConfig) -> bool:
         raise _unwritable(run, error) from error
     if existing is None:
         return False
-    theirs = identity(TrainConfig(**tomllib.loads(existing.decode())))
+    theirs = identity(TrainConfig(**_parsed(run, existing)))
     differing = sorted(_differences(theirs, identity(config)))
     if differing:
         raise ValueError(f"{run} is a run with other values of {', '.join(differing)}; try another --name")
@@ -59,7 +59,14 @@ def read_values(run: str) -> dict[str, Any]:
     if content is None:
         raise ValueError(f"{run} is no run: there is no {_FILE}; give OUTPUT/NAME of one")
     output, _, name = run.rpartition("/")
-    return tomllib.loads(content.decode()) | {"output": output, "name": name}
+    return _parsed(run, content) | {"output": output, "name": name}
+
+
+def _parsed(run: str, content: bytes) -> dict[str, Any]:
+    try:
+        return tomllib.loads(content.decode())
+    except ValueError as error:  # Of TOML, or of UTF-8.
+        raise ValueError(f"{storage.join(run, _FILE)} is damaged: {error}; restore it") from error
 
 
 def keep_index(run: str, name: str, index: Index) -> None:
@@ -69,8 +76,15 @@ def keep_index(run: str, name: str, index: Index) -> None:
 
 def kept_index(run: str, name: str) -> Index | None:
     """What keep_index has written, if it has."""
-    kept = storage.read(_index_place(run, name))
-    return Index.from_bytes(kept) if kept else None
+    place = _index_place(run, name)
+    kept = storage.read(place)
+    if kept is None:
+        return None
+    try:
+        return Index.from_bytes(kept)
+    except (ValueError, OSError, LookupError) as error:
+        why = storage.first_line(error)
+        raise ValueError(f"{place} is damaged: {why}; delete it, and the images are listed again") from error
 
 
 def _index_place(run: str, name: str) -> str:

@@ -8,7 +8,7 @@ from ray.tune.search import Searcher
 
 from tuning.config import SearchConfig
 from tuning.room import SCORE, Room
-from tuning.space import Distribution, Point, active
+from tuning.space import Distribution, Point, active, drawn_points
 from tuning.variants import search_space
 
 # How often Optuna is asked again where it gives a combination that was there before.
@@ -74,7 +74,9 @@ class Combinations(Searcher):
             if point not in before:
                 return point
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        return None
+        # Where few are left, Optuna gives those that did well over and over.
+        others = drawn_points(self._space, self._search.seed, number + 1)
+        return next((point for point in others if point not in before), None)
 
     def _study(self, number: int) -> optuna.Study:
         optuna.logging.set_verbosity(logging.WARNING)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pipelines import storage
+from training.metrics import read_lines
 
 State = Literal["waiting", "running", "finished", "stopped early", "unfinished", "failed"]
 
@@ -72,8 +73,7 @@ def ranked(trials: Iterable[Trial]) -> list[Trial]:
 
 def read_trials(folder: str) -> list[Trial]:
     """The trials that a search in `folder` has begun, best first."""
-    content = storage.read(storage.join(folder, _FILE)) or b""
-    return [_trial(json.loads(line)) for line in content.decode().splitlines()]
+    return [_trial(line) for line in read_lines(storage.join(folder, _FILE))]
 
 
 def write_trials(folder: str, trials: Iterable[Trial]) -> None:

@@ -28,7 +28,7 @@ from training.export import read_trained
 from training.gather import LocalGather, ProcessGroupGather
 from training.metrics import read_metrics
 from training.process import Worker
-from training.record import claim_run
+from training.record import claim_run, keep_index
 from training.run import run_uri, train
 
 
@@ -175,6 +175,28 @@ def test_where_none_is_whole_the_file_is_named_before_anything_starts(
         use(config, tmp_path)
     assert "\n" not in str(refused.value)
     assert sorted(tmp_path.rglob("*")) == before
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("metrics.jsonl", r"metrics.jsonl is damaged in line \d+; restore it, or delete that line$"),
+        ("config.toml", r"config.toml is damaged: .*; restore it$"),
+        ("index/train.parquet", r"index/train.parquet is damaged: .*; delete it, and the images are listed"),
+    ],
+)
+@pytest.mark.parametrize("harm", ["truncated", "garbage"])
+def test_another_file_of_the_run_that_is_damaged_is_named_before_anything_starts(
+    name: str, said: str, harm: str, base: TrainConfig, tmp_path: Path
+) -> None:
+    config = _copy(base, tmp_path, 6)
+    keep_index(run_uri(config), "train", build_index(config.data.train, config.data))
+    path = Path(run_uri(config), name)
+    # Neither TOML nor JSON ends in the middle of a line's key.
+    path.write_bytes(_HARM[harm](path.read_bytes()).rstrip(b'"]}\n\r0123456789. ') + b'"')
+    with pytest.raises(ValueError, match=rf"^{tmp_path}.*{said}"):
+        run_training(config)
     assert not ray.is_initialized()
 
 

@@ -96,6 +96,15 @@ def test_tpe_learns_from_lists_and_resumes_with_what_was_written_of_them(form: A
     assert suggested(json.loads(json.dumps(points[:3]))) == points
 
 
+def test_tpe_tries_all_combinations_where_there_are_few(tmp_path: Path) -> None:
+    combinations = Combinations(_search(tmp_path, _LISTS, searcher="tpe", trials=8), [], Room(1))
+    points: list[Point] = []
+    while point := combinations.suggest(f"t_{len(points)}"):
+        combinations.on_trial_complete(f"t_{len(points)}", {SCORE: point["data.view.crop_scale"][0]})
+        points.append(point)
+    assert len({json.dumps(point) for point in points}) == len(points) == 6
+
+
 def test_a_grid_of_lists_has_each_combination(tmp_path: Path) -> None:
     search = _search(tmp_path, _LISTS, searcher="grid")
     views = [
