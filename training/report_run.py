@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 from json import JSONDecodeError
-from tomllib import TOMLDecodeError
 from typing import Any, get_args
 
 from pipelines import storage
@@ -60,7 +59,7 @@ def read_run(run: str) -> RunRecord:
     """The run in RUN, a path or URI; raises ValueError where there is none, or it cannot be read."""
     try:
         return read_record(read_config(run))
-    except (OSError, JSONDecodeError, TOMLDecodeError) as error:
+    except (OSError, JSONDecodeError) as error:
         raise ValueError(f"cannot read the run {run}: {storage.first_line(error)}") from error
 
 
