@@ -5,7 +5,6 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -269,6 +268,16 @@ def test_an_image_that_decodes_to_another_size_than_its_header_says_costs_only_i
         next(make_views(iter([request]), (_TURN,), batch_size=6, threads=1))
 
 
+class _Once:
+    """A source of one batch."""
+
+    def __init__(self, batch: list) -> None:
+        self._batches = iter([batch])
+
+    def __call__(self) -> list:
+        return next(self._batches)
+
+
 @pytest.mark.parametrize("side", [0, 1])
 def test_nothing_outside_an_image_is_read_where_a_side_is_shorter_than_expected(side: int):
     image = np.frombuffer(_saved(_picture(np.random.default_rng(4), 30, 20), "PNG"), np.uint8)
@@ -280,10 +289,8 @@ def test_nothing_outside_an_image_is_read_where_a_side_is_shorter_than_expected(
     allowed[0][1, side], allowed[1][1, side] = 0, sizes[1, side]
     views = []
     for stored, region in ((expected, given), (sizes, allowed)):
-        batches = iter([[[image] * 3, stored, *region]])
-        pipeline = build_crops(
-            (_TURN,), partial(next, batches), batch_size=3, threads=1, gpu=None, prefetch=1
-        )
+        source = _Once([[image] * 3, stored, *region])
+        pipeline = build_crops((_TURN,), source, batch_size=3, threads=1, gpu=None, prefetch=1)
         crops, found = pipeline.run()
         np.testing.assert_array_equal(found.as_array(), sizes)
         views.append(crops.as_array())
