@@ -80,7 +80,7 @@ def have_nodes_come(workers: int | None, gpus_per_worker: float | None, seconds:
 def _config(workers: int, gpus_per_worker: float | None) -> TrainConfig:
     return TrainConfig(
         data=DataConfig(train=""), name="doctor", timeout=_TIMEOUT_SECONDS,
-        workers=workers, lanes=workers, batch_size=workers, gpus_per_worker=gpus_per_worker,
+        workers=workers, lanes=workers, batch_size=2 * workers, gpus_per_worker=gpus_per_worker,
     )  # fmt: skip
 
 
