@@ -26,18 +26,15 @@ def training_workers() -> dict[int, int]:
     return found
 
 
-def cluster_processes(noted: dict[str, str]) -> list[int]:
-    """Those of a cluster of `diptych cluster up`: with its mark, or with Ray's title and its files open."""
-    mark = f"DIPTYCH_CLUSTER={noted['mark']}".encode()
+def cluster_processes(setting: str, folder: str) -> list[int]:
+    """Those of a cluster: with NAME=VALUE in their environment, or titled by Ray and with its files open."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for place in Path("/proc").glob("[0-9]*"):
         try:
-            marked = mark in (folder / "environ").read_bytes().split(b"\0")
-            titled = (folder / "cmdline").read_bytes().startswith(b"ray")
-            if marked or (
-                titled and any(noted["folder"] in os.readlink(link) for link in (folder / "fd").iterdir())
-            ):
-                found.append(int(folder.name))
+            marked = setting.encode() in (place / "environ").read_bytes().split(b"\0")
+            titled = (place / "cmdline").read_bytes().startswith(b"ray")
+            if marked or (titled and any(folder in os.readlink(link) for link in (place / "fd").iterdir())):
+                found.append(int(place.name))
         except OSError:  # It has ended.
             continue
     return found

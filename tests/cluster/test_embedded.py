@@ -32,20 +32,21 @@ def test_an_address_that_is_none_of_this_machines_is_refused(
 @pytest.mark.ray
 def test_it_can_be_taken_down_after_a_crash_and_nothing_else_is(tmp_path: Path) -> None:
     with started_cluster(tmp_path, nodes=1) as cluster:
+        mark = f"DIPTYCH_CLUSTER={cluster['mark']}"
         # It has a log of the cluster's open, as whoever looks at one has.
         (log, *_) = Path(cluster["folder"]).glob("session_latest/logs/*.log")
         waits = f"import time; log = open({str(log)!r}); time.sleep(600)"
         control = subprocess.Popen([sys.executable, "-c", waits])
         try:
             (holder,) = (
-                process for process in cluster_processes(cluster)
+                process for process in cluster_processes(mark, cluster["folder"])
                 if b"cluster.embedded import" in Path(f"/proc/{process}/cmdline").read_bytes()
             )  # fmt: skip
             os.kill(holder, signal.SIGKILL)
             down = diptych("cluster", "down")
             assert re.fullmatch(r"[1-9]\d* processes ended\n", down.stdout), down.stderr
             time.sleep(0.5)
-            assert cluster_processes(cluster) == []
+            assert cluster_processes(mark, cluster["folder"]) == []
             assert control.poll() is None
         finally:
             control.kill()

@@ -374,7 +374,7 @@ def _listening(processes: list[int]) -> set[str]:
 
 
 def test_it_listens_on_the_loopback_address_alone(cluster: dict[str, str]) -> None:
-    assert _listening(cluster_processes(cluster)) == _LOOPBACK
+    assert _listening(cluster_processes(f"DIPTYCH_CLUSTER={cluster['mark']}", cluster["folder"])) == _LOOPBACK
 
 
 def test_rays_own_way_to_a_cluster_is_left_as_it_was(cluster: dict[str, str]) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from pool import Pool
-from processes import held, training_workers
+from processes import cluster_processes, held, training_workers
 
 from cluster import embedded
 from cluster.cli import app, main
@@ -247,16 +247,6 @@ def _free_port() -> int:
         return server.getsockname()[1]
 
 
-def _with_variable(setting: str) -> list[int]:
-    """The processes that have it in their environment."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):
-            if setting.encode() in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
-    return found
-
-
 @pytest.fixture
 def growing() -> Iterator[str]:
     """The address of a head without room for a worker, whose real autoscaler starts nodes that have it."""
@@ -315,7 +305,7 @@ def growing() -> Iterator[str]:
             time.sleep(0.2)
         yield address
     finally:
-        while started := _with_variable(f"DIPTYCH_TEST={folder}"):  # Some start others meanwhile.
+        while started := cluster_processes(f"DIPTYCH_TEST={folder}", folder):  # Some start others meanwhile.
             for one in started:
                 with suppress(ProcessLookupError):
                     os.kill(one, signal.SIGKILL)
