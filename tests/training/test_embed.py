@@ -1,17 +1,21 @@
 """A shard of features is what evaluation's embedding gives, and bad images are noted, not embedded."""
 
 import io
+import signal
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from animated import with_deadly
 from PIL import Image
 
+import training.embed
 from cluster.digits import scattered_digits
 from pipelines.config import DataConfig
 from pipelines.feed import Device, evaluation_views
+from pipelines.isolation import Crash, Isolated
 from pipelines.packing import all_readings, shard_jobs
 from pipelines.quarantine import decode
 from pipelines.reader import read_pieces
@@ -101,3 +105,28 @@ def test_bad_images_are_noted_and_the_others_embedded(config: TrainConfig, tmp_p
     assert bad[0].reason == "no image in a known format, or truncated"
     table = pq.read_table(tmp_path / "features" / "00000.parquet")
     assert table["key"].to_pylist() == [key for _, _, key in images[:good]]
+
+
+def _embed_a_deadly_image(embedder: Embedder) -> str:
+    """Embed the only shard, sample 3 of which ends the process that decodes it; its quarantined images."""
+    read = training.embed.read_pieces
+    training.embed.read_pieces = lambda reading, data: with_deadly(read(reading, data), 3)
+    (job,) = shard_jobs(build_index(embedder.data.train, embedder.data), 20)
+    return embedder(job)["bad"][0].as_py()
+
+
+def test_an_image_that_ends_the_process_is_found_when_the_shard_is_tried_again(
+    config: TrainConfig, tmp_path: Path
+):
+    images = list(scattered_digits(8, held_out=False, seed=0))
+    write_shards(images, config.data.train, rows_per_shard=20, rows_per_group=20)
+    embedder = Embedder(config, _STEP, config.data, str(tmp_path / "features"))
+    work = Isolated(_embed_a_deadly_image)
+    first, second = work.each([embedder, embedder])
+    work.close()
+    assert first == Crash(signal.SIGSEGV)
+    (bad,) = decode(second.encode())
+    assert (bad.key, bad.reason) == (images[3][2], "decoding it ends the process (SIGSEGV)")
+    assert [path.name for path in (tmp_path / "features").iterdir()] == ["00000.parquet"]
+    table = pq.read_table(tmp_path / "features" / "00000.parquet")
+    assert table["key"].to_pylist() == [key for number, (_, _, key) in enumerate(images) if number != 3]

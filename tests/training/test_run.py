@@ -8,12 +8,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
-from animated import broken_animation
+from animated import with_deadly
 from PIL import Image
 from small_digits import small_digits, write_small_digits
 from torch import nn
@@ -323,19 +322,7 @@ def test_bad_images_cost_nothing_but_themselves_on_any_number_of_ranks(
 
 
 def _with_a_deadly_image(index: Index, data: DataConfig, windows: Iterable[Window]) -> Iterator[pa.Table]:
-    """The tables, sample 60 of which ends the process in which DALI decodes it, whatever its header says."""
-    for table in read_windows(index, data, windows):
-        deadly = table["sample"].to_numpy() == 60
-        images = [
-            broken_animation() if bad else image
-            for bad, image in zip(deadly, table["image"].to_pylist(), strict=True)
-        ]
-        changed = table.set_column(0, "image", pa.array(images, pa.large_binary()))
-        for name, value in (("height", 64), ("width", 128)):
-            at = table.schema.get_field_index(name)
-            sizes = np.where(deadly, value, table[name].to_numpy()).astype(np.int32)
-            changed = changed.set_column(at, name, pa.array(sizes))
-        yield changed
+    return (with_deadly(table, 60) for table in read_windows(index, data, windows))
 
 
 def _train_on_a_deadly_image(config: TrainConfig, careful_until: int) -> None:
