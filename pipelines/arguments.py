@@ -18,7 +18,7 @@ def argument_names(recipe: ViewRecipe) -> tuple[str, ...]:
 
 
 def view_arguments(recipe: ViewRecipe, draws: Draws, orientation: Int[np.ndarray, " n"]) -> dict[str, Any]:
-    """What the operators that this recipe needs take, a batch of each.
+    """Arguments of the operators that this recipe needs, a batch of each.
 
     The draws are of images as they are shown, the arguments are for images as they are stored. What comes
     out must still be transposed where `transposed` says so.

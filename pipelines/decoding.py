@@ -108,6 +108,6 @@ def _decoder(gpu: int | None) -> Any:
 
 
 def _first_line(error: RuntimeError) -> str:
-    """What an operator of DALI's says went wrong, out of a message that names the operator and its place."""
+    """The fault alone, out of a message of DALI's that names the operator and its place too."""
     lines = str(error).rpartition("encountered:")[2].split("\n")
     return next((line.strip(" :") for line in lines if line.strip()), "unknown")

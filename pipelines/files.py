@@ -106,7 +106,7 @@ def _main_kind(kinds: Kinds, uri: str) -> Layout:
 
 
 def _passed_over(kinds: Kinds, layout: Layout, compressed: list[str], uri: str) -> str | None:
-    """What else than the data set lies there, and how to have that instead."""
+    """Other files that lie there, and how to read those instead."""
     others: Kinds = {kind: places for kind, places in kinds.items() if kind != layout}
     said = []
     if others:

@@ -46,6 +46,6 @@ def opened(content: bytes | memoryview) -> Image.Image:
 
 
 def reason_of(error: Exception) -> str:
-    """What an exception says, in one line."""
+    """The message of an exception in one line."""
     said = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {said}" if said else type(error).__name__

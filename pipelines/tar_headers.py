@@ -62,7 +62,7 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
 
 
 def _said(kind: bytes, content: bytes, before: str) -> dict[str, str]:
-    """What the content of a header of that type says of the next one's member."""
+    """Fields of the next member, out of the content of a header of that type."""
     if kind not in _LONG:
         return _records(content, before)
     return {"path": _text(content.partition(b"\0")[0])} if kind == tarfile.GNUTYPE_LONGNAME else {}
@@ -112,7 +112,7 @@ def _text(content: bytes) -> str:
 
 
 def _records(content: bytes, before: str) -> dict[str, str]:
-    """What a pax header says: records of the form "LENGTH KEY=VALUE\\n"."""
+    """Fields of a pax header: records of the form "LENGTH KEY=VALUE\\n"."""
     found: dict[str, str] = {}
     while content.strip(b"\0"):
         digits, _, rest = content.partition(b" ")

@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure() -> None:
-    """What DALI logs as a warning is an error too: that it could not convert our graph, for one."""
+    """Make warnings that DALI logs errors: that it could not convert our graph, for one."""
     logging.getLogger().addFilter(_not_a_warning_of_dalis)
 
 

@@ -86,7 +86,7 @@ class Checkpoints:
         return None, -math.inf
 
     def latest(self, warn: Callable[[str], None] = _LOG.warning) -> dict[str, Any] | None:
-        """What the newest whole checkpoint holds, on the CPU, or None where there is none at all.
+        """Contents of the newest whole checkpoint, on the CPU, or None where there is none at all.
 
         warn(message) hears of newer ones that are damaged; raises DamagedError where all are.
         """
@@ -106,7 +106,7 @@ class Checkpoints:
         return None
 
     def load(self, step: int) -> dict[str, Any]:
-        """What the checkpoint of `step` holds, on the CPU.
+        """Contents of the checkpoint of `step`, on the CPU.
 
         Raises ValueError where there is none, DamagedError where it is not whole.
         """
@@ -166,7 +166,7 @@ def find_checkpoint(place: str, warn: Callable[[str], None] = _LOG.warning) -> s
 
 
 def read_checkpoint(uri: str) -> dict[str, Any] | None:
-    """What the checkpoint at `uri` holds, on the CPU, or None where there is none.
+    """Contents of the checkpoint at `uri`, on the CPU, or None where there is none.
 
     Raises DamagedError where the file is broken off or altered, or is no checkpoint of a run.
     """

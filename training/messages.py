@@ -1,4 +1,4 @@
-"""What is wrong with a config, as one line."""
+"""Errors of a config in one line."""
 
 from pydantic import ValidationError
 
@@ -7,7 +7,7 @@ _FLAGS = {"train.data.train": "data"}
 
 
 def one_line(error: Exception) -> str:
-    """What an error says; of a config's, which pydantic spreads over lines, what is wrong alone."""
+    """The message of an error; of a config's, which pydantic spreads over lines, the fault alone."""
     return wrong_fields(error) if isinstance(error, ValidationError) else str(error)
 
 

@@ -68,7 +68,7 @@ class Objective(nn.Module):
         """The loss of a step's embeddings."""
 
     def after_step(self, step: int, steps: int) -> None:
-        """What follows the optimiser's step number `step`, from 0, of `steps`, unless that was skipped."""
+        """Called after the optimiser's step number `step`, from 0, of `steps`, unless that was skipped."""
 
     @property
     def full_classifier(self) -> Encoder | None:
@@ -202,7 +202,7 @@ def count_classes(config: TrainConfig, index: Index) -> int:
 
 
 def read_initial(checkpoint: str) -> dict[str, Any]:
-    """What the checkpoint that a run's encoder starts from holds; ValueError where there is none."""
+    """Contents of the checkpoint that a run's encoder starts from; ValueError where there is none."""
     saved = read_checkpoint(checkpoint)
     if saved is None:
         raise ValueError(f"there is no checkpoint {checkpoint}; give --init a run or one of its checkpoints")

@@ -1,4 +1,4 @@
-"""What an evaluation keeps beside the run."""
+"""Results that an evaluation keeps beside the run."""
 
 import json
 from collections.abc import Callable

@@ -60,7 +60,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def cluster(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """What `diptych cluster up` notes of three nodes, each with room for one worker.
+    """Notes of `diptych cluster up` on three nodes, each with room for one worker.
 
     There may be two when a test begins: `disturbed` kills one.
     """
@@ -104,7 +104,7 @@ def config(images: str, runs: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def _asked(cluster: dict[str, str], path: str, method: str = "GET", token: str | None = None) -> bytes:
-    """What the cluster answers; `token` is the cluster's own unless given, and "" none."""
+    """The cluster's answer; `token` is the cluster's own unless given, and "" none."""
     token = _token() if token is None else token
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     body = json.dumps({"entrypoint": "echo hello"}).encode() if method == "POST" else None
@@ -118,7 +118,7 @@ def _token() -> str:
 
 
 def _log(cluster: dict[str, str], job: str) -> str:
-    """What the job has printed: its file, as the command takes longer."""
+    """Output of the job: its file, as the command takes longer."""
     path = Path(cluster["folder"]) / "session_latest" / "logs" / f"job-driver-{job}.log"
     return path.read_text() if path.exists() else ""
 
@@ -445,7 +445,7 @@ class _Relay:
 
 @pytest.fixture(scope="module")
 def examined(cluster: dict[str, str], bucket: str, elsewhere: str) -> list[str]:
-    """What `submit` prints of a doctor's job, before and after the connection to the cluster is cut."""
+    """Output of `submit` for a doctor's job, before and after the connection to the cluster is cut."""
     relay = _Relay(int(cluster["dashboard"].rpartition(":")[2]))
     process = subprocess.Popen(
         [sys.executable, "-m", "cluster", "submit", "--address", f"http://127.0.0.1:{relay.port}"]
