@@ -104,6 +104,8 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
     if kept := kept_index(folder, "train"):
         kept.check_unchanged()
     _keep(search)
+    # Images that have come since would change which are held out.
+    index = kept if kept and kept.uri == index.uri else index
     keep_index(folder, "train", index)
     workers = most_workers(search.train) * search.train.cpus_per_worker
     with (

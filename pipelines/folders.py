@@ -24,6 +24,9 @@ def index_files(files: Files, data: DataConfig, done: Callable[[], None]) -> Lis
         labels, classes = np.full(len(below), -1), ()
     elif None not in values:
         labels, classes = value_labels([value for value in values if value is not None])
+    elif any(value is not None for value in values):
+        outside = below[values.index(None)]
+        labels, classes = np.full(len(below), -1), ()
     else:
         labels, classes = name_labels([path.partition("/")[0] for path in below])
     for _ in below:

@@ -22,6 +22,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ALONE = frozenset([0x01, *range(0xD0, 0xD8)])
 _APP1, _APP14, _SCAN, _FILL = 0xE1, 0xEE, 0xDA, 0xFF
 _EXIF, _XMP, _ADOBE = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"Adobe"
+_ADOBE_LENGTH = 14
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Flags of a WebP's VP8X chunk.
 _HAS_EXIF, _HAS_XMP, _ANIMATED = 8, 4, 2
@@ -46,7 +47,8 @@ _TIFF_PLANAR_KINDS = {
     *(((8, 8), 1, (extra,)) for extra in (0, 2)),
 }
 _TIFF_COMPRESSIONS = (1, 5, 7, 8, 32773, 32946, 50000)
-_TIFF_JPEG, _TIFF_YCBCR = 7, 6
+_TIFF_JPEG, _TIFF_YCBCR, _TIFF_PALETTE = 7, 6, 3
+_FILL_ORDER, _TILE_WIDTH, _INK_SET = 266, 322, 332
 _BMP_RAW, _BMP_BITS, _BMP_HEADERS = 0, (1, 4, 8, 24, 32), (12, 40, 108, 124)
 
 
@@ -130,8 +132,10 @@ def _jpeg(content: bytes | memoryview) -> Header:
             return _by_pillow(opened(content))  # It passes over the bytes between two markers; DALI does not.
         if marker == _SCAN:
             break
-        if marker == _FILL or marker in _ALONE:
-            at += 1 if marker == _FILL else 2
+        if marker in _ALONE:
+            return _by_pillow(opened(content))  # As above.
+        if marker == _FILL:
+            at += 1
             continue
         # Bytes one by one: slices would take half of the time of a small image's header.
         length = content[at + 2] << 8 | content[at + 3]
@@ -143,7 +147,7 @@ def _jpeg(content: bytes | memoryview) -> Header:
         elif marker == _APP1:
             _note(metadata, bytes(content[at + 4 : at + 2 + length]))
         elif marker == _APP14:
-            adobe = adobe or content[at + 4 : at + 9] == _ADOBE
+            adobe = adobe or (length >= _ADOBE_LENGTH and content[at + 4 : at + 9] == _ADOBE)
         at += 2 + length
     # The end may be followed by padding or another picture, and a thumbnail has an end of its own.
     if content[-2:] != b"\xff\xd9" and b"\xff\xd9" not in bytes(content[at:]):
@@ -164,6 +168,8 @@ def _note(metadata: dict[Any, bytes], segment: bytes) -> None:
 
 
 def _png(content: bytes | memoryview) -> Header:
+    if content[12:16] != b"IHDR":
+        raise BadImageError("a PNG that does not begin with its size, as an iPhone's own; save it anew")
     width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
     at, chunks, pixels, animated = 8, [], False, False
     while (kind := bytes(content[at + 4 : at + 8])) != b"IEND":
@@ -203,7 +209,7 @@ def _webp(content: bytes | memoryview) -> Header:
             metadata.setdefault("exif", bytes(data))
         elif kind == b"XMP " and flags & _HAS_XMP:
             metadata.setdefault("xmp", bytes(data))
-        padded |= length % 2 and kind not in (b"EXIF", b"XMP ")
+        padded |= length % 2 and kind != b"EXIF"
         at += 8 + length + length % 2
     if size is None:
         raise BadImageError("broken WEBP: no frame header")
@@ -227,7 +233,10 @@ def _tiff(image: TiffImagePlugin.TiffImageFile, length: int) -> Header:
             "its samples are signed or floating-point numbers, whose range nothing tells; "
             "save it with 8 or 16 bits a sample"
         )
-    return _turned(height, width, orientation_of(image), for_pillow=not _is_plain_tiff(tags))
+    # DALI turns some kinds by itself, whatever it is told, and breaks down over others.
+    upright = tags.get(ExifTags.Base.Orientation, UPRIGHT) == UPRIGHT
+    orientation, plain = orientation_of(image), _is_plain_tiff(tags)
+    return _turned(height, width, orientation, for_pillow=not (plain and upright and orientation == UPRIGHT))
 
 
 def _is_plain_tiff(tags: Any) -> bool:
@@ -246,6 +255,10 @@ def _is_plain_tiff(tags: Any) -> bool:
     compression = tags.get(TiffImagePlugin.COMPRESSION, 1)
     if tags.tagtype.get(ExifTags.Base.Orientation) not in (None, TiffTags.SHORT, TiffTags.LONG):
         return False
+    if tags.get(_FILL_ORDER, 1) != 1 or tags.get(_INK_SET, 1) != 1 or (_TILE_WIDTH in tags and not photo):
+        return False
+    if photo == _TIFF_PALETTE and len(tags.get(TiffImagePlugin.COLORMAP, ())) != 3 << bits[0]:
+        return False
     if photo == _TIFF_YCBCR:
         return compression == _TIFF_JPEG and bits == (8,) * 3
     return compression in _TIFF_COMPRESSIONS and len(bits) == samples and kind in _TIFF_KINDS
@@ -257,11 +270,18 @@ def _bmp(image: Image.Image, content: bytes | memoryview) -> Header:
     start = int.from_bytes(content[10:14], "little")
     # DALI goes wrong with 16 bits a pixel, runs or masks, and where a palette is said to be pixels.
     is_plain = header in _BMP_HEADERS and bits in _BMP_BITS and image.info.get("compression") == _BMP_RAW
-    if not is_plain or (bits <= 8 and start <= 14 + header):
+    if not is_plain or start < 14 + header or (bits <= 8 and not _has_palette(content, header, bits, start)):
         return _by_pillow(image)
     row = (image.width * bits + 31) // 32 * 4
     _whole(start + row * image.height, content, "BMP")
     return Header(image.height, image.width)
+
+
+def _has_palette(content: bytes | memoryview, header: int, bits: int, start: int) -> bool:
+    """Whether as many colours as a BMP says lie between its header and its pixels, and not too many."""
+    used = int.from_bytes(content[46:50], "little") if header > _BMP_HEADERS[0] else 0
+    colours = (start - 14 - header) // (4 if header > _BMP_HEADERS[0] else 3)
+    return colours == (used or 1 << bits) <= 1 << bits
 
 
 def _whole(end: int, content: bytes | memoryview, kind: str) -> None:

@@ -20,7 +20,7 @@ ENDS_PROCESS = "decoding it ends the process"
 
 _LENGTH = struct.Struct("<Q")
 
-_SERVE = "from pipelines.isolation import serve; serve()"
+_SERVE = "from pipelines.isolation import serve; serve({})"
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,10 @@ class Isolated(Generic[Item, Result]):
 
     def __init__(self, work: Callable[[Item], Result]) -> None:
         self._work = work
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: _Process | None = None
         self._lock = Lock()
+        # A process that is forked off this one must not talk to the same one as this.
+        os.register_at_fork(after_in_child=self._forget)
 
     def each(self, items: Iterable[Item]) -> Iterator[Result | Crash]:
         """For each item, in order, what `work` returns, or the crash that it has caused.
@@ -60,50 +62,83 @@ class Isolated(Generic[Item, Result]):
     def close(self) -> int | None:
         """End the process; its exit code, the number of a signal being negative."""
         process, self._process = self._process, None
-        if process is None:
-            return None
-        assert process.stdin
-        assert process.stdout
-        with suppress(BrokenPipeError):  # It is gone, and something was left to write.
-            process.stdin.close()
-        process.stdout.close()
-        return process.wait()
+        return process.end() if process else None
+
+    def _forget(self) -> None:
+        if self._process:
+            self._process.forget()
+        self._process, self._lock = None, Lock()
 
     def _one(self, item: Item) -> Any:
-        process = self._process = self._process or _start(self._work)
-        assert process.stdin
-        assert process.stdout
+        self._process = self._process or _Process(self._work)
         try:
-            _send(process.stdin, item)
-            return _receive(process.stdout)
+            return self._process.ask(item)
         except (BrokenPipeError, EOFError):
             code = self.close() or 0
             return Crash(-code if code < 0 else None)
+        except BaseException:  # Of an interrupt: the next answer would be this item's.
+            self._process.kill()
+            self.close()
+            raise
 
 
-def _start(work: Callable[[Any], Any]) -> "subprocess.Popen[bytes]":
-    # It finds the packages where this process does, and -P nowhere else; it ends when its input does.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", _SERVE], env=environment,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert process.stdin
-    assert process.stdout
-    try:
-        _send(process.stdin, work)
-        _receive(process.stdout)
-    except (BrokenPipeError, EOFError) as error:
-        raise RuntimeError(f"{sys.executable} ends before it can work on anything") from error
-    return process
+class _Process:
+    """A process that does `work`; it ends when its input does."""
+
+    def __init__(self, work: Callable[[Any], Any]) -> None:
+        source, sink = os.pipe()  # Whatever a library prints is not among the answers.
+        command = [sys.executable, "-P", "-c", _SERVE.format(sink)]
+        self._process = subprocess.Popen(
+            command, env=os.environ | {"PYTHONPATH": _python_path()},
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[sink],
+        )  # fmt: skip
+        os.close(sink)
+        assert self._process.stdin
+        self._items, self._answers = self._process.stdin, os.fdopen(source, "rb")
+        try:
+            self.ask(work)
+        except BaseException as error:
+            self.kill()
+            self.end()
+            if isinstance(error, (BrokenPipeError, EOFError)):
+                raise RuntimeError(f"{sys.executable} ends before it can work on anything") from error
+            raise
+
+    def ask(self, item: Any) -> Any:
+        _send(self._items, item)
+        return _receive(self._answers)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def end(self) -> int:
+        """Its exit code."""
+        self._close()
+        return self._process.wait()
+
+    def forget(self) -> None:
+        """Leave it to the process that this one was forked off."""
+        self._close()
+        self._process.returncode = 0
+
+    def _close(self) -> None:
+        with suppress(BrokenPipeError):  # It is gone, and something was left to write.
+            self._items.close()
+        self._answers.close()
 
 
-def serve() -> None:
-    """Answer items on standard input until it ends: the work of the process."""
-    source = sys.stdin.buffer
-    # Whatever a library prints goes nowhere, and not among the answers.
-    sink = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def _python_path() -> str:
+    """Where this process finds packages; -P has the other look nowhere else."""
+    found = []
+    for path in sys.path:
+        with suppress(FileNotFoundError):  # The folder at hand may be deleted.
+            found.append(path or os.getcwd())
+    return os.pathsep.join(found)
+
+
+def serve(answers: int) -> None:
+    """Answer items on standard input until it ends, to that file descriptor: the work of the process."""
+    source, sink = sys.stdin.buffer, os.fdopen(answers, "wb")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for the answers.
     work = _receive(source)
     _send(sink, "ready")

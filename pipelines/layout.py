@@ -19,7 +19,7 @@ ROWS = pa.schema({"image": pa.large_binary(), "label": pa.int64(), "path": pa.st
 # Endings of files that hold one image; those that are not decoded are listed and then reported.
 IMAGE_ENDINGS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff",
-    ".gif", ".avif", ".heic", ".jp2", ".ppm",
+    ".gif", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".dib",
 )  # fmt: skip
 
 # Folders that archives of macOS and the storage boxes of Synology add.

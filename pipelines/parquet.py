@@ -104,6 +104,9 @@ def _check_columns(schema: pa.Schema, path: str, data: DataConfig) -> None:
             f"{path} holds no image: no column {data.image_column!r} among {', '.join(schema.names)}; "
             "name it with --data.image-column"
         )
+    for name in (data.image_column, data.label_column, data.key_column):
+        if (count := schema.names.count(name)) > 1:
+            raise ValueError(f"{path} has {count} columns {name!r}; write it anew, with one of that name")
     kind = schema.field(data.image_column).type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
@@ -140,7 +143,7 @@ def _read_piece(filesystem: fs.FileSystem, piece: dict, data: DataConfig, has_la
             paths = pc.struct_field(images, "path")  # pyright: ignore[reportAttributeAccessIssue]
         images = pc.struct_field(images, "bytes")  # pyright: ignore[reportAttributeAccessIssue]
     numbered = pa.array([f"row group {group}, row {row}" for row in range(start, stop)])
-    keys = table[data.key_column].cast(pa.string()) if data.key_column in table.column_names else paths
+    keys = _names(table[data.key_column] if data.key_column in table.column_names else paths)
     if has_labels and "label" not in piece:
         labels = _labels(table, data, path)
     else:
@@ -152,3 +155,11 @@ def _read_piece(filesystem: fs.FileSystem, piece: dict, data: DataConfig, has_la
         "key": numbered if keys is None else pc.coalesce(keys, numbered),  # pyright: ignore
     }
     return pa.table(columns, schema=ROWS)
+
+
+def _names(column: pa.ChunkedArray | None) -> pa.ChunkedArray | None:
+    """The column as text, or None where it holds something else."""
+    try:
+        return None if column is None else column.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None

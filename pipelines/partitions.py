@@ -10,7 +10,7 @@ from jaxtyping import Int
 # What stands for no value.
 _NONE = "__HIVE_DEFAULT_PARTITION__"
 
-_NUMBER = re.compile(r"\d{1,18}")
+_NUMBER = re.compile(r"-?\d{1,18}")
 
 # The label of each file, and the names of the labels where they have names.
 Labels = tuple[Int[np.ndarray, " files"], tuple[str, ...]]

@@ -84,7 +84,11 @@ def listing(uri: str) -> list[fs.FileInfo]:
         return filesystem.get_file_info(fs.FileSelector(path, recursive=True))
 
     files = (info for info in retrying(found, f"listing {uri}") if info.type == fs.FileType.File)
-    return sorted(files, key=lambda info: info.path)
+    try:
+        return sorted(files, key=lambda info: info.path)
+    except UnicodeDecodeError as error:
+        name = error.object.decode("utf-8", "backslashreplace")
+        raise ValueError(f"the name of {name} is not UTF-8; give the file another") from error
 
 
 def exists(uri: str) -> bool:

@@ -5,6 +5,7 @@ its class as a whole number in a member that ends in .cls. Aizman et al. 2019, s
 """
 
 import io
+import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
@@ -30,6 +31,7 @@ _BUFFER = 1 << 16
 
 _CLASS = ".cls"
 _LARGEST_LABEL = 2**63 - 1
+_NUMBER = re.compile(r"[+-]?[0-9]+")
 
 # More than any label needs, should something else have that ending.
 _LABEL_BYTES = 64
@@ -172,7 +174,9 @@ def _split(name: str, dot: str) -> tuple[str, str]:
 def _is_passed_over(name: str) -> bool:
     """Whether WebDataset has no key for it, as for the ._NAME beside each NAME of macOS; or it is junk."""
     folder, _, last = name.rpartition("/")
-    return last.startswith(".") or not JUNK.isdisjoint(folder.split("/"))
+    folders = folder.split("/")
+    hidden = any(part.startswith(".") and part.strip(".") for part in folders)
+    return last.startswith(".") or hidden or not JUNK.isdisjoint(folders)
 
 
 def _add(found: _Found, group: list[_Part], data: DataConfig) -> None:
@@ -232,12 +236,10 @@ def _label(part: _Part | None, path: str) -> int | str:
     """The class that a .cls member holds, or in words that there is none."""
     if part is None:
         return "no .cls beside it"
-    if not part.content.strip():
+    text = part.content.decode("utf-8-sig", "replace").strip()
+    if not text:
         return "an empty .cls"
-    try:
-        label = int(part.content)
-    except ValueError:
-        label = None
+    label = int(text) if _NUMBER.fullmatch(text) else None
     if label is None or not -1 <= label <= _LARGEST_LABEL:
         raise ValueError(f"{path}: {part.member.name} is {part.content[:20]!r}, not a whole number from 0")
     return label

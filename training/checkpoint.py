@@ -183,7 +183,10 @@ def read_checkpoint(uri: str) -> dict[str, Any] | None:
         ) from error
     except Exception as error:  # torch raises many kinds of error for what it did not write.
         raise DamagedError(uri, storage.first_line(error)) from error
-    if not (isinstance(saved, dict) and "step" in saved):
+    kinds = {"step": int, "model": dict, "config": dict}
+    if not isinstance(saved, dict) or not all(
+        isinstance(saved.get(key), kind) for key, kind in kinds.items()
+    ):
         raise DamagedError(uri, "it is no checkpoint of a run")
     return saved
 

@@ -214,3 +214,38 @@ def test_objects_in_a_bucket_are_compared_too(bucket: str, tmp_path: Path, patte
     storage.write(f"{place}/part-1.parquet", (tmp_path / "other.parquet").read_bytes())
     with pytest.raises(ValueError, match=r"part-1\.parquet is another than when its images were listed"):
         index.check_unchanged()
+
+
+def test_folders_with_a_label_beside_ones_without_give_none_and_the_first_is_named(tmp_path: Path) -> None:
+    _touch(tmp_path, "label=1/1.jpg", "label=__HIVE_DEFAULT_PARTITION__/2.jpg", "label=3/3.jpg")
+    index = build_index(str(tmp_path), _DATA)
+    assert index.no_labels == (
+        f"label=__HIVE_DEFAULT_PARTITION__/2.jpg lies outside the class folders of {tmp_path}"
+    )
+
+
+def test_every_kind_of_image_that_is_read_is_listed(tmp_path: Path) -> None:
+    names = ["a.pgm", "b.PBM", "c.pnm", "d.j2k", "e.heif", "f.dib"]
+    _touch(tmp_path, *names)
+    assert [Path(path).name for path in build_index(str(tmp_path), _DATA).paths] == names
+
+
+def test_a_name_that_is_not_utf8_is_said(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"the name of .*caf\\xe9\.jpg is not UTF-8; give the file another"):
+        build_index(str(tmp_path), _DATA)
+
+
+@pytest.mark.parametrize("keys", [[["a"], ["b"]], [{"x": 1}, {"x": 2}], [b"\xe9", b"\xff"]])
+def test_keys_that_are_no_text_are_the_rows_numbers(tmp_path: Path, keys: list) -> None:
+    _parquet(tmp_path, "a.parquet", key=keys)
+    index = build_index(str(tmp_path), _DATA)
+    rows = read_pieces(Reading.of(index, [Piece(0, 0, 2)]), _DATA)
+    assert rows["key"].to_pylist() == ["row group 0, row 0", "row group 0, row 1"]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.table([pa.array([b"a"]), pa.array([b"b"])], names=["image", "image"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet has 2 columns 'image'; write it anew"):
+        build_index(str(tmp_path), _DATA)

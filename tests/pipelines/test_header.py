@@ -3,9 +3,11 @@
 import io
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.conversion import to_png
 from pipelines.header import image_format, read_header
 from pipelines.pillow import BadImageError
 
@@ -100,3 +102,54 @@ def test_a_decompression_bomb_is_told_by_its_header():
     bitmap = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(bitmap, "TIFF", compression="group4")
     assert "pixels" in _reason(bitmap.getvalue())
+
+
+def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+_GREY = Image.linear_gradient("L").resize((40, 30))
+_COLOUR = Image.merge("RGB", (_GREY, _GREY.transpose(Image.Transpose.ROTATE_180), _GREY))
+_BMP = _saved(_GREY, "BMP")
+
+
+def _with_chunk_before_exif() -> bytes:
+    """A WebP whose EXIF data follow an XMP chunk of odd length."""
+    plain = _saved(_COLOUR, "WEBP", lossless=True, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0", xmp=b"<x/>")
+    exif = plain.index(b"EXIF")
+    odd = b"XMP " + (5).to_bytes(4, "little") + b"<xy/>\0"
+    body = plain[8:exif] + odd + plain[exif : plain.index(b"XMP ", exif)]
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
+
+
+# Files over which DALI breaks down, or which it shows in other colours.
+_FOR_PILLOW = {
+    "WebP with an odd chunk before its EXIF data": _with_chunk_before_exif(),
+    "BMP with a short palette": (
+        _BMP[:10] + (54 + 4 * 128).to_bytes(4, "little") + _BMP[14:46] + bytes(8) + _BMP[54:566] + _BMP[1078:]
+    ),
+    "JPEG with a restart marker among its headers": (lambda jpeg: jpeg[:2] + b"\xff\xd0" + jpeg[2:])(
+        _saved(_COLOUR, "JPEG", quality=95)
+    ),
+    "TIFF with its bits reversed": _saved(_GREY, "TIFF", tiffinfo={266: 2}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", _FOR_PILLOW)
+def test_pillow_takes_what_dali_gets_wrong(kind: str):
+    content = _FOR_PILLOW[kind]
+    header = read_header(content, max_pixels=10**6)
+    assert header.for_pillow
+    with Image.open(io.BytesIO(to_png(content, header))) as png:
+        shown = np.asarray(png.convert("RGB"))
+    with Image.open(io.BytesIO(content)) as image:
+        np.testing.assert_array_equal(shown, np.asarray(image.convert("RGB")))
+
+
+def test_a_png_that_does_not_begin_with_its_size_is_named():
+    png = _saved(_COLOUR, "PNG")
+    iphone = png[:8] + b"\0\0\0\x04CgBI\x50\0\x20\x02\0\0\0\0" + png[8:]
+    with pytest.raises(BadImageError, match="does not begin with its size, as an iPhone's own"):
+        read_header(iphone, max_pixels=10**6)

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -17,6 +20,8 @@ def answer(number: int) -> int:
         os._exit(3)
     if number == 100:
         raise ValueError("no such number")
+    if number == 50:
+        time.sleep(2)
     print("noise among the answers")
     return number * number
 
@@ -42,6 +47,49 @@ def test_what_the_work_raises_is_raised_and_the_next_item_is_answered(isolated: 
     with pytest.raises(ValueError, match="no such number"):
         list(isolated.each([100]))
     assert list(isolated.each([5])) == [25]
+
+
+def test_after_an_interrupt_an_item_gets_its_own_answer(isolated: Isolated) -> None:
+    list(isolated.each([1]))  # The process has started.
+    pressed = Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    pressed.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(isolated.each([50]))
+    pressed.join()
+    assert list(isolated.each([3, 4])) == [9, 16]
+
+
+_FORK = """
+import os
+from pipelines.isolation import Isolated
+work = Isolated(abs)
+assert list(work.each([-1])) == [1]
+child = os.fork()
+right = list(work.each(range(-300, 0))) == list(range(300, 0, -1))
+if not child:
+    os._exit(0 if right else 1)
+assert right and os.waitpid(child, 0)[1] == 0
+work.close()
+"""
+
+
+def test_a_process_that_is_forked_off_has_one_of_its_own() -> None:
+    subprocess.run(
+        [sys.executable, "-c", _FORK], env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        check=True, timeout=60,
+    )  # fmt: skip
+
+
+def test_it_starts_where_the_folder_at_hand_is_gone_and_modules_print(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "sitecustomize.py").write_text("print('noise of a module that Python imports by itself')")
+    code = "import os; os.rmdir(os.getcwd()); from pipelines.isolation import Isolated as I; w = I(abs); "
+    code += "assert list(w.each([-3])) == [3]; w.close()"
+    path = os.pathsep.join([str(Path(__file__).parents[2]), str(tmp_path)])
+    subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, cwd=tmp_path / "gone",
+        check=True, timeout=60,
+    )  # fmt: skip
 
 
 def test_one_process_answers_many_items_and_ends_when_it_is_closed() -> None:

@@ -155,6 +155,14 @@ _WAYS: dict[str, _Write] = {
     "deflated TIFF": lambda image, o: _saved(
         image, "TIFF", compression="tiff_adobe_deflate", tiffinfo={_ORIENTATION: o or 1}
     ),
+    "TIFF of CMYK": lambda image, o: _saved(
+        image.convert("CMYK"), "TIFF", tiffinfo={_ORIENTATION: o or 1}
+    ),
+    "TIFF whose 0 is white": lambda image, o: tiff(
+        {256: (SHORT, [image.width]), 257: (SHORT, [image.height]), 258: (SHORT, [8]), 259: (SHORT, [1]),
+         262: (SHORT, [0]), 277: (SHORT, [1]), 278: (SHORT, [image.height]), _ORIENTATION: (SHORT, [o])},
+        [image.convert("L").tobytes()],
+    ),
     "TIFF for Pillow": lambda image, o: _saved(
         image.convert("LA"), "TIFF", tiffinfo={_ORIENTATION: o}
     ),

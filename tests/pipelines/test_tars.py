@@ -153,6 +153,11 @@ def test_what_macos_adds_beside_each_name_is_passed_over(tmp_path: Path) -> None
     assert _rows(_index(tmp_path)) == [(f"./{n}", 1, b"image") for n in range(8)]
 
 
+def test_hidden_folders_are_passed_over_but_not_the_dot_that_names_the_folder_itself(tmp_path: Path) -> None:
+    place = _write(tmp_path / "a.tar", *_images("./1.jpg", "./.cache/2.jpg", ".ipynb_checkpoints/3.jpg"))
+    assert [key for key, _, _ in _rows(_index(place))] == ["./1"]
+
+
 def test_a_link_in_place_of_an_image_is_named_with_the_way_out(tmp_path: Path) -> None:
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
         with tarfile.open(tmp_path / "0.tar", "w") as tar:

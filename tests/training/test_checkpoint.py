@@ -127,6 +127,14 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("foreign", [{}, {"model": None, "config": {}}, {"model": {}}, {"config": {}}])
+def test_a_file_of_another_program_is_no_checkpoint(foreign: dict, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"step": 5} | foreign, tmp_path / "checkpoints/step-000000005.pt")
+    with pytest.raises(DamagedError, match="it is no checkpoint of a run"):
+        Checkpoints(str(tmp_path), keep=2).latest()
+
+
 def test_a_changed_bit_is_found_wherever_it_changes_a_value(tmp_path: Path) -> None:
     checkpoints = Checkpoints(str(tmp_path), keep=1)
     _save(checkpoints, 5)

@@ -37,7 +37,7 @@ def test_what_is_written_is_what_there_was_when_it_was_handed_over(tmp_path: Pat
     checkpoints = _Late(str(tmp_path), keep=2)
     saver = Saver(checkpoints, pytest.fail)
     weights = torch.ones(3)
-    saver.save(1, {"model": {"weight": weights}, "list": [weights], "step": 1})
+    saver.save(1, {"model": {"weight": weights}, "list": [weights], "step": 1, "config": {}})
     weights.fill_(2)
     checkpoints.moved_on.set()
     assert saver.wait()
@@ -62,7 +62,7 @@ def test_the_newest_and_the_best_stay(saver: Saver, tmp_path: Path) -> None:
 def test_a_storage_that_refuses_costs_one_checkpoint_and_is_told(
     saver: Saver, tmp_path: Path, warnings: list[str]
 ) -> None:
-    saver.save(1, {"step": 1})
+    saver.save(1, {"step": 1, "model": {}, "config": {}})
     assert saver.wait()
     # Where the next one shall go there is a folder that is not empty.
     blocked = tmp_path / "checkpoints" / "step-000000002.pt"
@@ -80,7 +80,7 @@ def test_a_storage_that_refuses_costs_one_checkpoint_and_is_told(
 def test_a_disk_that_is_full_costs_one_checkpoint_and_leaves_no_part_of_it(
     saver: Saver, tmp_path: Path, warnings: list[str]
 ) -> None:
-    saver.save(1, {"step": 1})
+    saver.save(1, {"step": 1, "model": {}, "config": {}})
     assert saver.wait()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     # To who writes it is the same: so many bytes are taken, and no more.
