@@ -72,7 +72,7 @@ def test_a_storage_that_refuses_costs_one_checkpoint_and_is_told(
     assert len(warnings) == 1
     assert warnings[0].startswith("the checkpoint of step 2 could not be written: ")
     assert Checkpoints(str(tmp_path), keep=2).load(1)["step"] == 1
-    saver.save(3, {"step": 3})
+    saver.save(3, {"step": 3, "model": {}, "config": {}})
     assert saver.wait()
     assert Checkpoints(str(tmp_path), keep=2).load(3)["step"] == 3
 
