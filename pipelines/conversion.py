@@ -5,7 +5,7 @@ import io
 from functools import cache
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from pipelines.header import Header
 from pipelines.isolation import Crash, Isolated
@@ -52,6 +52,7 @@ def shown(content: bytes | memoryview, orientation: int) -> Image.Image:
     try:
         with quiet():
             image = _opened(content)
+            turned = _turns_itself(image)
             image.load()
             pixels = _in_eight_bits(image)
     except BadImageError:
@@ -60,10 +61,16 @@ def shown(content: bytes | memoryview, orientation: int) -> Image.Image:
         raise BadImageError(f"its pixels cannot be decoded ({reason_of(error)})") from error
     # Only pixels are to be written, no profile and no transparent colour.
     pixels.info = {}
-    # Of a TIFF Pillow's pixels are upright already.
-    if image.format == "TIFF" or orientation not in TRANSPOSES:
+    if turned or orientation not in TRANSPOSES:
         return pixels
     return pixels.transpose(TRANSPOSES[orientation])
+
+
+def _turns_itself(image: Image.Image) -> bool:
+    """Whether Pillow's pixels are upright: those of a TIFF are, unless its orientation is a BYTE."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return False
+    return not isinstance(image.tag_v2.get(ExifTags.Base.Orientation), bytes)
 
 
 def _opened(content: bytes | memoryview) -> Image.Image:

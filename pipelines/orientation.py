@@ -34,7 +34,7 @@ _KEYS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"exif\0", b"xmp\0"
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The orientation that Pillow finds in the image's EXIF data, or else in its XMP.
+    """The orientation that Pillow finds in the image's EXIF data, a single BYTE too, or else in its XMP.
 
     Where neither can be read the image is shown as it is stored.
     """
@@ -45,6 +45,8 @@ def orientation_of(image: Image.Image) -> int:
                 found = source.getexif().get(ExifTags.Base.Orientation)
         except Exception:  # Pillow may raise anything; XMP may still be whole.
             continue
+        if isinstance(found, bytes) and len(found) == 1:
+            found = found[0]  # Written as a BYTE, which Pillow takes for no number.
         # It may be of any type, and be any number.
         return next((known for known in TRANSPOSES if known == found), UPRIGHT)
     return UPRIGHT
