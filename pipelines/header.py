@@ -117,7 +117,7 @@ def _read(content: bytes | memoryview) -> Header:
         raise BadImageError(f"{image.format} is not decoded; {', '.join(FORMATS)} are")
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         with quiet():
-            return _tiff(image, len(content))
+            return _tiff(image, content)
     return _bmp(image, content) if image.format == "BMP" else _by_pillow(image)
 
 
@@ -218,14 +218,14 @@ def _webp(content: bytes | memoryview) -> Header:
     return _turned(size[1], size[0], orientation_in(metadata), for_pillow=for_pillow)
 
 
-def _tiff(image: TiffImagePlugin.TiffImageFile, length: int) -> Header:
+def _tiff(image: TiffImagePlugin.TiffImageFile, content: bytes | memoryview) -> Header:
     tags = image.tag_v2
     ends = [
         offset + size
         for offsets, sizes in _PIXELS
         for offset, size in zip(tags.get(offsets, ()), tags.get(sizes, ()), strict=False)
     ]
-    if max(ends, default=0) > length:
+    if max(ends, default=0) > len(content):
         raise BadImageError("truncated TIFF")
     width, height = tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH]
     if set(tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))) != {1}:
@@ -234,9 +234,18 @@ def _tiff(image: TiffImagePlugin.TiffImageFile, length: int) -> Header:
             "save it with 8 or 16 bits a sample"
         )
     # DALI turns some kinds by itself, whatever it is told, and breaks down over others.
-    upright = tags.get(ExifTags.Base.Orientation, UPRIGHT) == UPRIGHT
+    told = ExifTags.Base.Orientation in _tags(content)
+    upright = not told or tags.get(ExifTags.Base.Orientation) == UPRIGHT
     orientation, plain = orientation_of(image), _is_plain_tiff(tags)
     return _turned(height, width, orientation, for_pillow=not (plain and upright and orientation == UPRIGHT))
+
+
+def _tags(content: bytes | memoryview) -> set[int]:
+    """The tags of a TIFF's first picture, those without a value too, which Pillow passes over."""
+    order = "little" if content[:2] == b"II" else "big"
+    start = int.from_bytes(content[4:8], order)
+    entries = (start + 2 + 12 * n for n in range(int.from_bytes(content[start : start + 2], order)))
+    return {int.from_bytes(content[at : at + 2], order) for at in entries}
 
 
 def _is_plain_tiff(tags: Any) -> bool:

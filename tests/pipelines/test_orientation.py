@@ -225,8 +225,7 @@ def test_an_orientation_is_read_as_pillow_reads_it(way: str):
 
 def test_views_are_those_of_the_picture_saved_upright(tmp_path: Path):
     random = np.random.default_rng(1)
-    # DALI refuses a TIFF with a tag that has no value.
-    ways, encoded = [write for way, write in _WAYS.items() if way != "TIFF, no count"], []
+    ways, encoded = list(_WAYS.values()), []
     for n in range(6 * len(ways)):
         # Most are small, a few very long.
         width, height = (int(side) for side in np.exp(random.uniform(0, np.log(300), 2)))
