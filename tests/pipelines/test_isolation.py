@@ -49,10 +49,27 @@ def test_what_the_work_raises_is_raised_and_the_next_item_is_answered(isolated: 
     assert list(isolated.each([5])) == [25]
 
 
-def test_after_an_interrupt_an_item_gets_its_own_answer(isolated: Isolated) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        list(isolated.each([50]))
-    assert list(isolated.each([3, 4])) == [9, 16]
+# SIGINT may be ignored by the process that runs the tests.
+_INTERRUPT = """
+import signal
+from pipelines.isolation import Isolated
+from test_isolation import answer
+signal.signal(signal.SIGINT, signal.default_int_handler)
+work = Isolated(answer)
+try:
+    list(work.each([50]))
+    raise SystemExit("was not interrupted")
+except KeyboardInterrupt:
+    assert list(work.each([3, 4])) == [9, 16]
+work.close()
+"""
+
+
+def test_after_an_interrupt_an_item_gets_its_own_answer() -> None:
+    path = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
+    subprocess.run(
+        [sys.executable, "-c", _INTERRUPT], env=os.environ | {"PYTHONPATH": path}, check=True, timeout=60
+    )
 
 
 _FORK = """
