@@ -299,7 +299,9 @@ def test_a_job_that_knows_of_its_relative_path_alone_fails_and_its_exit_code_is_
 
 def test_a_dry_run_lists_what_would_be_sent_and_sends_no_job(cluster: dict[str, str], config: Path) -> None:
     def jobs() -> list[str]:
-        return [job["submission_id"] for job in json.loads(_asked(cluster, "/api/jobs/"))]
+        # On a slow machine Ray writes the status of a job once more after the job was deleted.
+        names = (str(job["submission_id"]) for job in json.loads(_asked(cluster, "/api/jobs/")))
+        return [name for name in names if not name.startswith("diptych-probe")]
 
     before = jobs()
     shown = diptych("submit", "--dry-run", "--", "train", str(config))
