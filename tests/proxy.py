@@ -25,11 +25,13 @@ _DELAY_SECONDS = 0.2
 class Proxy:
     """What to do to a request: `fault(method, path, number)`, where number counts the requests for it from 1.
 
+    `place(bytes)` is the byte that a flip hits, of so many.
     `seen` has method, path and headers of each request, and its answer's headers.
     """
 
     url: str
     fault: Callable[[str, str, int], Fault | None] = lambda method, path, number: None
+    place: Callable[[int], int] = lambda size: size // 2
     seen: list[tuple[str, str, dict[str, str], dict[str, str]]] = field(default_factory=list)
     done: list[tuple[Fault, str]] = field(default_factory=list)
     _counts: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -43,6 +45,12 @@ class Proxy:
             if fault:
                 self.done.append((fault, path))
             return fault
+
+    def count(self, method: str, name: str) -> int:
+        """How many requests there were for the file of this name."""
+        return max(
+            (n for (m, path), n in self._counts.items() if m == method and path.endswith(name)), default=0
+        )
 
 
 @contextmanager
@@ -85,7 +93,7 @@ def _answer(request: BaseHTTPRequestHandler, proxy: Proxy, host: str) -> None:
         _send(request, 403 if refused else 503, xml, _EXPIRED if refused else b"")
         return
     if fault == "flip request":
-        sent = _flipped(sent)
+        sent = _flipped(sent, proxy.place)
     server = HTTPConnection(host)
     try:
         # As it came: the signature covers the host's name.
@@ -99,7 +107,8 @@ def _answer(request: BaseHTTPRequestHandler, proxy: Proxy, host: str) -> None:
     finally:
         server.close()
     proxy.seen.append((request.command, request.path, dict(request.headers.items()), headers))
-    _send(request, response.status, headers, _flipped(content) if fault == "flip" else content, fault)
+    content = _flipped(content, proxy.place) if fault == "flip" else content
+    _send(request, response.status, headers, content, fault)
 
 
 def _body(request: BaseHTTPRequestHandler) -> bytes:
@@ -141,10 +150,10 @@ def _send(
         request.wfile.write(content)
 
 
-def _flipped(content: bytes) -> bytes:
-    """The same with one bit in the middle flipped."""
+def _flipped(content: bytes, place: Callable[[int], int]) -> bytes:
+    """The same with one bit flipped."""
     if not content:
         return content
     harmed = bytearray(content)
-    harmed[len(harmed) // 2] ^= 4
+    harmed[place(len(harmed))] ^= 4
     return bytes(harmed)
