@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,12 @@ from cluster.signals import Interrupted, stop_signals
 from cluster.train import training_index, with_absolute_paths
 from cluster.trial_table import LiveTrials, described, trial_table
 from pipelines import storage
+from pipelines.checksums import toml_with_checksum
 from training.checkpoint import find_checkpoint
 from training.config import TrainConfig, most_workers
 from training.encoders import build_encoder
 from training.objectives import load_initial, read_initial
-from training.record import keep_index, kept_index, to_toml, to_values
+from training.record import keep_index, kept_index, kept_toml, to_toml, to_values
 from training.run import load_branch
 from tuning.compound import scoring
 from tuning.config import SearchConfig
@@ -52,11 +52,11 @@ def read_search(path: Path, flags: dict[str, Any]) -> SearchConfig:
 def kept_search(run: str) -> SearchConfig:
     """The search that OUTPUT/NAME is; ValueError where it is none."""
     run = storage.absolute(run.rstrip("/"))
-    content = storage.read(storage.join(run, _FILE))
-    if content is None:
+    values = kept_toml(storage.join(run, _FILE))
+    if values is None:
         raise ValueError(f"{run} is no search: there is no {_FILE}; give OUTPUT/NAME of one")
     output, _, name = run.rpartition("/")
-    values: dict[str, Any] = tomllib.loads(content.decode()) | {"output": output, "name": name}
+    values |= {"output": output, "name": name}
     return SearchConfig(**values)
 
 
@@ -79,7 +79,7 @@ def write_best(run: str, dest: str) -> None:
     trials = read_trials(search_folder(search))
     if not trials or trials[0].accuracy is None:
         raise ValueError(f"{run} has no trial that was judged yet; see diptych tune status {run}")
-    _write(dest, to_toml(best_config(search, trials[0].run)))
+    _write(dest, to_toml(best_config(search, trials[0].run)).encode())
     print(f"{dest}: {search.metric} accuracy {trials[0].accuracy:.1%}, {described(trials[0])}")
 
 
@@ -120,7 +120,7 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
     if not trials or trials[0].accuracy is None:
         failed = next((trial.error for trial in trials if trial.error), "no time was left for one")
         raise ValueError(f"no trial of {folder} was judged: {failed}")
-    _write(f"{folder}/best.toml", to_toml(best_config(search, trials[0].run)))
+    _write(f"{folder}/best.toml", to_toml(best_config(search, trials[0].run)).encode())
     for trial in trials:
         became = f"failed: {trial.error}" if trial.error else trial.state
         print(f"{trial.accuracy or 0:6.1%}  {trial.images:>10,} images  {became}  {described(trial)}")
@@ -183,14 +183,13 @@ def _count(search: SearchConfig) -> int:
 def _keep(search: SearchConfig) -> None:
     fields = {field.name: getattr(search, field.name) for field in dataclasses.fields(search)}
     kept = {key: value for key, value in fields.items() if value is not None}
-    _write(
-        storage.join(search_folder(search), _FILE), tomli_w.dumps(kept | {"train": to_values(search.train)})
-    )
+    content = toml_with_checksum(tomli_w.dumps(kept | {"train": to_values(search.train)}))
+    _write(storage.join(search_folder(search), _FILE), content)
 
 
-def _write(uri: str, content: str) -> None:
+def _write(uri: str, content: bytes) -> None:
     try:
-        storage.write(uri, content.encode())
+        storage.write(uri, content)
     except OSError as error:
         raise ValueError(f"cannot write {uri}: {storage.first_line(error)}; choose another place") from error
 

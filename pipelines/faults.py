@@ -18,6 +18,9 @@ _log = logging.getLogger(__name__)
 _TIMEOUT_SECONDS = 120.0
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.25, 5.0
 
+# How often what arrives damaged is read before it counts as damaged.
+_READS = 3
+
 # pyarrow tells faults apart by their text alone, so this is what pyarrow 26 says when a server is stopped,
 # resets, breaks off, answers 408, 429 or 5xx, or its name is not found. Certificates (curl's 60 and its
 # kin) and a full disk (507) do not mend themselves.
@@ -25,6 +28,8 @@ _TRANSIENT = re.compile(
     r"AWS Error NETWORK_CONNECTION (?!.*curlCode: (?:1|3|51|58|60|77)\b)"
     r"|AWS Error (?:SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT)"
     r"|AWS Error UNKNOWN \(HTTP status (?:408|429|50[0234])\)"
+    # What came over the network is not what was sent.
+    r"|XAmzContentSHA256Mismatch|XAmzContentChecksumMismatch|BadDigest|Response checksums mismatch"
     r"|google::cloud::Status\((?:UNAVAILABLE|INTERNAL|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED)"
     r"(?!.*CURL error \[(?:1|3|51|58|60|77)\])"
     r"|Azure Error: \[\w*\] (?:\D|408|429|50[0234])"
@@ -90,6 +95,24 @@ def retrying(call: Callable[[], _T], what: str) -> _T:
         wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
 
 
+def reading_again(call: Callable[[], _T], what: str, damage: Callable[[Exception], bool]) -> _T:
+    """What `call` returns, called up to three times while it raises an error that `damage` takes for one.
+
+    Bits that have flipped on the way come right when they are read again; others are damaged where they lie.
+    """
+    for reads in range(1, _READS + 1):
+        try:
+            result = call()
+        except Exception as error:
+            if reads == _READS or not damage(error):
+                raise
+        else:
+            if reads > 1:
+                _log.warning("%s: it arrived damaged, and whole when it was read again", what)
+            return result
+    raise AssertionError("the last read returns or raises")
+
+
 def transient(error: BaseException) -> bool:
     """Whether the fault may pass by itself: a server that is away or overloaded, not one that says no."""
     text = str(error)
@@ -122,6 +145,11 @@ def _explained(error: Exception, what: str) -> OSError | None:
         return PermissionError(f"{what}: no credentials were found; set {variables}")
     if _NO_BUCKET.search(text):
         return FileNotFoundError(f"{what}: the bucket does not exist; create it or mend its name")
+    if "ExpiredToken" in text:
+        return PermissionError(
+            f"{what}: the credentials have expired; set fresh AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
+            "AWS_SESSION_TOKEN"
+        )
     if _DENIED.search(text):
         return PermissionError(f"{what}: access was denied; check {variables}")
     if _REFUSED.search(text):

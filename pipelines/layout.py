@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, TypeVar
 import pyarrow as pa
 
 from pipelines import storage
+from pipelines.checksums import ChecksumError
 
 _T = TypeVar("_T")
 
@@ -76,14 +77,20 @@ class Listing:
 
 
 def reading(call: Callable[[], _T], place: str) -> _T:
-    """What `call` returns, which reads `place`; called again while the storage is away.
+    """What `call` returns, which reads `place`; called again while the storage is away or what comes is torn.
 
     Raises ValueError, naming the place, where it is gone, torn or refused.
     """
     what = f"reading {place}"
+
+    def torn(error: Exception) -> bool:
+        if isinstance(error, (FileNotFoundError, PermissionError)) or str(error).startswith(what):
+            return False
+        return isinstance(error, (OSError, pa.ArrowInvalid, ChecksumError))
+
     try:
-        return storage.retrying(call, what)
-    except (OSError, pa.ArrowInvalid) as error:
+        return storage.reading_again(lambda: storage.retrying(call, what), what, torn)
+    except (OSError, pa.ArrowInvalid, ChecksumError) as error:
         line = storage.first_line(error)
         if line.startswith(what):
             raise ValueError(line) from error

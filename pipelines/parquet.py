@@ -1,7 +1,8 @@
 """Parquet files of encoded images: a fragment is a row group, known from the file's footer alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -11,11 +12,15 @@ from jaxtyping import Int
 from pyarrow import fs
 
 from pipelines import storage
+from pipelines.checksums import check_footer, parquet_end_bytes
 from pipelines.config import DataConfig
 from pipelines.layout import CHANGED, ROWS, Files, Listing, Place, reading
 from pipelines.partitions import partition_values, value_labels
 
 ENDINGS = (".parquet", ".parq")
+
+# What is read of a file's end, as pyarrow does, in the hope that the footer is there.
+_END_BYTES = 64 << 10
 
 
 def index_files(
@@ -58,6 +63,24 @@ def _without(path: str, column: str) -> str:
     return f"{path} has no column {column!r} (--data.label-column names another)"
 
 
+@contextmanager
+def opened(filesystem: fs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file; checksums that it has are verified: the footer's now, a page's when it is read.
+
+    Raises ChecksumError, OSError or pyarrow.ArrowInvalid where one is wrong, or the file is none.
+    """
+    with filesystem.open_input_file(path) as file:
+        size = file.size()
+        end = file.read_at(min(size, _END_BYTES), max(0, size - _END_BYTES))
+        wanted = min(size, parquet_end_bytes(end))
+        if len(end) < wanted:
+            end = file.read_at(wanted, size - wanted)
+        check_footer(end)
+        metadata = pq.read_metadata(pa.BufferReader(end))
+        with pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True) as opened:
+            yield opened
+
+
 def read_pieces(
     filesystem: fs.FileSystem, pieces: list[dict], data: DataConfig, has_labels: bool, pool: Executor
 ) -> pa.Table:
@@ -72,7 +95,7 @@ def read_labels(filesystem: fs.FileSystem, fragment: dict, data: DataConfig) -> 
         return np.full(fragment["rows"], fragment["label"])
 
     def read() -> pa.Table:
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
+        with opened(filesystem, path) as file:
             return file.read_row_group(group, columns=[data.label_column])
 
     return _labels(reading(read, f"{path}, row group {group}"), data, path).to_numpy()
@@ -90,7 +113,7 @@ def _labels(table: pa.Table, data: DataConfig, path: str) -> pa.ChunkedArray:
 
 def _read_footer(filesystem: fs.FileSystem, path: str, data: DataConfig) -> tuple[list[int], bool]:
     """Rows of each row group, and whether there is a label column."""
-    with pq.ParquetFile(path, filesystem=filesystem) as file:
+    with opened(filesystem, path) as file:
         metadata, schema = file.metadata, file.schema_arrow
     _check_columns(schema, path, data)
     rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
@@ -128,7 +151,7 @@ def _read_piece(filesystem: fs.FileSystem, piece: dict, data: DataConfig, has_la
     path, group, start, stop = (piece[name] for name in ("path", "row_group", "start", "stop"))
 
     def read() -> pa.Table:
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
+        with opened(filesystem, path) as file:
             names = set(file.schema_arrow.names) & {data.image_column, data.label_column, data.key_column}
             if group >= file.num_row_groups:
                 raise ValueError(

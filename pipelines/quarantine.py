@@ -1,11 +1,11 @@
 """Images that could not be used: which, where and why, in the run's quarantine.jsonl."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from pipelines import storage
 from pipelines.isolation import ENDS_PROCESS
+from pipelines.json_lines import decode_lines, encode_lines, read_lines
 from pipelines.sources import Index
 
 _FILE = "quarantine.jsonl"
@@ -32,8 +32,7 @@ class Quarantine:
     def __init__(self, run: str, name: str = _FILE) -> None:
         """Goes on from what an earlier part of the run has written."""
         self._uri = storage.join(run, name)
-        found = decode(storage.read(self._uri) or b"")
-        self._found = {(image.path, image.key): image for image in found}
+        self._found = {(image.path, image.key): image for image in read_quarantine(self._uri)}
 
     def __len__(self) -> int:
         return len(self._found)
@@ -69,9 +68,14 @@ class Quarantine:
 
 def encode(images: Iterable[Quarantined]) -> bytes:
     """One JSON object a line."""
-    return "".join(json.dumps(asdict(image)) + "\n" for image in images).encode()
+    return encode_lines(asdict(image) for image in images)
 
 
 def decode(lines: bytes) -> list[Quarantined]:
     """What encode was given."""
-    return [Quarantined(**json.loads(line)) for line in lines.decode().splitlines()]
+    return [Quarantined(**line) for line in decode_lines(lines, "the quarantine")]
+
+
+def read_quarantine(uri: str) -> list[Quarantined]:
+    """The images in a quarantine.jsonl, none where there is no such file; ValueError where it is damaged."""
+    return [Quarantined(**line) for line in read_lines(uri)]

@@ -4,12 +4,16 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipelines import storage
+from pipelines.checksums import parquet_with_checksum
+from pipelines.layout import reading
+from pipelines.parquet import opened
 
 _SCHEMA = pa.schema({"image": pa.binary(), "label": pa.int64(), "key": pa.string()})
 
@@ -54,13 +58,20 @@ def encode_shard(
         for field in table.schema
     ]
     out = io.BytesIO()
+    # The least and the largest image are of no use, and would be in the footer.
+    ordered = [field.name for field in fields if not pa.types.is_binary(field.type)]
     # Images are compressed already.
-    with pq.ParquetWriter(out, pa.schema(fields, metadata or None), compression="none") as writer:
+    options: dict[str, Any] = {
+        "compression": "none",
+        "write_page_checksum": True,
+        "write_statistics": ordered,
+    }
+    with pq.ParquetWriter(out, pa.schema(fields, metadata or None), **options) as writer:
         for start in range(0, len(table), rows_per_group):
             # One at a time, as a shard may hold more than binary's offsets reach.
             group = table.slice(start, rows_per_group).combine_chunks()
             writer.write_table(group.cast(pa.schema(fields)).replace_schema_metadata(metadata or None))
-    return out.getvalue()
+    return parquet_with_checksum(out.getvalue())
 
 
 def notes(uri: str) -> tuple[int, str]:
@@ -75,4 +86,8 @@ def class_names(filesystem: fs.FileSystem, path: str) -> tuple[str, ...]:
 
 
 def _footer(filesystem: fs.FileSystem, path: str) -> pq.FileMetaData:
-    return storage.retrying(lambda: pq.read_metadata(path, filesystem=filesystem), f"reading {path}")
+    def read() -> pq.FileMetaData:
+        with opened(filesystem, path) as file:
+            return file.metadata
+
+    return reading(read, path)

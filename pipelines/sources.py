@@ -16,6 +16,7 @@ from jaxtyping import Int
 from pyarrow import fs
 
 from pipelines import folders, parquet, storage, tars, torchvision_source
+from pipelines.checksums import check_whole, parquet_with_checksum
 from pipelines.config import DataConfig
 from pipelines.files import check_unchanged, find_files
 from pipelines.layout import CONNECTIONS, Files, Layout, Listing, Place
@@ -127,11 +128,14 @@ class Index:
         """The index as a Parquet file, for Index.from_bytes."""
         about = {name: getattr(self, name) for name in _ABOUT_INDEX}
         out = io.BytesIO()
-        pq.write_table(self.fragments.replace_schema_metadata({"index": json.dumps(about)}), out)
-        return out.getvalue()
+        fragments = self.fragments.replace_schema_metadata({"index": json.dumps(about)})
+        pq.write_table(fragments, out, write_page_checksum=True)
+        return parquet_with_checksum(out.getvalue())
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Index":
+        """The index that to_bytes gave the bytes of; ChecksumError where they are not what it has given."""
+        check_whole(content)
         table = pq.read_table(io.BytesIO(content))
         about = json.loads((table.schema.metadata or {})[b"index"])
         about |= {name: tuple(about[name]) for name in ("classes", "label_values")}

@@ -2,13 +2,15 @@
 
 import os
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
 
-from pipelines.faults import first_line, retrying, transient
+from pipelines.faults import first_line, reading_again, retrying, transient
 from pipelines.filesystems import absolute, resolve
 
 __all__ = [
@@ -19,12 +21,17 @@ __all__ = [
     "listing",
     "names",
     "read",
+    "read_as",
+    "reading_again",
     "remove",
     "resolve",
     "retrying",
     "transient",
     "write",
 ]
+
+
+_T = TypeVar("_T")
 
 
 def join(uri: str, *parts: str) -> str:
@@ -42,10 +49,24 @@ def read(uri: str) -> bytes | None:
     def content() -> bytes | None:
         if filesystem.get_file_info(path).type != fs.FileType.File:
             return None
-        with filesystem.open_input_stream(path, compression=None) as file:  # else *.gz would be unpacked.
+        # In one request: a stream takes one for each 256 KiB, one after the other.
+        with filesystem.open_input_file(path) as file:
             return file.read()
 
     return retrying(content, f"reading {uri}")
+
+
+def read_as(parse: Callable[[bytes], _T], uri: str) -> _T | None:
+    """What `parse` makes of the file's content, or None where there is no file.
+
+    Read anew while `parse` raises ValueError, as bits may flip on the way; then that error is raised.
+    """
+
+    def parsed() -> _T | None:
+        content = read(uri)
+        return None if content is None else parse(content)
+
+    return reading_again(parsed, f"reading {uri}", lambda error: isinstance(error, ValueError))
 
 
 def write(uri: str, content: bytes) -> None:

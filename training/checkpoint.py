@@ -1,7 +1,6 @@
 """Everything that a run needs to go on, saved and loaded."""
 
 import io
-import json
 import logging
 import math
 import re
@@ -19,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from pipelines import storage
+from pipelines.checksums import NO_COMMENT, check_whole, checked_json, json_with_checksum, zip_with_checksum
 from training.config import TrainConfig, config_hash
 
 _BEST = "best.json"
@@ -62,9 +62,9 @@ class Checkpoints:
         """Write what a snapshot holds; one with a score is the best so far, and spared until the next."""
         content = io.BytesIO()
         torch.save(saved, content)
-        storage.write(self.uri(step), content.getvalue())
+        storage.write(self.uri(step), zip_with_checksum(content.getvalue()))
         if score is not None:
-            best = json.dumps({"step": step, "score": score}).encode()
+            best = json_with_checksum({"step": step, "score": score}).encode()
             storage.write(storage.join(self._folder, _BEST), best)
         # A run begins at its newest whole checkpoint: later ones are damaged, and are no longer needed.
         names = self._names()
@@ -77,12 +77,9 @@ class Checkpoints:
 
     def best(self) -> tuple[int | None, float]:
         """Step and score of the best checkpoint; None and minus infinity where none has a score."""
-        content = storage.read(storage.join(self._folder, _BEST)) or b""
-        with suppress(
-            ValueError, LookupError, TypeError
-        ):  # A damaged file names none; the next best one mends it.
-            best = json.loads(content)
-            return best["step"], best["score"]
+        with suppress(ValueError, LookupError):  # A damaged file names none; the next best one mends it.
+            if best := storage.read_as(checked_json, storage.join(self._folder, _BEST)):
+                return best["step"], best["score"]
         return None, -math.inf
 
     def latest(self, warn: Callable[[str], None] = _LOG.warning) -> dict[str, Any] | None:
@@ -170,11 +167,9 @@ def read_checkpoint(uri: str) -> dict[str, Any] | None:
 
     Raises DamagedError where the file is broken off or altered, or is no checkpoint of a run.
     """
-    content = storage.read(uri)
+    content = checkpoint_bytes(uri)
     if content is None:
         return None
-    if reason := _fault(content):
-        raise DamagedError(uri, reason)
     try:
         saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except UnpicklingError as error:
@@ -191,14 +186,32 @@ def read_checkpoint(uri: str) -> dict[str, Any] | None:
     return saved
 
 
+def checkpoint_bytes(uri: str) -> bytes | None:
+    """The bytes of the checkpoint at `uri`, None where there is none; DamagedError where it is not whole."""
+
+    def whole(content: bytes) -> bytes:
+        if reason := _fault(content):
+            raise DamagedError(uri, reason)
+        return content
+
+    return storage.read_as(whole, uri)
+
+
 def _fault(content: bytes) -> str | None:
     """Why the archive is not whole; torch looks at no checksum as it loads one."""
     try:
+        if check_whole(content):
+            return None
+        # Written before diptych gave files a checksum of its own. Those of a zip do not cover its headers,
+        # where torch takes a member that is marked as a folder for an empty one, and its memory as it is.
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            harmed = archive.testzip()
+            marked = (member.filename for member in archive.filelist if member.external_attr)
+            harmed = archive.testzip() or next(marked, None)
     except Exception as error:  # zipfile raises many kinds of error for headers that are garbled.
         return storage.first_line(error)
-    return f"wrong checksum of {harmed}" if harmed else None
+    if harmed:
+        return f"wrong checksum of {harmed}"
+    return None if content.endswith(NO_COMMENT) else "it is broken off"
 
 
 def weights_of(network: str, saved: dict[str, Any]) -> dict[str, Tensor]:

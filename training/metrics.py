@@ -1,9 +1,9 @@
 """A run's metrics.jsonl: one JSON object a line, each step once."""
 
-import json
 from typing import Any
 
 from pipelines import storage
+from pipelines.json_lines import encode_lines, read_lines
 
 _FILE = "metrics.jsonl"
 
@@ -29,21 +29,10 @@ class MetricsLog:
 
     def flush(self) -> None:
         if self._unsaved:
-            storage.write(self._uri, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
+            storage.write(self._uri, encode_lines(self._lines))
             self._unsaved = False
 
 
 def read_metrics(run: str) -> list[dict[str, Any]]:
     """The lines of RUN/metrics.jsonl, none where there is no such file; ValueError where one is damaged."""
     return read_lines(storage.join(run, _FILE))
-
-
-def read_lines(uri: str) -> list[dict[str, Any]]:
-    """The JSON objects in the lines of a file, none where there is no such file; ValueError as above."""
-    lines = []
-    for number, line in enumerate((storage.read(uri) or b"").splitlines(), start=1):
-        try:
-            lines.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{uri} is damaged in line {number}; restore it, or delete that line") from error
-    return lines

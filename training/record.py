@@ -7,6 +7,7 @@ from typing import Any
 import tomli_w
 
 from pipelines import storage
+from pipelines.checksums import ChecksumError, checked_toml, toml_with_checksum
 from pipelines.sources import Index
 from training.config import TrainConfig, identity
 
@@ -19,12 +20,12 @@ def find_run(run: str, config: TrainConfig) -> bool:
     Raises ValueError where it is another config's, naming the fields, or where it cannot be read.
     """
     try:
-        existing = storage.read(storage.join(run, _FILE))
+        existing = kept_toml(storage.join(run, _FILE))
     except OSError as error:
         raise _unwritable(run, error) from error
     if existing is None:
         return False
-    theirs = identity(TrainConfig(**_parsed(run, existing)))
+    theirs = identity(TrainConfig(**existing))
     differing = sorted(_differences(theirs, identity(config)))
     if differing:
         raise ValueError(f"{run} is a run with other values of {', '.join(differing)}; try another --name")
@@ -35,7 +36,7 @@ def claim_run(run: str, config: TrainConfig) -> None:
     """Write RUN/config.toml; raises ValueError as find_run does, or where nothing can be written."""
     find_run(run, config)
     try:
-        storage.write(storage.join(run, _FILE), to_toml(config).encode())
+        storage.write(storage.join(run, _FILE), toml_with_checksum(to_toml(config)))
     except OSError as error:
         raise _unwritable(run, error) from error
 
@@ -55,18 +56,26 @@ def read_values(run: str) -> dict[str, Any]:
     Raises ValueError, naming the run, where there is none.
     """
     run = storage.absolute(run.rstrip("/"))
-    content = storage.read(storage.join(run, _FILE))
-    if content is None:
+    values = kept_toml(storage.join(run, _FILE))
+    if values is None:
         raise ValueError(f"{run} is no run: there is no {_FILE}; give OUTPUT/NAME of one")
     output, _, name = run.rpartition("/")
-    return _parsed(run, content) | {"output": output, "name": name}
+    return values | {"output": output, "name": name}
 
 
-def _parsed(run: str, content: bytes) -> dict[str, Any]:
-    try:
-        return tomllib.loads(content.decode())
-    except ValueError as error:  # Of TOML, or of UTF-8.
-        raise ValueError(f"{storage.join(run, _FILE)} is damaged: {error}; restore it") from error
+def kept_toml(uri: str) -> dict[str, Any] | None:
+    """What a TOML file of diptych's says, None where there is none; ValueError where it is damaged."""
+
+    def parsed(content: bytes) -> dict[str, Any]:
+        try:
+            return tomllib.loads(checked_toml(content))
+        except ChecksumError as error:
+            way_out = "restore it, or, if you have edited it, delete its last line"
+            raise ValueError(f"{uri} is damaged: {error}; {way_out}") from error
+        except ValueError as error:  # Of TOML, or of UTF-8.
+            raise ValueError(f"{uri} is damaged: {error}; restore it") from error
+
+    return storage.read_as(parsed, uri)
 
 
 def keep_index(run: str, name: str, index: Index) -> None:
@@ -77,14 +86,16 @@ def keep_index(run: str, name: str, index: Index) -> None:
 def kept_index(run: str, name: str) -> Index | None:
     """What keep_index has written, if it has."""
     place = _index_place(run, name)
-    kept = storage.read(place)
-    if kept is None:
-        return None
-    try:
-        return Index.from_bytes(kept)
-    except (ValueError, OSError, LookupError) as error:
-        why = storage.first_line(error)
-        raise ValueError(f"{place} is damaged: {why}; delete it, and the images are listed again") from error
+
+    def parsed(content: bytes) -> Index:
+        try:
+            return Index.from_bytes(content)
+        except (ValueError, OSError, LookupError) as error:
+            why = storage.first_line(error)
+            way_out = "delete it, and the images are listed again"
+            raise ValueError(f"{place} is damaged: {why}; {way_out}") from error
+
+    return storage.read_as(parsed, place)
 
 
 def _index_place(run: str, name: str) -> str:

@@ -7,7 +7,7 @@ from json import JSONDecodeError
 from typing import Any, get_args
 
 from pipelines import storage
-from pipelines.quarantine import decode
+from pipelines.quarantine import read_quarantine
 from training.config import TrainConfig
 from training.metrics import read_metrics
 from training.record import read_config
@@ -66,7 +66,7 @@ def read_run(run: str) -> RunRecord:
 def read_record(config: TrainConfig) -> RunRecord:
     """What the run of `config` has left."""
     run = run_uri(config)
-    bad = decode(storage.read(storage.join(run, "quarantine.jsonl")) or b"")
+    bad = read_quarantine(storage.join(run, "quarantine.jsonl"))
     return RunRecord(
         config,
         read_metrics(run),

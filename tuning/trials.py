@@ -1,12 +1,11 @@
 """The trials of a search, as OUTPUT/NAME/trials.jsonl keeps them: one JSON object a line, the best first."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pipelines import storage
-from training.metrics import read_lines
+from pipelines.json_lines import encode_lines, read_lines
 
 State = Literal["waiting", "running", "finished", "stopped early", "unfinished", "failed"]
 
@@ -78,8 +77,7 @@ def read_trials(folder: str) -> list[Trial]:
 
 def write_trials(folder: str, trials: Iterable[Trial]) -> None:
     """Write them whole."""
-    lines = "".join(json.dumps(_line(trial)) + "\n" for trial in ranked(trials))
-    storage.write(storage.join(folder, _FILE), lines.encode())
+    storage.write(storage.join(folder, _FILE), encode_lines(_line(trial) for trial in ranked(trials)))
 
 
 def _line(trial: Trial) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipelines import storage
-from training.checkpoint import Checkpoints
+from training.checkpoint import Checkpoints, checkpoint_bytes
 from training.config import TrainConfig, config_hash
 from training.record import read_config
 from tuning.compound import on_surface, scaled
@@ -68,7 +68,7 @@ def branched(search: SearchConfig, run: str, step: int) -> str:
     name = run.rpartition("/")[2]
     copy = storage.join(search_folder(search), "branches", f"{name}-step-{step:09}.pt")
     if not storage.exists(copy):
-        content = storage.read(Checkpoints(run, keep=1).uri(step))
+        content = checkpoint_bytes(Checkpoints(run, keep=1).uri(step))
         if content is None:
             raise ValueError(f"{run} has no checkpoint of step {step} any more")
         storage.write(copy, content)

@@ -113,7 +113,11 @@ def test_a_denial_is_told_at_once(answer: Answer, status: int, operation: str, s
     [
         (301, "PermanentRedirect", "check AWS_DEFAULT_REGION"),
         (400, "AuthorizationHeaderMalformed", "check AWS_DEFAULT_REGION"),
-        (400, "ExpiredToken", "denied; check AWS_ACCESS_KEY_ID|whether AWS_SESSION_TOKEN has expired"),
+        (
+            400,
+            "ExpiredToken",
+            "have expired; set fresh AWS_ACCESS_KEY_ID|whether AWS_SESSION_TOKEN has expired",
+        ),
         (507, "XMinioStorageFull", "HTTP status 507"),
     ],
 )

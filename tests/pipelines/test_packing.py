@@ -128,3 +128,20 @@ def test_a_sample_lies_evenly_over_the_fragments(index: Index, data: DataConfig,
     assert len(table) >= 10
     assert mean_bytes(table) == sum(map(len, table["image"].to_pylist())) / len(table)
     assert len(read_pieces(spread(index, 1000), data)) == len(encoded)
+
+
+@pytest.mark.parametrize("key", ["../../x", "/x", "..", "a/../../../x\x00", "C:\\x", ""])
+def test_a_key_is_data_and_no_path(key: str, pngs: list[bytes], tmp_path: Path):
+    images = [(pngs[0], 0, key), (b"no image", 1, f"{key}-bad")]
+    write_shards(images, str(tmp_path / "in"), rows_per_shard=2, rows_per_group=2)
+    data = DataConfig(train=str(tmp_path / "in"))
+    (job,) = shard_jobs(build_index(data.train, data), 2)
+    before = set(tmp_path.rglob("*"))
+    report = pack_shard(job, data, str(tmp_path / "deep" / "out"), rows_per_group=5, classes=[])
+    assert set(tmp_path.rglob("*")) - before == {
+        tmp_path / "deep", tmp_path / "deep" / "out", tmp_path / "deep" / "out" / "00000.parquet"
+    }  # fmt: skip
+    (row,) = pq.read_table(tmp_path / "deep" / "out" / "00000.parquet").to_pylist()
+    assert row["key"] == key
+    (bad,) = decode(report["bad"][0].as_py().encode())
+    assert bad.key == f"{key}-bad"

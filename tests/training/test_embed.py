@@ -130,3 +130,20 @@ def test_an_image_that_ends_the_process_is_found_when_the_shard_is_tried_again(
     assert [path.name for path in (tmp_path / "features").iterdir()] == ["00000.parquet"]
     table = pq.read_table(tmp_path / "features" / "00000.parquet")
     assert table["key"].to_pylist() == [key for number, (_, _, key) in enumerate(images) if number != 3]
+
+
+def test_a_key_is_data_and_no_path(config: TrainConfig, tmp_path: Path):
+    keys = ["../../x", "/x", "..", ""]
+    images = [
+        (content, label, key)
+        for (content, label, _), key in zip(scattered_digits(4, held_out=False, seed=0), keys, strict=True)
+    ]
+    write_shards(images, config.data.train, rows_per_shard=20, rows_per_group=20)
+    (job,) = shard_jobs(build_index(config.data.train, config.data), 20)
+    before = set(tmp_path.rglob("*"))
+    Embedder(config, _STEP, config.data, str(tmp_path / "features"))(job)
+    assert set(tmp_path.rglob("*")) - before == {
+        tmp_path / "features",
+        tmp_path / "features" / "00000.parquet",
+    }
+    assert pq.read_table(tmp_path / "features" / "00000.parquet")["key"].to_pylist() == keys

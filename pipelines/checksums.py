@@ -1,0 +1,121 @@
+"""Checksums (CRC-32) of the files that diptych writes, where other readers of their formats pass over them.
+
+Checkpoints: the zip's comment. Parquet: bytes between pages and footer, which no offset leads to; the pages
+have Parquet's own. TOML: a comment as the last line. JSON: the last key of each line. A file without one is
+taken as it is: it is older, or someone else's. A flipped bit in these marks leaves all else as it was.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+from zlib import crc32
+
+# Not UTF-8, so that no text within a file can be taken for it.
+_MARK = b"\x00diptych crc32\xff"
+_DIGITS = 8
+_SEAL_BYTES = len(_MARK) + 2 * _DIGITS
+
+_LAST_LINE = re.compile(rb"^# crc32: ([0-9a-f]{8})\n?\Z", re.MULTILINE)
+_KEY = "crc32"
+_TAIL = len(f', "{_KEY}": "{"0" * _DIGITS}"}}')
+
+# How a zip without a comment ends: with the comment's length, of two bytes.
+NO_COMMENT = b"\x00\x00"
+
+
+class ChecksumError(ValueError):
+    """A file is not as diptych wrote it: bits have flipped, or somebody has edited it."""
+
+    def __init__(self) -> None:
+        super().__init__("its checksum is another")
+
+
+def zip_with_checksum(content: bytes) -> bytes:
+    """A zip that has no comment, with one that holds its checksum."""
+    assert content.endswith(NO_COMMENT)
+    return _sealed(content[: -len(NO_COMMENT)] + _SEAL_BYTES.to_bytes(2, "little"), b"")
+
+
+def parquet_with_checksum(content: bytes) -> bytes:
+    """A Parquet file with the checksums of its pages and of its footer, each as a whole, between them."""
+    footer = _footer_bytes(content)
+    return _sealed(content[:-footer], content[-footer:])
+
+
+def parquet_end_bytes(end: bytes) -> int:
+    """How much of a Parquet file's end has its footer and checksum, told by the last eight bytes."""
+    return _SEAL_BYTES + _footer_bytes(end)
+
+
+def check_whole(content: bytes) -> bool:
+    """Whether a zip or Parquet file has a checksum; raises ChecksumError where it is not the content's."""
+    body, mark, rest = content.rpartition(_MARK)
+    if mark and rest[: 2 * _DIGITS] != _digits(body, rest[2 * _DIGITS :]):
+        raise ChecksumError
+    return bool(mark)
+
+
+def check_footer(end: bytes) -> None:
+    """Raise ChecksumError where the checksum in a Parquet file's `end`, as long as parquet_end_bytes says, is
+    not its footer's.
+    """
+    _, mark, rest = end.rpartition(_MARK)
+    if mark and rest[_DIGITS : 2 * _DIGITS] != _hex(rest[2 * _DIGITS :]):
+        raise ChecksumError
+
+
+def toml_with_checksum(text: str) -> bytes:
+    """The same, with a last line that holds its checksum."""
+    return f"{text}# {_KEY}: ".encode() + _hex(text.encode()) + b"\n"
+
+
+def checked_toml(content: bytes) -> str:
+    """The text of a TOML file.
+
+    Raises ChecksumError where the last line has another's checksum, ValueError where it is not UTF-8.
+    """
+    found = _LAST_LINE.search(content)
+    if found and found[1] != _hex(content[: found.start()]):
+        raise ChecksumError
+    return content.decode()
+
+
+def json_with_checksum(values: Mapping[str, Any]) -> str:
+    """An object, which has keys but no `crc32`, as a line of JSON with its checksum as that key."""
+    assert values
+    line = json.dumps(values)
+    return f'{line[:-1]}, "{_KEY}": "{_hex(line.encode()).decode()}"}}'
+
+
+def checked_json(line: bytes) -> dict[str, Any]:
+    """The object that a line holds, without its checksum.
+
+    Raises ChecksumError where that is another's, ValueError where the line is no object.
+    """
+    values = json.loads(line)
+    if not isinstance(values, dict):
+        raise ValueError("it is no JSON object")
+    checksum = _hex(line[:-_TAIL] + b"}").decode()
+    if values and (last := list(values)[-1]) and values[last] == checksum:
+        del values[last]  # Under whatever key: a bit may have flipped in its name.
+    if _KEY in values:
+        raise ChecksumError
+    return values
+
+
+def _footer_bytes(end: bytes) -> int:
+    """With its length and the file's last four bytes."""
+    return int.from_bytes(end[-8:-4], "little") + 8
+
+
+def _sealed(body: bytes, end: bytes) -> bytes:
+    return b"".join([body, _MARK, _digits(body, end), end])
+
+
+def _digits(body: bytes, end: bytes) -> bytes:
+    return _hex(body) + _hex(end)
+
+
+def _hex(content: bytes) -> bytes:
+    return b"%08x" % crc32(content)
