@@ -21,7 +21,7 @@ def find_run(run: str, config: TrainConfig) -> bool:
     try:
         existing = storage.read(storage.join(run, _FILE))
     except OSError as error:
-        raise _unwritable(run, error) from error
+        raise unwritable(run, error) from error
     if existing is None:
         return False
     theirs = identity(TrainConfig(**_parsed(run, existing)))
@@ -37,10 +37,11 @@ def claim_run(run: str, config: TrainConfig) -> None:
     try:
         storage.write(storage.join(run, _FILE), to_toml(config).encode())
     except OSError as error:
-        raise _unwritable(run, error) from error
+        raise unwritable(run, error) from error
 
 
-def _unwritable(run: str, error: OSError) -> ValueError:
+def unwritable(run: str, error: OSError) -> ValueError:
+    """What a user is told where a run cannot be written."""
     return ValueError(f"cannot write {run}: {storage.first_line(error)}; choose another --output")
 
 
