@@ -125,7 +125,6 @@ def _launch(
     from training.worker import launch as start_workers
 
     run = run_uri(config)
-    resume = f"go on with: diptych train --resume {run}"
     print(f"{sets.train.rows.sum():,} images; starting {config.workers or 'the'} workers ...")
     with (
         open_trackers(config) as trackers,
@@ -144,12 +143,20 @@ def _launch(
                 renew=renew,
             )
         except StoppedError as stopped:
-            where = f"stopped after step {stopped.step} of {steps}"
             if not stop.number:
-                raise RunError(f"{where}: another process has taken {run} over", final=True) from stopped
-            raise Interrupted(f"{where}; {resume}", stop.number) from stopped
-        except ClusterLostError as error:
-            raise RunError(f"{error}; {resume}", final=True) from error
+                raise RunError(
+                    f"stopped after step {stopped.step} of {steps}: another process has taken {run} over",
+                    final=True,
+                ) from stopped
+            raise Interrupted(
+                f"stopped after step {stopped.step} of {steps}; go on with: diptych train --resume {run}",
+                stop.number,
+            ) from stopped
+        except ClusterLostError as lost:
+            raise RunError(
+                f"the head of the Ray cluster no longer answers; go on with: diptych train --resume {run}",
+                final=True,
+            ) from lost
 
 
 def _tell(values: dict[str, Any], bar: RunBar, trackers: Trackers) -> None:

@@ -115,8 +115,8 @@ def _why(config: TrainConfig, workers: int, before: int) -> str:
     )
     holders = f" by {groups} other run{'s' if groups > 1 else ''}" if groups else ""
     line = f"; {before} other{'s wait' if before > 1 else ' waits'} before it" if before else ""
-    of = f"{round(used, 1):g} of the cluster's {total:g}"
-    return f"{workers * each:g} {kind}s; {of} are in use{holders}{line}"
+    used = round(used, 1)
+    return f"{workers * each:g} {kind}s; {used:g} of the cluster's {total:g} are in use{holders}{line}"
 
 
 def _waiting() -> list[str]:
