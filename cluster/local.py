@@ -157,6 +157,8 @@ def _no_answer(there: str, error: BaseException | None = None) -> str:
 
 
 def _before_ray_is_imported() -> None:
+    # Else threads that still wait for a cluster whose head was lost would start another by themselves.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     named, running = os.environ.get("RAY_ADDRESS"), embedded.find()
     if running and named in (None, "", _AUTO, running.address):
         os.environ.update(running.environment)

@@ -2,14 +2,21 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from secrets import token_hex
 from types import TracebackType
 from typing import Any
 
+import ray
+from ray import PlacementGroupID
 from ray.exceptions import RayError
-from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from training.capacity import holds, worker_bundle
 from training.config import TrainConfig, worker_counts
@@ -86,6 +93,22 @@ class Place:
 def others_wait() -> bool:
     """Whether any run waits for its turn."""
     return bool(_waiting())
+
+
+def groups_of(bundle: dict[str, float], count: int) -> set[str]:
+    """The placement groups of this process's job that have so many bundles of this kind."""
+    job = ray.get_runtime_context().get_job_id()
+    return {
+        identity
+        for identity, group in placement_group_table().items()
+        if identity.endswith(job) and _is_there(group) and list(group["bundles"].values()) == [bundle] * count
+    }
+
+
+def remove_groups(identities: Iterable[str]) -> None:
+    """Remove placement groups that something else has made, and end what runs in them."""
+    for identity in identities:
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(identity))))
 
 
 class _Said:

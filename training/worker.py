@@ -34,7 +34,7 @@ from training.nodes import Head
 from training.process import Worker
 from training.run import run_uri, train
 from training.runlog import LOG, Progress
-from training.turns import Place
+from training.turns import Place, groups_of, remove_groups
 
 # Errors of the config or of the code: any other worker would have them too.
 _NOT_THE_WORKERS = (
@@ -83,8 +83,8 @@ class _Job:
 class _Trainer(TorchTrainer):
     """Without two actors that Ray Train starts for each run, which take seconds of CPU time to come up.
 
-    One serves data sets given to the trainer, and there are none; one removes placement groups that a dead
-    controller has left, which the cluster itself does.
+    One serves data sets given to the trainer, and there are none; one removes the placement group that a dead
+    controller has left, which is done here.
     """
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
@@ -132,8 +132,7 @@ def launch_group(
 
     def take_turn() -> None:
         with Place(since or time.time()) as place:
-            ending = _either(left.is_set, stopping)
-            while not _started(config, sets, progress, task, place, workers, ending):
+            while not _started(config, sets, progress, task, place, workers, stopping, left):
                 pass  # Someone else's work has taken the room; it is still this run's turn.
 
     group = in_thread(take_turn)
@@ -146,10 +145,6 @@ def launch_group(
         left.set()
 
 
-def _either(one: Callable[[], bool], other: Callable[[], bool]) -> Callable[[], bool]:
-    return lambda: one() or other()
-
-
 def _started(
     config: TrainConfig,
     sets: Sets,
@@ -158,12 +153,23 @@ def _started(
     place: Place,
     most: int,
     stopping: Callable[[], bool],
+    left: Event,
 ) -> bool:
-    """Whether the workers found room when it was their turn; then they have done the task."""
-    workers, bundle = place.wait(config, most, progress, stopping), worker_bundle(config, most)
+    """Whether the workers found room when it was their turn; then they have done the task.
+
+    `left` is set once nobody waits for them any more.
+    """
+
+    def ending() -> bool:
+        return left.is_set() or stopping()
+
+    workers, bundle = place.wait(config, most, progress, ending), worker_bundle(config, most)
+    known, mine = groups_of(bundle, workers), set[str]()
 
     def heard(event: dict[str, Any]) -> None:
         if event.get("phase") == "workers":
+            # Nobody else has begun meanwhile.
+            mine.update(groups_of(bundle, workers) - known)
             place.leave()
         progress(event)
 
@@ -172,7 +178,7 @@ def _started(
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(max(60.0, config.timeout))
     with (
-        open_channel(heard, stopping) as channel,
+        open_channel(heard, ending) as channel,
         tempfile.TemporaryDirectory(prefix="diptych-") as scratch,
     ):
         trainer = _Trainer(
@@ -202,6 +208,9 @@ def _started(
                 return False
             raise RunError(f"the workers could not be started: {_root(error)}", final=False) from error
         except RayActorError as error:
+            # Ray keeps the room of a controller that was lost for as long as its driver lives.
+            if not left.is_set():
+                remove_groups(mine or groups_of(bundle, workers) - known)
             raise RunError(f"the workers' controller was lost: {_root(error)}", final=False) from error
     return True
 

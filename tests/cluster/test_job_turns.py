@@ -1,4 +1,4 @@
-"""Several jobs on one real cluster: they wait for each other, are stopped at any time, and lose supervisors."""
+"""Several jobs on a real cluster: they wait for each other, are stopped at any time, lose supervisors."""
 
 import os
 import re
