@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import tomllib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -22,7 +23,7 @@ from pipelines import storage
 from training.checkpoint import find_checkpoint
 from training.config import TrainConfig, most_workers
 from training.encoders import build_encoder
-from training.faults import RunError
+from training.faults import ClusterLostError, RunError
 from training.lease import leased
 from training.objectives import load_initial, read_initial
 from training.record import keep_index, kept_index, to_toml, to_values
@@ -89,6 +90,7 @@ def write_best(run: str, dest: str) -> None:
 def run_tuning(search: SearchConfig) -> list[Trial]:
     """Run the search, showing its trials, and write its report and best.toml; the trials, best first."""
     # Ray takes seconds to import; an error in the config should not.
+    from training.worker import while_head_answers
     from tuning.search import CPUS_PER_TRIAL, run_search
 
     # Unless it says otherwise, the best one's run is written beside the search.
@@ -117,7 +119,14 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
             LiveTrials(count) as table,
             stop_signals("ending the search", ended) as stop,
         ):
-            trials = run_search(search, index, table.show, stop.event)
+            try:
+                trials = while_head_answers(partial(run_search, search, index, table.show, stop.event))
+            except ClusterLostError as lost:
+                raise RunError(
+                    "the head of the Ray cluster no longer answers; "
+                    f"go on with: diptych tune resume {folder}",
+                    final=True,
+                ) from lost
     go_on = f"go on with: diptych tune resume {folder}"
     if stop.number:
         raise Interrupted(f"stopped; {go_on}", stop.number)

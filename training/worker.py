@@ -128,19 +128,15 @@ def launch_group(
     since: float | None = None,
 ) -> None:
     """As launch, but Ray's metrics and the workers' log hear nothing."""
-    head, left = Head(), Event()
+    left = Event()
 
     def take_turn() -> None:
         with Place(since or time.time()) as place:
             while not _started(config, sets, progress, task, place, workers, stopping, left):
                 pass  # Someone else's work has taken the room; it is still this run's turn.
 
-    group = in_thread(take_turn)
     try:
-        while not wait([group], _LOOK_SECONDS).done:
-            if head.lost():
-                raise ClusterLostError("the head of the Ray cluster no longer answers", final=False)
-        group.result()
+        while_head_answers(take_turn)
     finally:
         left.set()
 
@@ -213,6 +209,15 @@ def _started(
                 remove_groups(mine or groups_of(bundle, workers) - known)
             raise RunError(f"the workers' controller was lost: {_root(error)}", final=False) from error
     return True
+
+
+def while_head_answers(work: Callable[[], Result]) -> Result:
+    """What `work` gives; ClusterLostError once the cluster's head is gone, for which Ray would wait."""
+    head, done = Head(), in_thread(work)
+    while not wait([done], _LOOK_SECONDS).done:
+        if head.lost():
+            raise ClusterLostError("the head of the Ray cluster no longer answers", final=False)
+    return done.result()
 
 
 def in_thread(work: Callable[[], Result]) -> Future[Result]:
