@@ -132,6 +132,8 @@ def _launch(config: TrainConfig, sets: Sets, protocol: Protocol, launch: "Launch
     def hear(event: dict[str, Any]) -> None:
         if "protocol" in event:  # Others tell how far the workers are.
             found.update(event)
+        elif "waiting" in event:
+            print(f"waiting for {event['waiting']}", file=sys.stderr)
 
     def judge(protocol: Protocol) -> None:
         (launch or start_workers)(

@@ -3,8 +3,9 @@
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,10 @@ def address() -> str | None:
 
 
 @contextmanager
-def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[None]:
+def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[Callable[[], None] | None]:
     """Connect to the cluster, or start one with at least `cpus` logical CPUs; leave or end it afterwards.
+
+    Yields what starts one again after its head was lost; None where the cluster is not this process's own.
 
     Its workers can import `modules`, files or packages, too, unless this process is connected already.
     Logical CPUs only limit how many processes run at once: with more of them than cores, all are slower.
@@ -47,11 +50,12 @@ def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[None]:
     from ray.exceptions import AuthenticationError
 
     if ray.is_initialized():
-        yield
+        yield None
         return
     # Threads that wait for work must not spin: torch's, DALI's and the readers' share the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    start: Callable[[], object] | None = None
     environment: dict[str, Any] = {"py_modules": [str(path) for path in modules]} if modules else {}
     if there := address():
         if there.startswith("http"):
@@ -69,14 +73,24 @@ def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[None]:
     else:
         # The dashboard would take a share of a small machine's cores.
         cores = max(os.cpu_count() or 1, int(cpus + 0.999))
-        ray.init(
-            "local", num_cpus=cores, include_dashboard=False, _system_config=SYSTEM_CONFIG,
+        start = partial(
+            ray.init, "local", num_cpus=cores, include_dashboard=False, _system_config=SYSTEM_CONFIG,
             runtime_env=environment, **settings,
         )  # fmt: skip
+        start()
+
     try:
-        yield
+        yield partial(_again, start) if start else None
     finally:
         ray.shutdown()
+
+
+def _again(start: Callable[[], object]) -> None:
+    """Start a cluster in place of one whose head was lost."""
+    import ray
+
+    ray.shutdown()
+    start()
 
 
 def _noted_by_ray() -> str:
@@ -143,6 +157,8 @@ def _no_answer(there: str, error: BaseException | None = None) -> str:
 
 
 def _before_ray_is_imported() -> None:
+    # Else threads that still wait for a cluster whose head was lost would start another by themselves.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     named, running = os.environ.get("RAY_ADDRESS"), embedded.find()
     if running and named in (None, "", _AUTO, running.address):
         os.environ.update(running.environment)

@@ -17,11 +17,14 @@ class Interrupted(Exception):  # noqa: N818
 
 
 class Stop:
-    """Whether a run shall end, and the signal that asked for it; what is said then is `doing`."""
+    """Whether a run shall end, and the signal that asked for it; what is said then is `doing`.
 
-    def __init__(self, doing: str) -> None:
+    Others may set `event` too; then there is no signal, and `number` is 0.
+    """
+
+    def __init__(self, doing: str, event: Event | None = None) -> None:
         self._doing = doing
-        self.event = Event()
+        self.event = event or Event()
         self.number = 0
 
     def ask(self, number: int, frame: FrameType | None) -> None:
@@ -34,9 +37,9 @@ class Stop:
 
 
 @contextmanager
-def stop_signals(doing: str) -> Iterator[Stop]:
+def stop_signals(doing: str, event: Event | None = None) -> Iterator[Stop]:
     """What the signals ask for until the block ends; nothing does outside the main thread."""
-    stop = Stop(doing)
+    stop = Stop(doing, event)
     if current_thread() is not main_thread():
         yield stop
         return

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from cluster.listing import read_index
@@ -19,7 +20,8 @@ from training.checkpoint import Checkpoints, find_checkpoint
 from training.config import TrainConfig, most_workers, worker_counts
 from training.encoders import build_encoder
 from training.evaluator import Sets
-from training.faults import StoppedError
+from training.faults import ClusterLostError, RunError, StoppedError
+from training.lease import leased
 from training.metrics import read_metrics
 from training.objectives import count_classes, load_initial
 from training.record import claim_run, find_run, keep_index, kept_index
@@ -66,20 +68,22 @@ def run_training(
     done = _steps_done(config)
     sets = Sets.of(config, index, test_index)
     steps = total_steps(config, make_plan(config, sets.train))
-    claim_run(run, config)
-    for name, listed in (("train", index), ("test", test_index)):
-        if listed and not resumed:
-            keep_index(run, name, listed)
-    if done >= steps:
-        print(f"{run} is finished: {done} steps. Its report is {write_report(config)}")
+    ended = Event()
+    with leased(run, ended):
+        claim_run(run, config)
+        for name, listed in (("train", index), ("test", test_index)):
+            if listed and not resumed:
+                keep_index(run, name, listed)
+        if done >= steps:
+            print(f"{run} is finished: {done} steps. Its report is {write_report(config)}")
+            return read_metrics(run)
+        if resumed:
+            for listed in filter(None, (index, test_index)):
+                listed.check_unchanged()
+        startup.reached("index")
+        _launch(config, sets, steps, done, startup, modules, launch, ended)
+        print(f"report: {write_report(config)}")
         return read_metrics(run)
-    if resumed:
-        for listed in filter(None, (index, test_index)):
-            listed.check_unchanged()
-    startup.reached("index")
-    _launch(config, sets, steps, done, startup, modules, launch)
-    print(f"report: {write_report(config)}")
-    return read_metrics(run)
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -114,17 +118,19 @@ def _launch(
     startup: Startup,
     modules: list[Path],
     launch: "Launch | None",
+    ended: Event,
 ) -> None:
     # Ray takes seconds to import; an error in the config should not.
     from training.attempts import run_to_its_end
     from training.worker import launch as start_workers
 
+    run = run_uri(config)
     print(f"{sets.train.rows.sum():,} images; starting {config.workers or 'the'} workers ...")
     with (
         open_trackers(config) as trackers,
-        cluster(most_workers(config) * config.cpus_per_worker, modules),
+        cluster(most_workers(config) * config.cpus_per_worker, modules) as renew,
         RunBar(steps, done, startup) as bar,
-        stop_signals("saving after this step") as stop,
+        stop_signals("saving after this step", ended) as stop,
     ):
         startup.reached("cluster")
         try:
@@ -134,13 +140,23 @@ def _launch(
                 lambda values: _tell(values, bar, trackers),
                 stop.event,
                 launch=launch or start_workers,
+                renew=renew,
             )
         except StoppedError as stopped:
+            if not stop.number:
+                raise RunError(
+                    f"stopped after step {stopped.step} of {steps}: another process has taken {run} over",
+                    final=True,
+                ) from stopped
             raise Interrupted(
-                f"stopped after step {stopped.step} of {steps}; "
-                f"go on with: diptych train --resume {run_uri(config)}",
+                f"stopped after step {stopped.step} of {steps}; go on with: diptych train --resume {run}",
                 stop.number,
             ) from stopped
+        except ClusterLostError as lost:
+            raise RunError(
+                f"the head of the Ray cluster no longer answers; go on with: diptych train --resume {run}",
+                final=True,
+            ) from lost
 
 
 def _tell(values: dict[str, Any], bar: RunBar, trackers: Trackers) -> None:

@@ -3,7 +3,9 @@
 import dataclasses
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import tomli_w
@@ -21,6 +23,8 @@ from pipelines.checksums import toml_with_checksum
 from training.checkpoint import find_checkpoint
 from training.config import TrainConfig, most_workers
 from training.encoders import build_encoder
+from training.faults import ClusterLostError, RunError
+from training.lease import leased
 from training.objectives import load_initial, read_initial
 from training.record import keep_index, kept_index, kept_toml, to_toml, to_values
 from training.run import load_branch
@@ -86,6 +90,7 @@ def write_best(run: str, dest: str) -> None:
 def run_tuning(search: SearchConfig) -> list[Trial]:
     """Run the search, showing its trials, and write its report and best.toml; the trials, best first."""
     # Ray takes seconds to import; an error in the config should not.
+    from training.worker import while_head_answers
     from tuning.search import CPUS_PER_TRIAL, run_search
 
     # Unless it says otherwise, the best one's run is written beside the search.
@@ -103,20 +108,30 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
     folder = search_folder(search)
     if kept := kept_index(folder, "train"):
         kept.check_unchanged()
-    _keep(search)
     # Images that have come since would change which are held out.
     index = kept if kept and kept.uri == index.uri else index
-    keep_index(folder, "train", index)
-    workers = most_workers(search.train) * search.train.cpus_per_worker
-    with (
-        cluster(search.concurrent * (workers + CPUS_PER_TRIAL), modules),
-        LiveTrials(count) as table,
-        stop_signals("ending the search") as stop,
-    ):
-        trials = run_search(search, index, table.show, stop.event)
+    workers, ended = most_workers(search.train) * search.train.cpus_per_worker, Event()
+    with leased(folder, ended):
+        _keep(search)
+        keep_index(folder, "train", index)
+        with (
+            cluster(search.concurrent * (workers + CPUS_PER_TRIAL), modules),
+            LiveTrials(count) as table,
+            stop_signals("ending the search", ended) as stop,
+        ):
+            try:
+                trials = while_head_answers(partial(run_search, search, index, table.show, stop.event))
+            except ClusterLostError as lost:
+                raise RunError(
+                    "the head of the Ray cluster no longer answers; "
+                    f"go on with: diptych tune resume {folder}",
+                    final=True,
+                ) from lost
     go_on = f"go on with: diptych tune resume {folder}"
     if stop.number:
         raise Interrupted(f"stopped; {go_on}", stop.number)
+    if ended.is_set():
+        raise RunError(f"another process has taken {folder} over", final=True)
     if not trials or trials[0].accuracy is None:
         failed = next((trial.error for trial in trials if trial.error), "no time was left for one")
         raise ValueError(f"no trial of {folder} was judged: {failed}")

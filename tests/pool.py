@@ -11,12 +11,12 @@ class Pool:
     def __init__(self) -> None:
         self._groups: dict[int, Any] = {}
 
-    def launch(self, *task: Any, workers: int, stopping: Callable[[], bool]) -> None:
+    def launch(self, *task: Any, workers: int, stopping: Callable[[], bool], **others: Any) -> None:
         """As training.worker.launch, on workers that are there already."""
         from training.crew import Crew
 
         group = self._groups.setdefault(workers, Crew(idle_seconds=math.inf))
-        group.launch(*task, workers=workers, stopping=stopping)
+        group.launch(*task, workers=workers, stopping=stopping, **others)
 
     def close(self) -> None:
         """Let the workers go, for a test that needs the cluster's room."""

@@ -26,6 +26,36 @@ def training_workers() -> dict[int, int]:
     return found
 
 
+def offspring(process: int) -> dict[int, str]:
+    """The processes that the process has started, those that they have, and so on, with their titles."""
+    parents, titles = dict[int, int](), dict[int, str]()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if fields[0] != "Z":
+                parents[int(folder.name)] = int(fields[1])
+                titles[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # It has ended.
+            continue
+    found, new = set[int](), {process}
+    while new := {one for one, parent in parents.items() if parent in new}:
+        found |= new
+    return {one: titles[one] for one in sorted(found)}
+
+
+def running(processes: Iterable[int]) -> list[int]:
+    """Those that have not ended."""
+    found = []
+    for one in processes:
+        try:
+            state = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state != "Z":
+            found.append(one)
+    return found
+
+
 def cluster_processes(setting: str, folder: str) -> list[int]:
     """Those of a cluster: with NAME=VALUE in their environment, or titled by Ray and with its files open."""
     found = []

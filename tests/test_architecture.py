@@ -16,6 +16,7 @@ HOMES = {
         "pipelines/stream.py",
         "training/worker.py",
         "training/capacity.py",
+        "training/turns.py",
         "training/channel.py",
         "training/nodes.py",
         "training/crew.py",

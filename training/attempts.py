@@ -1,19 +1,21 @@
 """A run that goes on by itself: when a worker is lost, and on more workers when the cluster has grown."""
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from threading import Event
 from typing import Any
 
-from training.capacity import asked_for, fitting_workers, or_none, wait_for_nodes
+from training.capacity import asked_for, can_grow, fitting_workers, or_none, wait_for_nodes
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, most_workers
 from training.evaluator import Sets
-from training.faults import RunError, StoppedError
+from training.faults import ClusterLostError, RunError, StoppedError
 from training.nodes import wait_for_lost_nodes
 from training.run import run_uri, train
 from training.runlog import Progress
+from training.turns import others_wait
 from training.worker import Launch, launch
 
 # How often the cluster is looked at for room for more workers, and how long it must have had that.
@@ -34,50 +36,70 @@ def run_to_its_end(
     *,
     until: int | None = None,
     launch: Launch = launch,
+    renew: Callable[[], None] | None = None,
 ) -> None:
     """Train on as many workers as the config allows and the cluster has, from checkpoint to checkpoint.
 
-    To the step `until`, where that comes before the end, with workers that `launch` provides.
+    To the step `until`, where that comes before the end, with workers that `launch` provides. Calls `renew`
+    for a new cluster once the head of the connected one is gone.
     Raises RunError once it failed more than config.retries times without a new checkpoint in between,
-    StoppedError once `stop` was set and the run has saved, and ValueError as launch does.
+    ClusterLostError where there is no `renew`, StoppedError once `stop` was set and the run has saved, and
+    ValueError as launch does.
     """
     checkpoints = Checkpoints(run_uri(config), config.checkpoint.keep)
     failures, reached, careful_until = 0, checkpoints.latest_step(), 0
-    heard = _Heard(progress, config.batch_size)
+    heard, since = _Heard(progress, config.batch_size), time.time()
     workers = _first_workers(config, progress, reached or 0, stop)
     while True:
         try:
-            ending = _Ending(stop, config, workers)
-            with _missing_nodes(config, workers):
+            heard.begin(reached or 0)
+            with _missing_nodes(config, workers) as have_come:
+                ending = _Ending(stop, config, heard, have_come)
                 task = partial(train, until=until, careful_until=careful_until)
-                launch(config, sets, heard, task, workers=workers, stopping=ending)
+                launch(config, sets, heard, task, workers=workers, stopping=ending, since=since)
             return
         except StoppedError as stopped:
-            if stop.is_set():
-                raise
+            if stop.is_set():  # Perhaps while it waited for its turn, and knew of no step.
+                raise StoppedError(max(stopped.step, reached or 0)) from stopped
             reached = stopped.step
             progress({"step": reached, "moving": True})
         except RunError as error:
             step = checkpoints.latest_step()
             failures = 1 if step != reached else failures + 1
             reached = step
-            if error.final or failures > config.retries or stop.is_set():
+            lost = isinstance(error, ClusterLostError)
+            if error.final or failures > config.retries or stop.is_set() or (lost and not renew):
                 raise
             # It may have been an image that has ended the worker: the next one decodes them elsewhere first.
             careful_until = heard.furthest if error.died else 0
             progress({"step": step or 0, "restarting": f"{error}"})
-            wait_for_lost_nodes(_NOTICE_SECONDS, stop)
+            if lost and renew:
+                renew()
+            else:
+                wait_for_lost_nodes(_NOTICE_SECONDS, stop)
         workers = _wait_for_room(config, reached or 0, stop)
 
 
 class _Heard:
-    """Hands on what a run tells of its steps, and keeps how far it may have come since then."""
+    """Hands on what a run tells of its steps, and keeps how far it may have come since then.
+
+    `workers` is how many it has, once they have begun.
+    """
 
     def __init__(self, progress: Progress, batch_size: int) -> None:
         self._progress, self._batch_size = progress, batch_size
         self._step, self._steps_per_second = 0, 0.0
+        self._reached = 0
+        self.workers: int | None = None
+
+    def begin(self, reached: int) -> None:
+        """An attempt begins, from the checkpoint of the step `reached`."""
+        self._reached, self.workers = reached, None
 
     def __call__(self, values: dict[str, Any]) -> None:
+        self.workers = values.get("workers", self.workers)
+        if "waiting" in values:  # Whoever waits for its turn knows of no step.
+            values = {"step": self._reached, **values}
         self._step = max(self._step, values.get("step", 0))
         if "images_per_second" in values:
             self._steps_per_second = values["images_per_second"] / self._batch_size
@@ -115,17 +137,24 @@ def _wait_for_room(config: TrainConfig, reached: int, stop: Event) -> int:
     return fitting_workers(config)
 
 
-def _missing_nodes(config: TrainConfig, workers: int) -> AbstractContextManager[None]:
-    """Where nodes are to be waited for, those are asked for that would have room for the other workers."""
+def _missing_nodes(config: TrainConfig, workers: int) -> AbstractContextManager[Callable[[], bool]]:
+    """Where nodes are to be waited for, those are asked for that would have room for the other workers.
+
+    Yields whether all have come.
+    """
     missing = most_workers(config) - workers
-    return asked_for(config, missing) if config.wait_for_nodes and missing > 0 else nullcontext()
+    if config.wait_for_nodes and missing > 0:
+        return asked_for(config, missing)
+    return nullcontext(lambda: False)
 
 
 class _Ending:
     """Whether an attempt shall save and end: the user wants it, or the cluster holds more workers now."""
 
-    def __init__(self, stop: Event, config: TrainConfig, workers: int) -> None:
-        self._stop, self._config, self._workers = stop, config, workers
+    def __init__(
+        self, stop: Event, config: TrainConfig, heard: _Heard, have_come: Callable[[], bool]
+    ) -> None:
+        self._stop, self._config, self._heard, self._have_come = stop, config, heard, have_come
         self._steady, self._looked = 0, time.monotonic()
 
     def __call__(self) -> bool:
@@ -137,4 +166,7 @@ class _Ending:
         return self._steady >= _STEADY_LOOKS
 
     def _grown(self) -> bool:
-        return _fitting(self._config) > self._workers
+        workers = self._heard.workers
+        if workers is None:
+            return False
+        return self._have_come() or (can_grow(self._config, workers) and not others_wait())

@@ -1,14 +1,17 @@
 """How many workers the connected Ray cluster has room for, and asking it for more room."""
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Event
+from typing import Any
 
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
+from pipelines.stream import READER_CPUS, READERS
 from training.config import TrainConfig, most_workers, worker_counts
-from training.nodes import usable_resources
+from training.nodes import free_resources, usable_resources
 
 _LOOK_SECONDS, _STEADY_SECONDS = 2.0, 60.0
 
@@ -47,6 +50,28 @@ def gpus_per_worker(config: TrainConfig, workers: int) -> float:
     return share if usable_resources().get("GPU", 0.0) >= workers * share else 0.0
 
 
+def worker_bundle(config: TrainConfig, workers: int) -> dict[str, float]:
+    """What Ray sets aside for each of so many workers; its readers' share of its cores is left to them."""
+    bundle = {"CPU": max(0.0, config.cpus_per_worker - READERS * READER_CPUS)}
+    return bundle | ({"GPU": gpus} if (gpus := gpus_per_worker(config, workers)) else {})
+
+
+def holds(nodes: Sequence[dict[str, float]], bundle: dict[str, float], count: int) -> bool:
+    """Whether nodes that have these resources to spare hold so many bundles."""
+    wanted = {kind: amount for kind, amount in bundle.items() if amount}
+    each = (
+        min(int(node.get(kind, 0.0) / amount + 1e-6) for kind, amount in wanted.items()) for node in nodes
+    )
+    return sum(each) >= count
+
+
+def can_grow(config: TrainConfig, workers: int) -> bool:
+    """Whether there is room for more workers, of a number that the config allows, beside those `workers`."""
+    most = or_none(lambda: fitting_workers(config))
+    more = next((count for count in worker_counts(config) if count > workers), math.inf)
+    return most >= more and holds(free_resources(), worker_bundle(config, most), int(more) - workers)
+
+
 def or_none(fitting: Callable[[], int]) -> int:
     """What fitting() gives, and 0 where it raises ValueError since the cluster is too small."""
     try:
@@ -56,19 +81,23 @@ def or_none(fitting: Callable[[], int]) -> int:
 
 
 @contextmanager
-def asked_for(config: TrainConfig, workers: int) -> Iterator[None]:
+def asked_for(config: TrainConfig, workers: int) -> Iterator[Callable[[], bool]]:
     """Have a cluster that grows by itself bring nodes with room for so many workers, until the block ends.
 
-    Nodes that have come stay for as long as the cluster keeps idle ones.
+    Nodes that have come stay for as long as the cluster keeps idle ones. Yields whether all have come.
     """
     each = {"CPU": config.cpus_per_worker}
     if gpus := config.gpus_per_worker:
         each["GPU"] = gpus
     asked = placement_group([each] * workers, strategy="PACK")
     try:
-        yield
+        yield lambda: _is_created(asked)
     finally:
         remove_placement_group(asked)
+
+
+def _is_created(group: Any) -> bool:
+    return placement_group_table(group)["state"] == "CREATED"
 
 
 def wait_for_nodes(

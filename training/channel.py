@@ -4,7 +4,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from typing import Any, cast
 
@@ -83,15 +83,18 @@ def open_channel(
     channel: Any = actor.remote()
     ended = Event()
 
+    # Where the channel's process is lost, its workers fail, and whoever waits for them hears why.
     def pump() -> None:
-        while event := cast("dict[str, Any] | None", ray.get(channel.get.remote())):
-            progress(event)
+        with suppress(RayError):
+            while event := cast("dict[str, Any] | None", ray.get(channel.get.remote())):
+                progress(event)
 
     def watch() -> None:
-        while not ended.wait(_LOOK_SECONDS):
-            if stopping() or draining_nodes().intersection(ray.get(channel.nodes.remote())):
-                ray.get(channel.stop.remote())
-                return
+        with suppress(RayError):
+            while not ended.wait(_LOOK_SECONDS):
+                if stopping() or draining_nodes().intersection(ray.get(channel.nodes.remote())):
+                    ray.get(channel.stop.remote())
+                    return
 
     threads = [Thread(target=target, daemon=True) for target in (pump, watch)]
     for thread in threads:

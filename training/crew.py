@@ -96,9 +96,10 @@ class Crew:
         *,
         workers: int,
         stopping: Any,
+        since: float | None = None,
     ) -> None:
         """As worker.launch, on the workers of the task before it where there are as many."""
-        group = self._group_for(config, workers, _Order(config, self._shared(sets), task))
+        group = self._group_for(config, workers, _Order(config, self._shared(sets), task), since)
         number = self._given
         self._given += 1
         done = {_DONE: number}
@@ -127,7 +128,9 @@ class Crew:
             self._sets, self._reference = sets, ray.put(sets)
         return self._reference
 
-    def _group_for(self, config: TrainConfig, workers: int, order: _Order) -> Future[None]:
+    def _group_for(
+        self, config: TrainConfig, workers: int, order: _Order, since: float | None
+    ) -> Future[None]:
         """A group that has taken the order."""
         group = self._group
         same = group and not group.done() and workers == self._size
@@ -139,10 +142,8 @@ class Crew:
         self._orders = ray.remote(_Orders).options(num_cpus=0).remote(self._idle_seconds)
         assert ray.get(self._orders.add.remote(order))
         serve = partial(_serve, orders=self._orders)
-        stopping = self._ending.is_set
-        self._group = in_thread(
-            partial(launch_group, config, _NONE, self._events.put, serve, workers=workers, stopping=stopping)
-        )
+        begin = partial(launch_group, config, _NONE, self._events.put, serve, workers=workers)
+        self._group = in_thread(partial(begin, stopping=self._ending.is_set, since=since))
         return self._group
 
 

@@ -26,3 +26,7 @@ class RunError(Exception):
     def __init__(self, message: str, *, final: bool, died: bool = False) -> None:
         super().__init__(message)
         self.final, self.died = final, died
+
+
+class ClusterLostError(RunError):
+    """The head of the Ray cluster, or the node that this process is connected through, is gone."""

@@ -11,6 +11,9 @@ from ray._private.state import state
 
 _ANSWER_SECONDS, _LOOK_SECONDS = 2.0, 1.0
 
+# How long a head may be away: one on this machine, one elsewhere.
+_LOCAL_SECONDS, _REMOTE_SECONDS = 2.0, 40.0
+
 
 def draining_nodes() -> set[str]:
     """The ids of the nodes that their provider will take away soon, such as preempted ones."""
@@ -27,6 +30,12 @@ def usable_resources() -> dict[str, float]:
     return total
 
 
+def free_resources() -> list[dict[str, float]]:
+    """What each of the cluster's nodes that are not being drained has to spare."""
+    leaving = draining_nodes()
+    return [has for node, has in state.available_resources_per_node().items() if node not in leaving]
+
+
 def wait_for_lost_nodes(seconds: float, stop: Event) -> None:
     """Wait until Ray knows that each node which does not answer is lost; so long at most, or until `stop`.
 
@@ -38,14 +47,41 @@ def wait_for_lost_nodes(seconds: float, stop: Event) -> None:
             return
 
 
+class Head:
+    """The cluster's head, and the node that this process is connected through: whether both are there."""
+
+    def __init__(self) -> None:
+        context = ray.get_runtime_context()
+        here = context.get_node_id()
+        host, _, port = context.gcs_address.rpartition(":")
+        self._places = {(host.strip("[]"), int(port))}
+        self._places |= {_place(node) for node in ray.nodes() if node["NodeID"] == here}
+        self._seen = time.monotonic()
+        # Elsewhere it may be started again, or the network be away. Ray's own processes wait for a minute.
+        local = all(host.startswith("127.") or host == "::1" for host, _ in self._places)
+        self._grace_seconds = _LOCAL_SECONDS if local else _REMOTE_SECONDS
+
+    def lost(self) -> bool:
+        """Whether it has not answered for a while; asked about once a second."""
+        if all(map(_listens, self._places)):
+            self._seen = time.monotonic()
+        return time.monotonic() - self._seen > self._grace_seconds
+
+
 def _answers(node: dict[str, Any]) -> bool:
     """Whether it does, or is known to be lost."""
     if not node["Alive"]:
         return True
+    return _listens(_place(node))
+
+
+def _place(node: dict[str, Any]) -> tuple[str, int]:
+    return node["NodeManagerAddress"], node["NodeManagerPort"]
+
+
+def _listens(place: tuple[str, int]) -> bool:
     try:
-        socket.create_connection(
-            (node["NodeManagerAddress"], node["NodeManagerPort"]), _ANSWER_SECONDS
-        ).close()
+        socket.create_connection(place, _ANSWER_SECONDS).close()
     except OSError:
         return False
     return True

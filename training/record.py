@@ -22,7 +22,7 @@ def find_run(run: str, config: TrainConfig) -> bool:
     try:
         existing = kept_toml(storage.join(run, _FILE))
     except OSError as error:
-        raise _unwritable(run, error) from error
+        raise unwritable(run, error) from error
     if existing is None:
         return False
     theirs = identity(TrainConfig(**existing))
@@ -38,10 +38,11 @@ def claim_run(run: str, config: TrainConfig) -> None:
     try:
         storage.write(storage.join(run, _FILE), toml_with_checksum(to_toml(config)))
     except OSError as error:
-        raise _unwritable(run, error) from error
+        raise unwritable(run, error) from error
 
 
-def _unwritable(run: str, error: OSError) -> ValueError:
+def unwritable(run: str, error: OSError) -> ValueError:
+    """What a user is told where a run cannot be written."""
     return ValueError(f"cannot write {run}: {storage.first_line(error)}; choose another --output")
 
 

@@ -156,7 +156,7 @@ class _Run:
 
     def _reached(self, phase: str) -> None:
         if self._leads:
-            self.progress({"phase": phase})
+            self.progress({"phase": phase, "workers": self.worker.gather.world_size})
 
     def _fit(self, backward: Backward, views: Iterator[Views]) -> None:
         peak = peak_learning_rate(self.config)

@@ -3,11 +3,12 @@
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, Protocol, TypeVar
 
 import ray
@@ -21,17 +22,19 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.execution.callback import RayTrainCallback
 
 from pipelines import storage
-from pipelines.stream import READER_CPUS, READERS, stream_windows
-from training.capacity import fitting_workers, gpus_per_worker
+from pipelines.stream import stream_windows
+from training.capacity import fitting_workers, worker_bundle
 from training.channel import WorkerEnd, open_channel
 from training.config import TrainConfig
 from training.evaluator import Sets
-from training.faults import RunError, StoppedError
+from training.faults import ClusterLostError, RunError, StoppedError
 from training.gather import LocalGather, ProcessGroupGather
 from training.gauges import Gauges
+from training.nodes import Head
 from training.process import Worker
 from training.run import run_uri, train
 from training.runlog import LOG, Progress
+from training.turns import Place, groups_of, remove_groups
 
 # Errors of the config or of the code: any other worker would have them too.
 _NOT_THE_WORKERS = (
@@ -44,6 +47,10 @@ _NOT_THE_WORKERS = (
     AssertionError,
 )
 
+# Ray Train's, whose name only its private modules have: the workers found no room in time.
+_NO_ROOM = "WorkerGroupStartupTimeoutError"
+
+_LOOK_SECONDS = 0.5
 
 Result = TypeVar("Result")
 Task = Callable[[TrainConfig, Sets, Worker, Progress], None]
@@ -61,6 +68,7 @@ class Launch(Protocol):
         *,
         workers: int,
         stopping: Callable[[], bool],
+        since: float | None = None,
     ) -> None: ...
 
 
@@ -75,8 +83,8 @@ class _Job:
 class _Trainer(TorchTrainer):
     """Without two actors that Ray Train starts for each run, which take seconds of CPU time to come up.
 
-    One serves data sets given to the trainer, and there are none; one removes placement groups that a dead
-    controller has left, which the cluster itself does.
+    One serves data sets given to the trainer, and there are none; one removes the placement group that a dead
+    controller has left, which is done here.
     """
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
@@ -92,15 +100,21 @@ def launch(
     *,
     workers: int | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    since: float | None = None,
 ) -> None:
     """Run `task` for `config` on `workers` of the connected Ray cluster; progress(values) hears of it.
 
-    Raises ValueError if the cluster cannot hold the workers, RunError if one of them fails, StoppedError
-    once the run has saved because `stopping()`, which is asked now and then, was true, or because a node that
-    has one of its workers is being drained.
+    Where other runs have their room, it waits for its turn, by who came first: `since`, in seconds since
+    1970; unset: now. It takes fewer workers where the config allows that and only those have room.
+
+    Raises ValueError if the cluster cannot hold the workers, RunError if one of them fails, ClusterLostError
+    if the cluster's head is gone, StoppedError once the run has saved because `stopping()`, which is asked
+    now and then, was true, or because a node that has one of its workers is being drained.
     """
     workers = workers or fitting_workers(config)
-    launch_group(config, sets, progress, partial(watched, task=task), workers=workers, stopping=stopping)
+    launch_group(
+        config, sets, progress, partial(watched, task=task), workers=workers, stopping=stopping, since=since
+    )
 
 
 def launch_group(
@@ -111,15 +125,56 @@ def launch_group(
     *,
     workers: int,
     stopping: Callable[[], bool],
+    since: float | None = None,
 ) -> None:
     """As launch, but Ray's metrics and the workers' log hear nothing."""
-    gpus = gpus_per_worker(config, workers)
+    left = Event()
+
+    def take_turn() -> None:
+        with Place(since or time.time()) as place:
+            while not _started(config, sets, progress, task, place, workers, stopping, left):
+                pass  # Someone else's work has taken the room; it is still this run's turn.
+
+    try:
+        while_head_answers(take_turn)
+    finally:
+        left.set()
+
+
+def _started(
+    config: TrainConfig,
+    sets: Sets,
+    progress: Progress,
+    task: Task,
+    place: Place,
+    most: int,
+    stopping: Callable[[], bool],
+    left: Event,
+) -> bool:
+    """Whether the workers found room when it was their turn; then they have done the task.
+
+    `left` is set once nobody waits for them any more.
+    """
+
+    def ending() -> bool:
+        return left.is_set() or stopping()
+
+    workers, bundle = place.wait(config, most, progress, ending), worker_bundle(config, most)
+    known, mine = groups_of(bundle, workers), set[str]()
+
+    def heard(event: dict[str, Any]) -> None:
+        if event.get("phase") == "workers":
+            # Nobody else has begun meanwhile.
+            mine.update(groups_of(bundle, workers) - known)
+            place.leave()
+        progress(event)
+
     # Nodes that are drained are the driver's to look for, in channel.py; and a worker that never answers is
     # lost after as long as others wait for it.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(max(60.0, config.timeout))
     with (
-        open_channel(progress, stopping) as channel,
+        open_channel(heard, ending) as channel,
         tempfile.TemporaryDirectory(prefix="diptych-") as scratch,
     ):
         trainer = _Trainer(
@@ -127,11 +182,12 @@ def launch_group(
             train_loop_config={"job": _Job(config, sets, task, channel)},
             scaling_config=ScalingConfig(
                 num_workers=workers,
-                use_gpu=gpus > 0,
-                resources_per_worker={"CPU": max(0.0, config.cpus_per_worker - READERS * READER_CPUS)}
-                | ({"GPU": gpus} if gpus else {}),
+                use_gpu="GPU" in bundle,
+                resources_per_worker=bundle,
             ),
-            torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=int(config.timeout)),
+            torch_config=TorchConfig(
+                backend="nccl" if "GPU" in bundle else "gloo", timeout_s=int(config.timeout)
+            ),
             # diptych keeps its own checkpoints, and goes on by itself; Ray has nothing to keep or to retry.
             run_config=RunConfig(
                 name=config.name,
@@ -140,11 +196,28 @@ def launch_group(
             ),
         )
         try:
-            in_thread(trainer.fit).result()
+            trainer.fit()
         except WorkerGroupError as error:
             raise _failure(config, error) from error
         except ControllerError as error:
+            if type(error.controller_failure).__name__ == _NO_ROOM:
+                return False
             raise RunError(f"the workers could not be started: {_root(error)}", final=False) from error
+        except RayActorError as error:
+            # Ray keeps the room of a controller that was lost for as long as its driver lives.
+            if not left.is_set():
+                remove_groups(mine or groups_of(bundle, workers) - known)
+            raise RunError(f"the workers' controller was lost: {_root(error)}", final=False) from error
+    return True
+
+
+def while_head_answers(work: Callable[[], Result]) -> Result:
+    """What `work` gives; ClusterLostError once the cluster's head is gone, for which Ray would wait."""
+    head, done = Head(), in_thread(work)
+    while not wait([done], _LOOK_SECONDS).done:
+        if head.lost():
+            raise ClusterLostError("the head of the Ray cluster no longer answers", final=False)
+    return done.result()
 
 
 def in_thread(work: Callable[[], Result]) -> Future[Result]:
@@ -223,7 +296,8 @@ def _log_as(run: str, rank: int) -> None:
 
 def _root_error(error: BaseException) -> BaseException:
     """The innermost cause."""
-    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
+    names = ("cause", "controller_failure", "__cause__")
+    while cause := next((found for name in names if (found := getattr(error, name, None))), None):
         error = cause
     return error
 

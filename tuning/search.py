@@ -16,7 +16,7 @@ from pipelines.sources import Index
 from training.attempts import run_to_its_end
 from training.capacity import fitting_workers, wait_for_nodes
 from training.checkpoint import Checkpoints
-from training.config import TrainConfig
+from training.config import TrainConfig, worker_counts
 from training.crew import Crew
 from training.evaluator import Sets
 from training.faults import RunError
@@ -242,7 +242,15 @@ def _evaluations(search: SearchConfig, sets: Sets) -> int:
 def _at_a_time(search: SearchConfig) -> int:
     """How many trials run at a time; ValueError where the cluster could hold none."""
     train, resources = search.train, usable_resources()
-    workers = fitting_workers(replace(train, workers=train.workers or 1))
+    train = replace(train, workers=train.workers or 1)
+    workers = fitting_workers(train)
+    fewest = worker_counts(train)[0]
+    if (needed := fewest * train.cpus_per_worker + CPUS_PER_TRIAL) > resources.get("CPU", 0.0):
+        # Its workers would wait forever for the share of a CPU that the trial itself has.
+        raise ValueError(
+            f"a trial needs {needed:g} CPUs of the cluster, which has {resources.get('CPU', 0.0):g}; "
+            "try a smaller train.cpus_per_worker"
+        )
     cpus = resources.get("CPU", 0.0) / (workers * train.cpus_per_worker + CPUS_PER_TRIAL)
     share = 1.0 if train.gpus_per_worker is None else train.gpus_per_worker
     gpus = resources.get("GPU", 0.0) / (workers * share) if share else 0.0

@@ -1,0 +1,131 @@
+"""One process at a time writes into a run's folder: a lease there, which it renews while it does."""
+
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from threading import Event, Thread
+
+from pipelines import storage
+from training.record import unwritable
+
+_FILE = "lease.json"
+
+# Whoever was killed elsewhere cannot take its lease back: one that nobody renews for so long has expired.
+_RENEW_SECONDS, _EXPIRY_SECONDS, _LOOK_SECONDS = 10.0, 45.0, 1.0
+
+# So far apart clocks are not: an older lease has expired, whatever they say.
+_OLD_SECONDS = 900.0
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Who writes into a folder: its process, which started so many ticks after its machine."""
+
+    key: str
+    host: str
+    machine: str
+    process: int
+    started: str
+    renewed: float
+
+    @classmethod
+    def own(cls) -> "Lease":
+        """This process's."""
+        process = os.getpid()
+        return cls(
+            secrets.token_hex(8), socket.gethostname(), _machine(), process, _started(process), time.time()
+        )
+
+    @property
+    def dead(self) -> bool:
+        """Whether its process is known to have ended; elsewhere nobody knows."""
+        return self.machine == _machine() and _started(self.process) != self.started
+
+
+@contextmanager
+def leased(folder: str, taken: Event) -> Iterator[None]:
+    """Hold the folder's lease until the block ends; sets `taken` should another process take it meanwhile.
+
+    One that a process elsewhere has left, and does not renew, is taken over after 45 seconds. Raises
+    ValueError where another process has it, or where nothing can be written.
+    """
+    place, own = storage.join(folder, _FILE), Lease.own()
+    _wait_for(folder, place)
+    try:
+        _write(place, own)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    ended = Event()
+
+    def renew() -> None:
+        while not ended.wait(_RENEW_SECONDS):
+            with suppress(OSError, ValueError):  # The next time, then.
+                if (holder := _read(place)) and holder.key != own.key:
+                    taken.set()
+                    return
+                if not ended.is_set():
+                    _write(place, replace(own, renewed=time.time()))
+
+    thread = Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(_LOOK_SECONDS)
+        with suppress(OSError, ValueError):
+            if (holder := _read(place)) and holder.key == own.key:
+                storage.remove(place)
+
+
+def _wait_for(folder: str, place: str) -> None:
+    """Return once nobody has the lease; ValueError where somebody does."""
+    holder = first = _read(place)
+    deadline = time.monotonic() + _EXPIRY_SECONDS
+    while holder and not holder.dead and time.time() - holder.renewed < _OLD_SECONDS:
+        if holder != first or holder.machine == _machine():
+            raise ValueError(
+                f"{folder} is being written by process {holder.process} on {holder.host}; wait for its end, "
+                "or choose another --name"
+            )
+        if time.monotonic() > deadline:
+            return
+        time.sleep(_LOOK_SECONDS)
+        holder = _read(place)
+
+
+def _read(place: str) -> Lease | None:
+    """The lease there; none where there is none, or what is there is no lease."""
+    content = storage.read(place)
+    try:
+        return Lease(**json.loads(content)) if content else None
+    except (ValueError, TypeError):
+        return None
+
+
+def _write(place: str, lease: Lease) -> None:
+    storage.write(place, json.dumps(asdict(lease)).encode())
+
+
+def _machine() -> str:
+    """What all processes have in common that see each other by their numbers."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # Not on Linux.
+        return socket.gethostname()
+
+
+def _started(process: int) -> str:
+    """When the process started, in ticks since its machine did; nothing where there is no such process."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
