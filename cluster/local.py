@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster import embedded
 from cluster.ray_settings import LOOPBACK_ONLY, SYSTEM_CONFIG, wants_token
+from cluster.start_checks import checked_start
 
 # What a Ray address is unless it is one for Ray's own client.
 _HOST_AND_PORT = re.compile(r"[^/]+:\d+")
@@ -69,10 +70,11 @@ def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[None]:
     else:
         # The dashboard would take a share of a small machine's cores.
         cores = max(os.cpu_count() or 1, int(cpus + 0.999))
-        ray.init(
-            "local", num_cpus=cores, include_dashboard=False, _system_config=SYSTEM_CONFIG,
-            runtime_env=environment, **settings,
-        )  # fmt: skip
+        with checked_start():
+            ray.init(
+                "local", num_cpus=cores, include_dashboard=False, _system_config=SYSTEM_CONFIG,
+                runtime_env=environment, **settings,
+            )  # fmt: skip
     try:
         yield
     finally:
