@@ -1,6 +1,8 @@
 """Runs whose disk takes no writes for a while or for good: the save is tried again, never the training."""
 
+import resource
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -73,7 +75,8 @@ def _train(
             said.append(values["warning"])
             hear(said[-1])
 
-    gather = ProcessGroupGather() if dist.is_initialized() else LocalGather()
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    gather = ProcessGroupGather() if several else LocalGather()
     cpu = torch.device("cpu")
     worker = Worker(gather=gather, device=cpu, threads=1, tables=read_windows, stopping=stopping)
     train(config, Sets(build_index(config.data.train, config.data)), worker, progress)
@@ -252,6 +255,32 @@ def test_stopped_while_the_disk_is_full_it_saves_once_there_is_room(
     assert _saved(config)[-1] == 4
     _train(config)
     _assert_same(config, whole)
+
+
+def _train_until_killed_in_a_write(config: TrainConfig) -> None:
+    def limit() -> None:
+        # The kernel ends the process in the middle of the next file that is larger; Python ignores it else.
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+
+    with _before_step(5, limit):
+        _train(config)
+
+
+def test_killed_in_the_middle_of_a_save_it_resumes_and_clears_that_away(
+    data: DataConfig, whole: TrainConfig, run_ranks: Callable, tmp_path: Path
+) -> None:
+    config = _config(data, tmp_path)
+    with pytest.raises(RuntimeError, match="its process died"):
+        run_ranks(_train_until_killed_in_a_write, 1, config)
+    folder = tmp_path / "run" / "checkpoints"
+    (partial_file,) = folder.glob(".*.partial")
+    assert 0 < partial_file.stat().st_size <= 100_000
+    assert 3 <= _saved(config)[-1] <= 5
+    _train(config)
+    _assert_same(config, whole)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-000000007.pt", "step-000000008.pt"]
 
 
 def test_stopped_before_the_first_step_it_leaves_at_once_and_resumes(
