@@ -254,7 +254,9 @@ def _write(
                     total.update(shards=1)
                     count(done)
     # Once: each shard keeps its own, should this not be reached.
-    Quarantine(dest, BESIDE_SHARDS).add(bad, write=True)
+    quarantine = Quarantine(dest, BESIDE_SHARDS)
+    quarantine.add(bad)
+    quarantine.write()
     print(
         f"{dest}: {total['images']:,} images in {total['shards']:,} shards, {total['bytes'] / 2**20:,.1f} MiB"
         + (f"; {len(bad):,} bad left out: {dest}/{BESIDE_SHARDS}" if bad else "")

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster.ray_settings import LOOPBACK, LOOPBACK_ONLY, SYSTEM_CONFIG
+from cluster.start_checks import check_start
 
 # In the environment of each of the cluster's processes, so that `down` finds them, and no others. Those that
 # give themselves a title, ray::..., overwrite it; they have files open in the cluster's folder.
@@ -55,6 +56,7 @@ def up(nodes: int, cpus: int, host: str = LOOPBACK) -> Embedded:
     if running := find():
         raise ValueError(f"a cluster is running already at {running.address}; diptych cluster down ends it")
     down()
+    check_start()
     port, dashboard = _free_ports(host, 2)
     cluster = Embedded(
         f"{host}:{port}",

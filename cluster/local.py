@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster import embedded
 from cluster.ray_settings import LOOPBACK_ONLY, SYSTEM_CONFIG, wants_token
+from cluster.start_checks import checked_start
 
 # What a Ray address is unless it is one for Ray's own client.
 _HOST_AND_PORT = re.compile(r"[^/]+:\d+")
@@ -77,8 +78,8 @@ def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[Callable[[], 
             ray.init, "local", num_cpus=cores, include_dashboard=False, _system_config=SYSTEM_CONFIG,
             runtime_env=environment, **settings,
         )  # fmt: skip
-        start()
-
+        with checked_start():
+            start()
     try:
         yield partial(_again, start) if start else None
     finally:

@@ -75,15 +75,27 @@ def run_training(
             if listed and not resumed:
                 keep_index(run, name, listed)
         if done >= steps:
-            print(f"{run} is finished: {done} steps. Its report is {write_report(config)}")
+            print(f"{run} is finished: {done} steps")
+            _report(config)
             return read_metrics(run)
         if resumed:
             for listed in filter(None, (index, test_index)):
                 listed.check_unchanged()
         startup.reached("index")
         _launch(config, sets, steps, done, startup, modules, launch, ended)
-        print(f"report: {write_report(config)}")
+        _report(config)
         return read_metrics(run)
+
+
+def _report(config: TrainConfig) -> None:
+    """Write the run's page; what hinders that costs the page alone."""
+    try:
+        print(f"report: {write_report(config)}")
+    except OSError as error:
+        warn(
+            f"the report could not be written: {storage.first_line(error)}; {storage.way_out(error)}, then: "
+            f"diptych report {run_uri(config)}"
+        )
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:

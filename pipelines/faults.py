@@ -71,7 +71,7 @@ def retrying(call: Callable[[], _T], what: str) -> _T:
         try:
             result = call()
         except (OSError, pa.ArrowException, ValueError) as error:
-            late = time.monotonic() - started > _timeout()
+            late = time.monotonic() - started > patience()
             # A server that has just come back may not know its users yet.
             returning = waited and not late and _DENIED.search(str(error)) is not None
             if not transient(error) and not returning:
@@ -81,7 +81,7 @@ def retrying(call: Callable[[], _T], what: str) -> _T:
                 raise explained from error
             if late:
                 raise OSError(
-                    f"{what}: the storage was away for {_timeout():g} s ({first_line(error)}); check it and "
+                    f"{what}: the storage was away for {patience():g} s ({first_line(error)}); check it and "
                     "the network, or set DIPTYCH_STORAGE_TIMEOUT to more seconds"
                 ) from error
             if not waited:
@@ -162,7 +162,8 @@ def _explained(error: Exception, what: str) -> OSError | None:
     return OSError(f"{what}: {first_line(error)}")
 
 
-def _timeout() -> float:
+def patience() -> float:
+    """Seconds that a storage may be away, or take no writes; ValueError where they are no number."""
     value = os.environ.get("DIPTYCH_STORAGE_TIMEOUT", _TIMEOUT_SECONDS)
     try:
         return float(value)

@@ -33,6 +33,7 @@ class Quarantine:
         """Goes on from what an earlier part of the run has written."""
         self._uri = storage.join(run, name)
         self._found = {(image.path, image.key): image for image in read_quarantine(self._uri)}
+        self._unsaved = False
 
     def __len__(self) -> int:
         return len(self._found)
@@ -46,13 +47,18 @@ class Quarantine:
             if image.reason.startswith(ENDS_PROCESS)
         }
 
-    def add(self, images: Iterable[Quarantined], *, write: bool) -> None:
-        """Keep those that are new, and with `write` write all of them down."""
+    def add(self, images: Iterable[Quarantined]) -> None:
+        """Keep those that are new."""
         before = len(self._found)
         for image in images:
             self._found.setdefault((image.path, image.key), image)
-        if write and len(self._found) > before:
+        self._unsaved |= len(self._found) > before
+
+    def write(self) -> None:
+        """Write all of them down, if there are new ones."""
+        if self._unsaved:
             storage.write(self._uri, encode(self._found.values()))
+            self._unsaved = False
 
     def check(self, index: Index, most: float) -> None:
         """Raise ValueError where more than the share `most` of the index's images was left out."""

@@ -1,5 +1,6 @@
 """Files by URI, on this machine or in object storage, each written whole or not at all."""
 
+import errno
 import os
 import uuid
 from collections.abc import Callable
@@ -10,16 +11,20 @@ from typing import TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
-from pipelines.faults import first_line, reading_again, retrying, transient
+from pipelines.disks import way_out
+from pipelines.faults import first_line, patience, reading_again, retrying, transient
 from pipelines.filesystems import absolute, resolve
 
 __all__ = [
     "absolute",
+    "check_folder",
     "exists",
     "first_line",
     "join",
     "listing",
+    "make_folder",
     "names",
+    "patience",
     "read",
     "read_as",
     "reading_again",
@@ -27,6 +32,7 @@ __all__ = [
     "resolve",
     "retrying",
     "transient",
+    "way_out",
     "write",
 ]
 
@@ -79,6 +85,23 @@ def write(uri: str, content: bytes) -> None:
         retrying(lambda: _write_azure(filesystem, path, buffer), f"writing {uri}")
     else:
         retrying(lambda: _put(filesystem, path, buffer), f"writing {uri}")
+
+
+def make_folder(uri: str) -> None:
+    """Make the folder and those above it; object storage has none."""
+    filesystem, path = resolve(uri)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        Path(path).mkdir(parents=True, exist_ok=True)
+
+
+def check_folder(uri: str) -> None:
+    """FileNotFoundError where a folder of this machine has vanished.
+
+    A write would make it anew: on another disk, where its own was unmounted.
+    """
+    filesystem, path = resolve(uri)
+    if isinstance(filesystem, fs.LocalFileSystem) and not Path(path).is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the folder has vanished", path)
 
 
 def names(uri: str) -> list[str]:

@@ -5,7 +5,7 @@ import logging
 import math
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
@@ -23,6 +23,7 @@ from training.config import TrainConfig, config_hash
 
 _BEST = "best.json"
 _NAME = re.compile(r"step-(\d{9})\.pt")
+_PARTIAL = re.compile(r"\.step-\d{9}\.pt\.\w+\.partial")
 _LOG = logging.getLogger("diptych")
 
 
@@ -44,8 +45,12 @@ class Checkpoints:
     """The checkpoints of one run, in RUN/checkpoints; the newest `keep` and the best are kept."""
 
     def __init__(self, run: str, keep: int) -> None:
-        self._folder = storage.join(run, "checkpoints")
-        self._keep = keep
+        self.run, self._folder = run, storage.join(run, "checkpoints")
+        self._keep, self._told = keep, False
+
+    def check_run(self) -> None:
+        """FileNotFoundError where the run's folder on this machine has vanished, or is no longer mounted."""
+        storage.check_folder(self.run)
 
     def save(
         self,
@@ -62,6 +67,7 @@ class Checkpoints:
         """Write what a snapshot holds; one with a score is the best so far, and spared until the next."""
         content = io.BytesIO()
         torch.save(saved, content)
+        self._remove(self._partial_names())  # They may be what fills the disk.
         storage.write(self.uri(step), zip_with_checksum(content.getvalue()))
         if score is not None:
             best = json_with_checksum({"step": step, "score": score}).encode()
@@ -71,9 +77,17 @@ class Checkpoints:
         done = [name for name in names if _step(name) <= step]
         spared = self.best()[0]
         kept = {*done[-self._keep :], *(name for name in done if _step(name) == spared)}
-        for name in names:
-            if name not in kept:
+        self._remove([name for name in names if name not in kept])
+
+    def _remove(self, names: Sequence[str]) -> None:
+        """Delete files of the folder; where that is not allowed, say so once: the next save tries again."""
+        try:
+            for name in names:
                 storage.remove(storage.join(self._folder, name))
+        except OSError as error:
+            if not self._told:
+                _LOG.warning("older checkpoints could not be deleted: %s", storage.first_line(error))
+            self._told = True
 
     def best(self) -> tuple[int | None, float]:
         """Step and score of the best checkpoint; None and minus infinity where none has a score."""
@@ -126,6 +140,10 @@ class Checkpoints:
 
     def _names(self) -> list[str]:
         return [name for name in storage.names(self._folder) if _NAME.fullmatch(name)]
+
+    def _partial_names(self) -> list[str]:
+        """What writes have left on this machine whose process was killed."""
+        return [name for name in storage.names(self._folder) if _PARTIAL.fullmatch(name)]
 
 
 def snapshot(

@@ -9,6 +9,10 @@ class StoppedError(Exception):
         self.step = step
 
 
+class UnsavedError(Exception):
+    """The storage has taken no checkpoint for too long; another worker would meet the same."""
+
+
 class NonFiniteError(Exception):
     """Several steps in a row had a loss or a gradient that is not finite."""
 

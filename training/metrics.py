@@ -23,6 +23,11 @@ class MetricsLog:
         """Lines that have `key`."""
         return sum(key in line for line in self._lines)
 
+    @property
+    def last_step(self) -> int | None:
+        """Step of the last line, None where there is none."""
+        return self._lines[-1]["step"] if self._lines else None
+
     def append(self, **values: Any) -> None:
         self._lines.append(values)
         self._unsaved = True

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -45,6 +46,10 @@ _NO_BUFFER_SYNC: dict[str, Any] = {
 # Steps after which the workers tell each other which images they left out.
 _SETTLE_STEPS = 50
 
+# So many saves in a row may fail before the run waits for the storage, and for which share of `timeout` it
+# does at most: the other workers wait for rank 0 then.
+_FAILED_SAVES, _SHARE_OF_TIMEOUT = 3, 0.5
+
 
 def run_uri(config: TrainConfig) -> str:
     """OUTPUT/NAME, where the run is written."""
@@ -76,7 +81,8 @@ def train(
     step `careful_until` images are first decoded in another process: one of them may have ended a worker.
 
     Calls progress(values) about once a second on rank 0, with what metrics.jsonl gets; and, on the way to the
-    first step, with the phase that is over.
+    first step, with the phase that is over. Raises StoppedError once it has saved because the worker shall
+    stop, and UnsavedError where the storage takes no checkpoint for too long.
     """
     run = _Run(config, sets, worker, progress, until, careful_until)
     run.train()
@@ -115,7 +121,8 @@ class _Run:
         self.objective = self._build_objective(resumed=saved is not None)
         self.optimizer = build_optimizer(self.objective, config.optimizer)
         self.average = self._build_average()
-        self.saver = Saver(self.checkpoints, self._warn)
+        self.patience = min(storage.patience(), _SHARE_OF_TIMEOUT * config.timeout)
+        self.saver = Saver(self.checkpoints, self._warn, whole=saved["step"] if saved else None)
         self.start_step = self._load(saved)
         self.best, self.saved_at = self._best_score(), time.monotonic()
         self.left_out: list[Quarantined] = []
@@ -132,10 +139,12 @@ class _Run:
         lanes = lanes_of(gather.rank, gather.world_size, self.config.lanes)
         LOG.info("steps %d to %d, lanes %s", self.start_step + 1, self.stop_step, ", ".join(map(str, lanes)))
         if self.log:
-            self.log.begin(gather.world_size)
+            self.log.begin(gather.world_size, resumed=self.saver.whole is not None)
             for message in self.warnings:
                 self._warn(message)
         self._reached("model")
+        if self.start_step < self.stop_step and self._leads and self.worker.stopping():
+            raise StoppedError(self.start_step)  # There is nothing yet to be saved.
         views = self._training_views()
         if self.start_step == 0 and self.steps:
             self._evaluate(0, knn_top1_pixels=raw_pixels(self.config.data.view.size))
@@ -177,7 +186,7 @@ class _Run:
 
     def _roll_back(self, fault: NonFiniteError) -> None:
         """Take the last checkpoint's weights, and go on behind the steps that failed."""
-        self.saver.wait()
+        self.saver.insist(self.patience)
         self.worker.gather.total(torch.zeros(1, device=self.worker.device))  # Rank 0 has written it now.
         step = self._load(self._newest_checkpoint())
         if not step:
@@ -266,8 +275,8 @@ class _Run:
             looked_at = self.plan.windows(lanes, self.start_step, careful)
             rows = sum(window.rows_read for window in looked_at)
             tables = screened(tables, rows, gpu=self.worker.dali.gpu)
-        if self._leads:
-            tables = self._with_contact_sheet(tables)
+        if self.log:
+            tables = self._with_contact_sheet(tables, self.log)
         views = training_views(
             tables,
             self.plan,
@@ -295,17 +304,19 @@ class _Run:
         everyone = decode(bytes(self.worker.gather.uneven_rows(local).tolist()))
         if not everyone:
             return
-        self.quarantine.add(everyone, write=self._leads)
+        self.quarantine.add(everyone)
         if self.log:
+            self.log.keep("quarantine.jsonl", self.quarantine.write)
             self.log.note(done, quarantined=len(self.quarantine))
         self.quarantine.check(self.index, self.config.data.max_bad_share)
 
-    def _with_contact_sheet(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    def _with_contact_sheet(self, tables: Iterator[pa.Table], log: RunLog) -> Iterator[pa.Table]:
         """The same tables; the first few images of them are drawn with their views into RUN/views.png."""
         for number, table in enumerate(tables):
             if number == 0 and self.start_step == 0:
                 sheet = contact_sheet(table, self.config.data.views, seed=self.config.seed)
-                storage.write(storage.join(run_uri(self.config), "views.png"), sheet)
+                place = storage.join(run_uri(self.config), "views.png")
+                log.keep("views.png", partial(storage.write, place, sheet))
             yield table
 
     def _after_step(self, done: int, loss: Tensor, rate: float) -> None:
@@ -333,15 +344,17 @@ class _Run:
         minutes = self.config.checkpoint.every_minutes
         late = minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
         better = score is not None and score > self.best
-        if not (due or late or better or stopping):
-            return
-        log.write()
-        self.best = score if better and score is not None else self.best
-        saved = snapshot(done, self.objective, self.optimizer, self.config, self.average)
-        self.saver.save(done, saved, score=score if better else None)
-        self.saved_at = time.monotonic()
-        if (stopping or done == self.stop_step) and not self.saver.wait():
-            raise OSError(f"the checkpoint of step {done} could not be written; the one before it is whole")
+        if due or late or better or stopping:
+            log.write()
+            self.best = score if better and score is not None else self.best
+            saved = snapshot(done, self.objective, self.optimizer, self.config, self.average)
+            self.saver.save(done, saved, score=score if better else None)
+            self.saved_at = time.monotonic()
+        self.saver.look()
+        if stopping or done == self.stop_step or self.saver.failed_saves >= _FAILED_SAVES:
+            self.saver.insist(self.patience)
+        if done == self.stop_step:
+            log.end()
         if stopping:
             LOG.info("saved after step %d, and told to stop", done)
             raise StoppedError(done)
@@ -349,7 +362,7 @@ class _Run:
     def _warn(self, message: str) -> None:
         """Write down and show a warning; before there is a log, keep it for that."""
         if self.log:
-            self.log.note(self.log.last_step, warning=message)
+            self.log.warn(message)
         else:
             self.warnings.append(message)
 

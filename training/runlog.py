@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pipelines import storage
 from pipelines.plan import Plan
 from training.metrics import MetricsLog
 from training.tensorboard import TensorBoard
@@ -20,18 +21,28 @@ _SHOW_SECONDS, _WRITE_SECONDS = 1.0, 30.0
 
 
 class RunLog:
-    """The lines of metrics.jsonl and what `progress` hears, about once a second."""
+    """The lines of metrics.jsonl and what `progress` hears, about once a second.
+
+    And the run's other files for people. One that cannot be written ends no step: a warning says so once, and
+    each later write tries it again.
+    """
 
     def __init__(self, run: str, plan: Plan, steps: int, start_step: int, progress: Progress) -> None:
-        self._plan, self._steps, self._progress = plan, steps, progress
+        self._run, self._plan, self._steps, self._progress = run, plan, steps, progress
+        storage.make_folder(run)
         self._metrics, self._board = MetricsLog(run, start_step), TensorBoard(run, start_step)
+        self._kept: dict[str, Callable[[], None]] = {}
+        self._unwritten: set[str] = set()
         self.last_step, self._skipped = start_step, self._metrics.count("skipped")
         self._stepped_at = self._written_at = time.monotonic()
         self._shown_at = -math.inf
 
-    def begin(self, workers: int) -> None:
-        """Write down that so many workers go on from the step so far."""
+    def begin(self, workers: int, *, resumed: bool) -> None:
+        """Note that so many workers take over at the step so far, and which steps before it are not noted."""
+        last = self._metrics.last_step or 0
         self._append({"step": self.last_step, "epoch": self._epoch(self.last_step), "workers": workers})
+        if resumed and last < self.last_step:
+            self.warn(f"metrics.jsonl lacks steps {last + 1} to {self.last_step}: they could not be written")
 
     def step(self, done: int, loss: float, rate: float, spent: Mapping[str, float]) -> None:
         """Note a step; a loss that is not finite is that of one that was skipped."""
@@ -53,17 +64,52 @@ class RunLog:
 
     def note(self, done: int, **values: Any) -> None:
         """Write down and show what was found after `done` steps, other than the steps themselves."""
+        self._tell(done, **values)
+        self.write()
+        self._stepped_at = time.monotonic()
+
+    def warn(self, message: str) -> None:
+        """Note a warning, after the steps so far."""
+        self.note(self.last_step, warning=message)
+
+    def keep(self, name: str, write: Callable[[], None]) -> None:
+        """Have `write` called for the file `name` of the run, at each write of the log until it succeeds."""
+        self._kept[name] = write
+
+    def write(self) -> None:
+        """Write all of it."""
+        files = {"metrics.jsonl": self._metrics.flush, **self._kept, "tensorboard": self._board.flush}
+        for name, flush in files.items():
+            try:
+                storage.check_folder(self._run)
+                flush()
+            except OSError as error:
+                self._failed(name, error)
+                if storage.transient(error):
+                    break  # It was waited for; the other files are in the same place.
+            else:
+                self._unwritten.discard(name)
+                self._kept.pop(name, None)
+        self._written_at = time.monotonic()
+
+    def end(self) -> None:
+        """Write what is still to be written, and say what could not be."""
+        self.write()
+        if self._unwritten:
+            missing = ", ".join(sorted(self._unwritten))
+            self._tell(self.last_step, warning=f"{self._run} is complete but for {missing}")
+
+    def _failed(self, name: str, error: OSError) -> None:
+        if name not in self._unwritten:
+            self._unwritten.add(name)
+            reason = storage.first_line(error)
+            self._tell(self.last_step, warning=f"{name} could not be written: {reason}; it is tried again")
+
+    def _tell(self, done: int, **values: Any) -> None:
         line = {"step": done, "epoch": self._epoch(done), **values}
         LOG.info("step %d: %s", done, ", ".join(f"{key} {value}" for key, value in values.items()))
         self._append(line)
         self._progress({**line, "steps": self._steps})
-        self.write()
-        self._stepped_at = time.monotonic()
-
-    def write(self) -> None:
-        self._metrics.flush()
-        self._board.flush()
-        self._written_at = time.monotonic()
 
     def _append(self, line: dict[str, Any]) -> None:
         self._metrics.append(**line)

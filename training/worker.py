@@ -27,7 +27,7 @@ from training.capacity import fitting_workers, worker_bundle
 from training.channel import WorkerEnd, open_channel
 from training.config import TrainConfig
 from training.evaluator import Sets
-from training.faults import ClusterLostError, RunError, StoppedError
+from training.faults import ClusterLostError, RunError, StoppedError, UnsavedError
 from training.gather import LocalGather, ProcessGroupGather
 from training.gauges import Gauges
 from training.nodes import Head
@@ -243,14 +243,24 @@ def _failure(config: TrainConfig, error: WorkerGroupError) -> Exception:
     for cause in causes.values():
         if isinstance(cause, StoppedError):
             return cause
+        if isinstance(cause, UnsavedError):
+            return RunError(f"{cause}", final=True)
     blamed = [rank for rank, cause in causes.items() if isinstance(cause, _NOT_THE_WORKERS)]
     rank = blamed[0] if blamed else next(iter(causes))
-    log = storage.join(run_uri(config), "error.log")
-    storage.write(log, str(error).encode())
     cause = causes[rank]
-    message = f"worker {rank} failed: {_described(cause)} (traceback: {log})"
+    message = f"worker {rank} failed: {_described(cause)} ({_traceback_place(config, error)})"
     died = any(isinstance(cause, RayActorError) for cause in causes.values())
     return RunError(message, final=bool(blamed), died=died)
+
+
+def _traceback_place(config: TrainConfig, error: WorkerGroupError) -> str:
+    """Where the traceback is kept, or why it is not: the reason of a failure is never hidden by that."""
+    log = storage.join(run_uri(config), "error.log")
+    try:
+        storage.write(log, str(error).encode())
+    except OSError as refused:
+        return f"no traceback: {storage.first_line(refused)}"
+    return f"traceback: {log}"
 
 
 def _work(loop_config: dict[str, Any]) -> None:

@@ -23,23 +23,27 @@ def test_images_come_back_from_their_lines():
 
 def test_each_image_is_written_once_and_a_resume_goes_on(tmp_path: Path):
     quarantine = Quarantine(str(tmp_path))
-    quarantine.add(_IMAGES[:2], write=True)
-    quarantine.add(_IMAGES[1:2], write=True)
+    quarantine.add(_IMAGES[:2])
+    quarantine.write()
+    quarantine.add(_IMAGES[1:2])
+    quarantine.write()
     again = Quarantine(str(tmp_path))
-    again.add(_IMAGES, write=True)
+    again.add(_IMAGES)
+    again.write()
     assert len(again) == 3
     assert decode((tmp_path / "quarantine.jsonl").read_bytes()) == _IMAGES
 
 
 def test_a_worker_that_does_not_write_only_counts(tmp_path: Path):
     quarantine = Quarantine(str(tmp_path))
-    quarantine.add(_IMAGES, write=False)
+    quarantine.add(_IMAGES)
     assert (len(quarantine), list(tmp_path.iterdir())) == (3, [])
 
 
 def test_more_bad_training_images_than_allowed_end_the_run_with_the_way_out(tmp_path: Path):
     quarantine = Quarantine(str(tmp_path))
-    quarantine.add([*_IMAGES, _OTHER], write=True)
+    quarantine.add([*_IMAGES, _OTHER])
+    quarantine.write()
     quarantine.check(_index(300), 0.01)  # Three of 300; the test set's image does not count.
     with pytest.raises(
         ValueError, match=r"3 of 299 images are no good, .*max_bad_share=0.01; the first is cat/0 of "

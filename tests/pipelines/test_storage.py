@@ -1,5 +1,6 @@
 """Files are written whole or not at all, and found alike on this machine and in every object storage."""
 
+import errno
 import logging
 import os
 import resource
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from objectstores import azure_server, azurite, gcs_server
+from small_disks import Full, Harm, NoInodes, ReadOnly, small_disk
 
 from cluster.objectstore import s3_server
 from pipelines import storage
@@ -148,6 +150,43 @@ def test_a_place_that_cannot_be_written_is_told_with_the_path(tmp_path: Path):
         storage.write("/proc/sys/file", b"content")  # Read-only for root, too.
     with pytest.raises(FileExistsError, match=f"'{tmp_path}/file'"):
         storage.write(f"{tmp_path}/file/below", b"content")
+
+
+_REFUSALS: dict[type[Harm], tuple[int, str]] = {
+    Full: (errno.ENOSPC, "free space there"),
+    NoInodes: (errno.ENOSPC, "delete small files there"),
+    ReadOnly: (errno.EROFS, "mount it so that it can be written"),
+}
+
+
+@pytest.mark.parametrize("kind", _REFUSALS)
+def test_a_disk_that_takes_no_writes_keeps_the_old_file_and_there_is_a_way_out(
+    kind: type[Harm], tmp_path: Path
+):
+    with small_disk(tmp_path / "disk", "size=1m,nr_inodes=50") as disk:
+        storage.write(f"{disk}/run/file", b"old")
+        harm = kind(disk)
+        harm.begin()
+        with pytest.raises(OSError, match=f"'{disk}/run/file'") as refused:
+            storage.write(f"{disk}/run/file", bytes(5000))
+        assert (refused.value.errno, storage.way_out(refused.value)) == _REFUSALS[kind]
+        assert storage.read(f"{disk}/run/file") == b"old"
+        harm.end()
+        storage.write(f"{disk}/run/file", b"new")
+        assert [path.name for path in (disk / "run").iterdir()] == ["file"]
+
+
+def test_a_folder_that_has_vanished_is_told_and_not_made_anew(tmp_path: Path, bucket: str):
+    run = tmp_path / "runs" / "one"
+    storage.make_folder(str(run))
+    storage.check_folder(str(run))
+    run.rmdir()
+    with pytest.raises(FileNotFoundError, match=f"the folder has vanished: '{run}'") as vanished:
+        storage.check_folder(str(run))
+    assert storage.way_out(vanished.value) == "bring it back, or mount its disk again"
+    storage.make_folder(f"{bucket}/none")  # Object storage has no folders that could vanish.
+    storage.check_folder(f"{bucket}/none")
+    assert not storage.exists(f"{bucket}/none")
 
 
 def test_a_reader_sees_the_old_file_or_the_new_one(place: str):

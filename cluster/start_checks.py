@@ -1,0 +1,61 @@
+"""What this machine must have for a Ray cluster to start: open files, and room for Ray's own."""
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Each of Ray's processes inherits the limit. A head, two workers and their readers have some 200 files and
+# sockets open in the one that has most; a soft limit of 1,024 is what Linux comes with.
+_OPEN_FILES, _WISHED_OPEN_FILES = 1024, 65536
+
+# Ray's logs, its sockets and the packages of jobs. It spills its objects to the same folder.
+_ROOM_BYTES, _ROOM_FILES = 64 * 2**20, 1000
+
+
+@contextmanager
+def checked_start() -> Iterator[None]:
+    """Check before the block starts a Ray cluster and, where that fails, once more; raises ValueError."""
+    check_start()
+    try:
+        yield
+    except Exception:
+        check_start()  # It may have failed because of that.
+        raise
+
+
+def check_start() -> None:
+    """Raise the limit of open files; ValueError where it stays low, or Ray's files have no room."""
+    raise_open_files()
+    check_room(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+
+
+def raise_open_files() -> None:
+    """Let this process and those it starts open as many files as it may; ValueError where those are few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wished = _WISHED_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _WISHED_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wished:
+        soft = wished
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft != resource.RLIM_INFINITY and soft < _OPEN_FILES:
+        raise ValueError(
+            f"this process may open {soft} files, and a Ray cluster needs {_OPEN_FILES:,}: run "
+            f"ulimit -n {_OPEN_FILES} in a new shell, or have the hard limit raised"
+        )
+
+
+def check_room(place: str) -> None:
+    """ValueError where the file system at `place` is all but full, of bytes or of files."""
+    there = next(
+        (folder for folder in (Path(place), *Path(place).absolute().parents) if folder.is_dir()), "/"
+    )
+    found = os.statvfs(there)
+    free = found.f_bavail * found.f_frsize
+    if free < _ROOM_BYTES:
+        lacks = f"has {free / 2**20:.0f} MiB free, and needs {_ROOM_BYTES / 2**20:.0f}"
+    elif found.f_files > 0 and found.f_favail < _ROOM_FILES:
+        lacks = f"has room for {found.f_favail} files, and needs it for {_ROOM_FILES:,}"
+    else:
+        return
+    raise ValueError(f"Ray's temporary folder in {place} {lacks}; free space there, or set RAY_TMPDIR")
