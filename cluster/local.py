@@ -4,12 +4,14 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cluster import embedded
+from cluster.auth_token import ensure_token
+from cluster.ray_folder import ray_folder
 from cluster.ray_settings import LOOPBACK_ONLY, SYSTEM_CONFIG, wants_token
 from cluster.start_checks import checked_start
 
@@ -48,7 +50,6 @@ def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[Callable[[], 
     Logical CPUs only limit how many processes run at once: with more of them than cores, all are slower.
     """
     import ray
-    from ray.exceptions import AuthenticationError
 
     if ray.is_initialized():
         yield None
@@ -58,32 +59,41 @@ def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[Callable[[], 
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     start: Callable[[], object] | None = None
     environment: dict[str, Any] = {"py_modules": [str(path) for path in modules]} if modules else {}
-    if there := address():
-        if there.startswith("http"):
-            raise ValueError(f"{there} takes jobs alone; submit it: diptych submit --address {there} -- ...")
-        _check_listens(there)
-        environment |= {"env_vars": {"OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"]}}
-        try:
-            ray.init(there, runtime_env=environment, **settings)
-        except (ConnectionError, AuthenticationError) as error:
-            raise ValueError(_no_answer(there, error)) from error
-        except RuntimeError as error:
-            if "Version mismatch" not in str(error):
-                raise
-            raise ValueError(_other_versions(there, error)) from error
-    else:
-        # The dashboard would take a share of a small machine's cores.
-        cores = max(os.cpu_count() or 1, int(cpus + 0.999))
-        start = partial(
-            ray.init, "local", num_cpus=cores, include_dashboard=False, _system_config=SYSTEM_CONFIG,
-            runtime_env=environment, **settings,
-        )  # fmt: skip
-        with checked_start():
-            start()
-    try:
+    with ExitStack() as stack:
+        if there := address():
+            _connect(there, environment, settings)
+        else:
+            ensure_token()
+            folder = stack.enter_context(ray_folder())
+            # The dashboard would take a share of a small machine's cores.
+            cores = max(os.cpu_count() or 1, int(cpus + 0.999))
+            start = partial(
+                ray.init, "local", num_cpus=cores, include_dashboard=False, _system_config=SYSTEM_CONFIG,
+                _temp_dir=folder, runtime_env=environment, **settings,
+            )  # fmt: skip
+            with checked_start():
+                start()
+        stack.callback(ray.shutdown)
         yield partial(_again, start) if start else None
-    finally:
-        ray.shutdown()
+
+
+def _connect(there: str, environment: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Connect to the cluster at this address; ValueError where that does not work."""
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    if there.startswith("http"):
+        raise ValueError(f"{there} takes jobs alone; submit it: diptych submit --address {there} -- ...")
+    _check_listens(there)
+    environment = environment | {"env_vars": {"OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"]}}
+    try:
+        ray.init(there, runtime_env=environment, **settings)
+    except (ConnectionError, AuthenticationError) as error:
+        raise ValueError(_no_answer(there, error)) from error
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        raise ValueError(_other_versions(there, error)) from error
 
 
 def _again(start: Callable[[], object]) -> None:

@@ -66,7 +66,7 @@ class WorkerEnd:
                 time.sleep(_ASK_SECONDS)
             stopping.set()
 
-        Thread(target=ask, daemon=True).start()
+        _start(ask)
         return stopping.is_set
 
 
@@ -96,9 +96,7 @@ def open_channel(
                     ray.get(channel.stop.remote())
                     return
 
-    threads = [Thread(target=target, daemon=True) for target in (pump, watch)]
-    for thread in threads:
-        thread.start()
+    threads = [_start(pump), _start(watch)]
     try:
         yield WorkerEnd(channel)
     finally:
@@ -110,3 +108,15 @@ def open_channel(
             ray.kill(channel)
         except RayError:
             pass  # The cluster is gone, and with it the channel.
+
+
+def _start(work: Callable[[], None]) -> Thread:
+    """Do it in a thread, which ends silently where the channel or the cluster is gone: others report that."""
+
+    def run() -> None:
+        with suppress(RayError):
+            work()
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    return thread

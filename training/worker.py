@@ -2,7 +2,6 @@
 
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -16,12 +15,13 @@ import ray.train
 import torch
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchTrainer, get_device
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import RayTrainCallback
 
 from pipelines import storage
+from pipelines.scratch import scratch_folder
 from pipelines.stream import stream_windows
 from training.capacity import fitting_workers, worker_bundle
 from training.channel import WorkerEnd, open_channel
@@ -32,6 +32,7 @@ from training.gather import LocalGather, ProcessGroupGather
 from training.gauges import Gauges
 from training.nodes import Head
 from training.process import Worker
+from training.process_group import GroupConfig
 from training.run import run_uri, train
 from training.runlog import LOG, Progress
 from training.turns import Place, groups_of, remove_groups
@@ -175,7 +176,7 @@ def _started(
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(max(60.0, config.timeout))
     with (
         open_channel(heard, ending) as channel,
-        tempfile.TemporaryDirectory(prefix="diptych-") as scratch,
+        scratch_folder() as scratch,
     ):
         trainer = _Trainer(
             _work,
@@ -185,7 +186,7 @@ def _started(
                 use_gpu="GPU" in bundle,
                 resources_per_worker=bundle,
             ),
-            torch_config=TorchConfig(
+            torch_config=GroupConfig(
                 backend="nccl" if "GPU" in bundle else "gloo", timeout_s=int(config.timeout)
             ),
             # diptych keeps its own checkpoints, and goes on by itself; Ray has nothing to keep or to retry.
