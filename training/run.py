@@ -21,6 +21,7 @@ from pipelines.preview import contact_sheet
 from pipelines.quarantine import Quarantine, Quarantined, decode, encode
 from pipelines.sources import Index
 from pipelines.views import Views
+from pipelines.windows import window_rows
 from training.batch_norm import synchronize_batch_norm
 from training.checkpoint import Checkpoints, read_checkpoint, snapshot
 from training.config import TrainConfig
@@ -53,7 +54,14 @@ def run_uri(config: TrainConfig) -> str:
 
 def make_plan(config: TrainConfig, index: Index) -> Plan:
     """The order in which this run sees the images of `index`."""
-    return Plan(index.rows, config.seed, config.lanes, config.batch_size, config.data.window_rows)
+    return Plan(
+        index.rows,
+        config.seed,
+        config.lanes,
+        config.batch_size,
+        window_rows(index, config.data),
+        random_access=index.random_access,
+    )
 
 
 def total_steps(config: TrainConfig, plan: Plan) -> int:
