@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
@@ -23,6 +24,7 @@ from pipelines import destination, storage, torchvision_source
 from pipelines.config import DataConfig
 from pipelines.decoding import screened
 from pipelines.labels import label_names
+from pipelines.mixing import Mixing, measure
 from pipelines.packing import (
     ShardJob,
     Sizes,
@@ -34,6 +36,7 @@ from pipelines.packing import (
     shard_jobs,
     spread,
 )  # fmt: skip
+from pipelines.plan import Plan
 from pipelines.preview import contact_sheet
 from pipelines.quarantine import BESIDE_SHARDS, Quarantine, Quarantined, decode
 from pipelines.reader import Reading, read_pieces
@@ -48,6 +51,8 @@ from pipelines.shuffle import (
 )  # fmt: skip
 from pipelines.sources import Index
 from pipelines.survey import Survey, report, survey
+from pipelines.windows import window_rows
+from training.config import TrainConfig
 
 _Job = TypeVar("_Job")
 
@@ -74,8 +79,8 @@ def run_pack(
 ) -> None:
     """Write the images at `source` as Parquet shards below `dest`, or resume where it was interrupted.
 
-    In a random order that the seed `shuffle` gives, or in the source's. Raises ValueError where source or dest
-    will not do, before anything is written.
+    In a random order, for the seed `shuffle`, or in the source's. Raises ValueError where source or dest will
+    not do, before anything is written.
     """
     source, dest = _absolute(source), storage.absolute(dest)
     data = columns.data(source)
@@ -106,7 +111,7 @@ def run_pack(
 def _shuffle(
     dest: str, index: Index, data: DataConfig, noted: dict[str, Any], seed: int, written: dict[str, Any]
 ) -> None:
-    """Write the shards of a shuffle that reads the data set once and writes it twice, and remove its parts."""
+    """Write the shards of an external shuffle by way of its parts, and remove these."""
     order = Order.of(seed, int(index.rows.sum()), noted["rows_per_shard"])
     parts = sum(1 for _ in part_jobs(index, noted["rows_per_part"]))
 
@@ -194,12 +199,23 @@ def run_inspect(
             part: Survey = pickle.loads(table["found"][0].as_py())
             found.add(part)
             shown.update(part.images + part.bad_images)
-    values = report(index, found, label_names(index), data.window_rows)
+    rows = window_rows(index, data)
+    values = report(index, found, label_names(index), rows, _mixing(index, found, rows))
     if as_json:
         print(json.dumps(values, indent=1))
     else:
         _print_report(values)
     return values
+
+
+def _mixing(index: Index, found: Survey, window_rows: int) -> Mixing | None:
+    """The mixing of a run's batches by default; None without labels, and where there are too few images."""
+    if not index.has_labels or index.rows.sum() < TrainConfig.batch_size:
+        return None
+    settings = {"seed": TrainConfig.seed, "lanes": TrainConfig.lanes, "batch_size": TrainConfig.batch_size}
+    plan = Plan(index.rows, **settings, window_rows=window_rows, random_access=index.random_access)
+    labels = np.concatenate(found.row_labels)
+    return measure(plan, labels.__getitem__)
 
 
 def run_preview(
@@ -318,6 +334,8 @@ def _print_report(values: dict[str, Any]) -> None:
     about.add_row("formats", ", ".join(f"{name} {count:,}" for name, count in values["formats"].items()))
     if values["no_labels"]:
         about.add_row("labels", escape(f"none: {values['no_labels']}"))
+    if values["mixing"]:
+        about.add_row("mixing", f"{Mixing(**values['mixing'])}; windows of {values['window_rows']:,} images")
     console.print(about)
     _print_counts(console, "class", values["classes"].items())
     _print_counts(

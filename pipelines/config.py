@@ -49,9 +49,9 @@ class DataConfig:
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Stop the run once more than this share of the training images turned out to be no good."""
     window_bytes: Annotated[int, Field(ge=1)] = 1 << 27
-    """Bytes of encoded images of a lane that are read and shuffled together, 128 MiB unless set. A worker holds as
-    much for each of its lanes, and some windows ahead. Where each image is read by itself, as from a folder, 1,024
-    images are enough and no more are taken."""
+    """Bytes of encoded images of a lane that are read and shuffled together, 128 MiB unless set. A worker
+    holds as much for each of its lanes, and some windows ahead. Where each image is read by itself, as from a
+    folder, 1,024 images are enough and no more are taken."""
     window_rows: Annotated[int, Field(ge=1)] | None = None
     """Images of a lane that are read and shuffled together; unset: as many as window_bytes hold."""
 
@@ -87,7 +87,8 @@ class DataConfig:
             )
         if self.window_rows is not None and self.window_bytes != DataConfig.window_bytes:
             raise ValueError(
-                f"window_bytes={self.window_bytes} has no effect beside window_rows={self.window_rows}; leave out one"
+                f"window_bytes={self.window_bytes} has no effect beside window_rows={self.window_rows}; "
+                "leave out one of them"
             )
         for name, view, other, recipe in zip(
             ("view", "second_view"), self.views, self.views[::-1], RECIPES[self.recipe], strict=True

@@ -1,7 +1,7 @@
-"""How well a run's batches are mixed, by its own plan: their classes against those of a full shuffle's batches.
+"""How well a run's batches are mixed: their classes, by its own plan, against those of a full shuffle.
 
-Images are often stored by class. A batch drawn from few places of such a data set has few classes: it is easy,
-and its pairs of the same class are false negatives.
+Images are often stored by class. A batch from few places of such a data set has few classes: it is easy, and
+its pairs of one class are false negatives.
 """
 
 import math
@@ -31,6 +31,8 @@ _PERMUTED = 1 << 18
 
 # Below this share of a full shuffle's classes, or above this excess of pairs, a run is warned.
 _FEW_CLASSES, _MANY_PAIRS = 0.7, 0.03
+
+WAY_OUT = "shuffle them with `diptych data pack`, or set a larger --data.window-bytes"
 
 Rows = Int[np.ndarray, " rows"]
 
@@ -64,8 +66,9 @@ class Mixing:
 
     def __str__(self) -> str:
         return (
-            f"{self.classes:.3g} classes among {self.images:,} images of a batch, {self.shuffled_classes:.3g} after a "
-            f"full shuffle; {self.same_class:.2%} of the pairs are of one class, {self.shuffled_same_class:.2%} then"
+            f"classes among {self.images:,} images of a batch: {self.classes:.3g} (full shuffle: "
+            f"{self.shuffled_classes:.3g}); pairs of one class: {self.same_class:.2%} (full shuffle: "
+            f"{self.shuffled_same_class:.2%})"
         )
 
 
@@ -112,7 +115,7 @@ def run_mixing(plan: Plan, index: Index, data: DataConfig) -> Mixing | None:
 
 
 def batch_rows(plan: Plan, step: int, count: int) -> Int[np.ndarray, "steps batch"]:
-    """Rows of the index in the global batches of `count` steps from `step` on; fewer where its windows end."""
+    """Rows of the index in the global batches of `count` steps from `step` on, fewer where a window ends."""
     first, size = np.cumsum(plan.rows) - plan.rows, plan.lane_batch_size
     lanes = []
     for window in plan.windows(range(plan.lanes), step, step + 1):
@@ -154,10 +157,9 @@ def _labelled(labels: Rows) -> Rows:
 
 
 def _expected(labels: Rows, images: int) -> tuple[float, float]:
-    """(classes, share of pairs of one class) to expect of `images` of these labels, drawn without putting back.
+    """(classes, share of pairs of one class) to expect of `images` of these labels, none drawn twice.
 
-    Of all of them it is what they are. A class with n of N labels is missing with probability
-    C(N - n, images) / C(N, images).
+    A class with n of N labels is missing with probability C(N - n, images) / C(N, images).
     """
     counts = np.unique(labels, return_counts=True)[1].tolist()
     total = len(labels)

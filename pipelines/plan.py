@@ -90,7 +90,8 @@ class Line:
 class Plan:
     """The order of a whole training run; `rows` holds the row count of every fragment of the index.
 
-    With `random_access` an epoch permutes all rows instead of the fragments: each can be read by itself. Raises ValueError where lanes do not divide the batch or the data set is smaller than a batch.
+    With `random_access` an epoch permutes all rows instead of the fragments: each is read by itself. Raises
+    ValueError where lanes do not divide the batch or the data set is smaller than a batch.
     """
 
     rows: Int[np.ndarray, " fragments"]

@@ -1,9 +1,9 @@
-"""An external shuffle in two passes, in bounded memory: an index -> parts -> shards of images in a random order.
+"""An external shuffle in two passes, in bounded memory: an index -> parts -> shards in a random order.
 
-First each job reads a part of the data set and writes it beside the shards, its rows grouped by the shard that they
-belong to. Then each job gathers one shard's rows from all parts and puts them in order. Row r is sorted by the word
-that `philox.sort_words` draws for it, so the order is `philox.permutation`'s of all rows, whoever does what. A part,
-like a shard, is written whole or not at all, and an interrupted shuffle resumes with those that are not there yet.
+First each job reads a part of the data set and writes it beside the shards, its rows grouped by the shard
+that they belong to. Then each job gathers one shard's rows from all parts and sorts them. Row r is sorted by
+the word that `philox.sort_words` draws for it: the order is `philox.permutation`'s of all rows, whoever does
+what. A part, like a shard, is written whole or not at all; an interrupted shuffle resumes with what is missing.
 """
 
 import io
@@ -78,7 +78,7 @@ class PartJob:
 
 
 def part_jobs(index: Index, rows_per_part: int) -> Iterator[PartJob]:
-    """The index's rows in its order, cut into parts of some `rows_per_part` rows; no fragment is read twice."""
+    """The index's rows in its order, in parts of some `rows_per_part` rows; no fragment is read twice."""
     for number, part in enumerate(all_readings(index, rows_per_part)):
         yield PartJob(number, part)
 
@@ -128,7 +128,7 @@ def write_gathered(
 
 
 def direct_jobs(index: Index, seed: int, rows_per_shard: int) -> Iterator[ShardJob]:
-    """The shards of the same order, each read at once: for images that are read one by one wherever they lie."""
+    """The shards of the same order without parts: for images that are read one by one anyway."""
     rows = index.rows
     order = permutation(derive_key(seed, _SHUFFLE), int(rows.sum()))
     ends = np.cumsum(rows)

@@ -42,8 +42,8 @@ class Index:
     in this order, kept by the parts of a split and by a choice: it does not depend on who reads it.
     classes: the names of the labels, where the layout has names. no_labels: which image or file has no label,
     where one has none. passed_over: what else lies there and is not read, in one line. label_values: the
-    labels that stand for classes 0, 1, ..., where training with labels has counted them. image_bytes: the mean
-    of an encoded image of the whole data set, 0 where it is not known without reading.
+    labels that stand for classes 0, 1, ..., where training with labels has counted them. image_bytes: the
+    mean of an encoded image of the whole data set, 0 where it is not known without reading.
     """
 
     uri: str

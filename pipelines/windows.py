@@ -1,4 +1,4 @@
-"""How many images a window holds, from the index and the config, and what windows take of a worker's memory."""
+"""How many images a window holds, from the index and the config, and what it takes of a worker's memory."""
 
 from pipelines.config import DataConfig
 from pipelines.plan import Plan
