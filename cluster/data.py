@@ -36,7 +36,6 @@ from pipelines.packing import (
     shard_jobs,
     spread,
 )  # fmt: skip
-from pipelines.plan import Plan
 from pipelines.preview import contact_sheet
 from pipelines.quarantine import BESIDE_SHARDS, Quarantine, Quarantined, decode
 from pipelines.reader import Reading, read_pieces
@@ -51,7 +50,7 @@ from pipelines.shuffle import (
 )  # fmt: skip
 from pipelines.sources import Index
 from pipelines.survey import Survey, report, survey
-from pipelines.windows import window_rows
+from pipelines.windows import training_plan, window_rows
 from training.config import TrainConfig
 
 _Job = TypeVar("_Job")
@@ -200,7 +199,7 @@ def run_inspect(
             found.add(part)
             shown.update(part.images + part.bad_images)
     rows = window_rows(index, data)
-    values = report(index, found, label_names(index), rows, _mixing(index, found, rows))
+    values = report(index, found, label_names(index), rows, _mixing(index, data, found))
     if as_json:
         print(json.dumps(values, indent=1))
     else:
@@ -208,14 +207,13 @@ def run_inspect(
     return values
 
 
-def _mixing(index: Index, found: Survey, window_rows: int) -> Mixing | None:
+def _mixing(index: Index, data: DataConfig, found: Survey) -> Mixing | None:
     """The mixing of a run's batches by default; None without labels, and where there are too few images."""
     if not index.has_labels or index.rows.sum() < TrainConfig.batch_size:
         return None
     settings = {"seed": TrainConfig.seed, "lanes": TrainConfig.lanes, "batch_size": TrainConfig.batch_size}
-    plan = Plan(index.rows, **settings, window_rows=window_rows, random_access=index.random_access)
     labels = np.concatenate(found.row_labels)
-    return measure(plan, labels.__getitem__)
+    return measure(training_plan(index, data, **settings), labels.__getitem__)
 
 
 def run_preview(

@@ -20,8 +20,8 @@ from pipelines.sources import Index
 # First parts of keys' paths; other modules use others.
 _SAMPLE, _PART = 10, 11
 
-# Windows of an epoch, lying evenly over it, and batches of each that are looked at.
-_WINDOWS, _BATCHES = 8, 4
+# Places that lie evenly over an epoch, and batches from each on that are looked at.
+_PLACES, _BATCHES = 8, 4
 
 # Images of a full shuffle's batches that are looked at, where reading a label is free.
 _SHUFFLED = 1 << 16
@@ -127,12 +127,10 @@ def batch_rows(plan: Plan, step: int, count: int) -> Int[np.ndarray, "steps batc
 
 def _sampled(plan: Plan, images: int, fragments: int | None) -> Iterator[Rows]:
     """Rows of some batches of epoch 0, of each as many; it ends once they lie in more than `fragments`."""
-    steps = plan.window_size // plan.lane_batch_size
-    windows = -(-plan.steps_per_epoch // steps)
-    starts = np.unique(np.linspace(0, windows, _WINDOWS, endpoint=False).astype(int)) * steps
+    starts = dict.fromkeys(((2 * np.arange(_PLACES) + 1) * plan.steps_per_epoch // (2 * _PLACES)).tolist())
     ends = np.cumsum(plan.rows)
     seen: set[int] = set()
-    for start in starts.tolist():
+    for start in starts:
         for number, rows in enumerate(batch_rows(plan, start, _BATCHES)):
             # A random part of the batch, so that no lane is preferred.
             key = derive_key(plan.seed, _PART, start + number)

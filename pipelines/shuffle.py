@@ -3,7 +3,7 @@
 First each job reads a part of the data set and writes it beside the shards, its rows grouped by the shard
 that they belong to. Then each job gathers one shard's rows from all parts and sorts them. Row r is sorted by
 the word that `philox.sort_words` draws for it: the order is `philox.permutation`'s of all rows, whoever does
-what. A part, like a shard, is written whole or not at all; an interrupted shuffle resumes with what is missing.
+what. A part, like a shard, is written whole or not at all; a shuffle that is resumed writes what is missing.
 """
 
 import io

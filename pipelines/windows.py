@@ -1,5 +1,7 @@
 """How many images a window holds, from the index and the config, and what it takes of a worker's memory."""
 
+from dataclasses import replace
+
 from pipelines.config import DataConfig
 from pipelines.plan import Plan
 from pipelines.sources import Index
@@ -22,6 +24,18 @@ def window_rows(index: Index, data: DataConfig) -> int:
 def reading_rows(index: Index, data: DataConfig) -> int:
     """Images to read at once where they are not shuffled, as evaluation does."""
     return min(window_rows(index, data), _ENOUGH)
+
+
+def training_plan(index: Index, data: DataConfig, *, seed: int, lanes: int, batch_size: int) -> Plan:
+    """The order in which a run sees the images of `index`. Raises ValueError as Plan does."""
+    rows = window_rows(index, data)
+    plan = Plan(index.rows, seed, lanes, batch_size, rows, random_access=index.random_access)
+    if data.window_rows is not None:
+        return plan
+    # All windows alike: the short rest of a lane would be drawn from few places.
+    windows = -(-plan.steps_per_epoch // (plan.window_size // plan.lane_batch_size))
+    steps = -(-plan.steps_per_epoch // windows)
+    return replace(plan, window_rows=steps * plan.lane_batch_size)
 
 
 def lane_bytes(plan: Plan, index: Index) -> float:
