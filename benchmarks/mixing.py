@@ -4,70 +4,78 @@
     python benchmarks/mixing.py --classes 10 --images 50000 --image-bytes 930     # CIFAR-10
 
 For each way to store them the classes in a batch and the pairs of one class, averaged over batches of an
-epoch: before (windows of 1,024 rows, torchvision's data sets in runs of 256, a shuffle of row groups and then
-of each shard's rows) and now (windows of 128 MiB, single rows of torchvision's, a shuffle of all rows). Labels
-alone and no image: half a minute.
+epoch: before (windows of 1,024 rows, torchvision's data sets in runs of 256, a shuffle of row groups and
+then of each shard's rows) and now (windows of 128 MiB, single rows of torchvision's, a shuffle of all rows).
+Labels alone and no image: half a minute.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from benchmarks.comparison import Comparison, add_json_option, write_json
 from pipelines.config import DataConfig
+from pipelines.layout import Layout
 from pipelines.mixing import Mixing, measure
+from pipelines.packing import Sizes
 from pipelines.philox import derive_key, permutation
 from pipelines.plan import Line, Plan
-from pipelines.windows import ROW_BYTES
+from pipelines.shuffle import Order
+from pipelines.sources import Index
+from pipelines.windows import training_plan
 
-_BEFORE_ROWS = 1024
-_GROUP_BYTES, _SHARD_BYTES = 8 << 20, 128 << 20
+# Rows of a window.
+_BEFORE = 1024
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """The labels of the images in their order, and how many lie in each fragment."""
+    """The labels of the images in their order, how many lie in each fragment, and the rows of a window."""
 
     labels: np.ndarray
     group: int
-    random_access: bool = False
+    layout: Layout = "parquet"
+    window_rows: int | None = None
 
-    @property
-    def fragments(self) -> np.ndarray:
-        ends = np.arange(0, len(self.labels) + self.group, self.group).clip(max=len(self.labels))
-        return np.diff(np.unique(ends))
+    def plan(self, arguments: argparse.Namespace) -> Plan:
+        """A run's."""
+        rows = _fragments(len(self.labels), self.group)
+        table = pa.table({"rows": rows, "first_sample": np.cumsum(rows) - rows})
+        index = Index("", self.layout, table, image_bytes=arguments.image_bytes)
+        data = DataConfig(train="", window_rows=self.window_rows)
+        return training_plan(index, data, seed=0, lanes=arguments.lanes, batch_size=arguments.batch_size)
 
 
-def _ways(arguments: argparse.Namespace) -> Iterator[tuple[str, _Stored, int]]:
-    """Name, what is stored, and the rows of a window, of each line of the table."""
+def _fragments(images: int, group: int) -> np.ndarray:
+    return np.diff(np.unique(np.arange(0, images + group, group).clip(max=images)))
+
+
+def _ways(arguments: argparse.Namespace) -> Iterator[tuple[str, _Stored]]:
+    """The lines of the table."""
     labels = np.arange(arguments.images) * arguments.classes // arguments.images
-    window = int(DataConfig.window_bytes / (arguments.image_bytes + ROW_BYTES))
-    group = max(1, min(int(_GROUP_BYTES / arguments.image_bytes), 1024))
-    shard = group * max(1, round(_SHARD_BYTES / arguments.image_bytes / group))
-    shuffled = labels[permutation(derive_key(0, 5), len(labels))]
-    yield "a folder", _Stored(labels, 1, random_access=True), _BEFORE_ROWS
-    yield "before: torchvision, runs of 256", _Stored(labels, 256), _BEFORE_ROWS
-    yield "now: torchvision", _Stored(labels, 256, random_access=True), _BEFORE_ROWS
+    sizes = Sizes.of(arguments.image_bytes, shard=None, group=None)
+    group, shard = sizes.rows_per_group, sizes.rows_per_shard
+    yield "now: a folder", _Stored(labels, 1, "folder")
+    yield "before: torchvision, runs of 256", _Stored(labels, 256, window_rows=_BEFORE)
+    yield "now: torchvision", _Stored(labels, 256, "torchvision")
     for rows in (1000, 256, group):
-        yield f"before: fragments of {rows:,}", _Stored(labels, rows), _BEFORE_ROWS
-        yield f"now: fragments of {rows:,}", _Stored(labels, rows), window
+        yield f"before: fragments of {rows:,}", _Stored(labels, rows, window_rows=_BEFORE)
+        yield f"now: fragments of {rows:,}", _Stored(labels, rows)
     for rows in (1000, 256):
-        yield (
-            f"before: pack --shuffle 0 of {rows:,}",
-            _Stored(_shard_by_shard(labels, rows, shard), group),
-            _BEFORE_ROWS,
-        )
-    yield "now: pack", _Stored(shuffled, group), window
-    yield "now: pack, windows of 1,024", _Stored(shuffled, group), _BEFORE_ROWS
+        older = _shard_by_shard(labels, rows, shard)
+        yield f"before: pack --shuffle 0 of {rows:,}", _Stored(older, group, window_rows=_BEFORE)
+    order = Order.of(0, len(labels), shard)
+    yield "now: pack", _Stored(labels[order.sorted(np.arange(len(labels)))], group)
 
 
 def _shard_by_shard(labels: np.ndarray, group: int, shard: int) -> np.ndarray:
     """The order that `pack --shuffle 0` wrote before: of fragments, and of each shard's rows."""
-    stored = _Stored(labels, group)
-    line = Line.of(stored.fragments, derive_key(0, 5, 0))
-    starts = np.cumsum(stored.fragments) - stored.fragments
+    fragments = _fragments(len(labels), group)
+    line = Line.of(fragments, derive_key(0, 5, 0))
+    starts = np.cumsum(fragments) - fragments
     pieces = line.pieces(0, len(labels))
     rows = np.concatenate([starts[p.fragment] + np.arange(p.start, p.stop) for p in pieces])
     parts = []
@@ -75,17 +83,6 @@ def _shard_by_shard(labels: np.ndarray, group: int, shard: int) -> np.ndarray:
         part = rows[start : start + shard]
         parts.append(part[permutation(derive_key(0, 5, 1, number), len(part))])
     return labels[np.concatenate(parts)]
-
-
-def _measured(arguments: argparse.Namespace, stored: _Stored, window_rows: int) -> Mixing:
-    plan = Plan(
-        stored.fragments, 0, arguments.lanes, arguments.batch_size, window_rows,
-        random_access=stored.random_access,
-    )  # fmt: skip
-    labels_of: Callable[[np.ndarray], np.ndarray] = stored.labels.__getitem__
-    found = measure(plan, labels_of)
-    assert found
-    return found
 
 
 def main() -> None:
@@ -100,14 +97,14 @@ def main() -> None:
     arguments = parser.parse_args()
     found: dict[str, Mixing] = {}
     print(f"{'stored as':<40} {'window':>8} {'classes':>8} {'share':>6} {'same-class pairs':>17}")
-    for name, stored, window in _ways(arguments):
-        found[name] = mixing = _measured(arguments, stored, window)
-        lane = len(stored.labels) // arguments.lanes
-        print(
-            f"{name:<40} {min(window, lane):>8,} {mixing.classes:>8.1f} {mixing.share:>6.0%} "
-            f"{mixing.same_class:>17.2%}",
-            flush=True,
-        )
+    for name, stored in _ways(arguments):
+        plan = stored.plan(arguments)
+        mixing = measure(plan, stored.labels.__getitem__)
+        assert mixing
+        found[name] = mixing
+        rows = min(plan.window_size, plan.lane_rows)
+        values = f"{mixing.classes:>8.1f} {mixing.share:>6.0%} {mixing.same_class:>17.2%}"
+        print(f"{name:<40} {rows:>8,} {values}", flush=True)
     packed = found["now: pack"]
     full = packed.shuffled_classes
     print(f"{'a full shuffle':<49} {full:>8.1f} {1:>6.0%} {packed.shuffled_same_class:>17.2%}")

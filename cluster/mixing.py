@@ -31,6 +31,6 @@ def _memory(config: TrainConfig, index: Index) -> str:
         return ""
     lane, counts = lane_bytes(make_plan(config, index), index), worker_counts(config)
     if config.workers is None:
-        return f": {config.lanes * lane / 2**30:,.2f} GiB in all"
-    sizes = dict.fromkeys(f"{config.lanes / count * lane / 2**30:,.2f}" for count in (counts[0], counts[-1]))
-    return f": {' to '.join(reversed(sizes))} GiB a worker"
+        return f": {config.lanes * lane / 2**20:,.0f} MiB in all"
+    sizes = dict.fromkeys(f"{config.lanes / count * lane / 2**20:,.0f}" for count in (counts[-1], counts[0]))
+    return f": {' to '.join(sizes)} MiB a worker"

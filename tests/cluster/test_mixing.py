@@ -51,17 +51,17 @@ def test_images_in_turns_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("workers", "said"),
     [
-        (None, "0.20 GiB in all"),
-        (1, "0.20 GiB a worker"),
-        (4, "0.05 GiB a worker"),
-        ("1:2", "0.10 to 0.20 GiB"),
+        (None, "23 MiB in all"),
+        (1, "23 MiB a worker"),
+        (4, "6 MiB a worker"),
+        ("1:2", "12 to 23 MiB a worker"),
     ],
 )
 def test_the_memory_of_windows_is_told_for_the_workers_there_may_be(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int | str | None, said: str
 ) -> None:
-    rows = ((n.to_bytes(4, "big") * 50_000, 0, str(n)) for n in range(1200))
+    rows = ((n.to_bytes(4, "big") * 5_000, 0, str(n)) for n in range(1200))
     write_shards(rows, str(tmp_path), rows_per_shard=400, rows_per_group=40)
-    config = _config(str(tmp_path), workers, window_bytes=54_000_000)
+    config = _config(str(tmp_path), workers, window_bytes=10_000_000)
     say_mixing(config, build_index(str(tmp_path), config.data))
     assert said in capsys.readouterr().out
