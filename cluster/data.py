@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
@@ -23,6 +24,7 @@ from pipelines import destination, storage, torchvision_source
 from pipelines.config import DataConfig
 from pipelines.decoding import screened
 from pipelines.labels import label_names
+from pipelines.mixing import Mixing, measure
 from pipelines.packing import (
     ShardJob,
     Sizes,
@@ -37,8 +39,21 @@ from pipelines.packing import (
 from pipelines.preview import contact_sheet
 from pipelines.quarantine import BESIDE_SHARDS, Quarantine, Quarantined, decode
 from pipelines.reader import Reading, read_pieces
+from pipelines.shuffle import (
+    Order,
+    direct_jobs,
+    finished_parts,
+    part_jobs,
+    remove_parts,
+    write_gathered,
+    write_part,
+)  # fmt: skip
 from pipelines.sources import Index
 from pipelines.survey import Survey, report, survey
+from pipelines.windows import training_plan, window_rows
+from training.config import TrainConfig
+
+_Job = TypeVar("_Job")
 
 # Images that are looked at to tell how many bytes one has.
 _SAMPLE = 64
@@ -58,41 +73,64 @@ def run_pack(
     *,
     rows_per_shard: int | None = None,
     rows_per_group: int | None = None,
-    shuffle: int | None = None,
+    rows_per_part: int | None = None,
+    shuffle: int | Literal["none"] = 0,
 ) -> None:
-    """Write the images at `source` as Parquet shards below `dest`, or go on where it was interrupted.
+    """Write the images at `source` as Parquet shards below `dest`, or resume where it was interrupted.
 
-    Raises ValueError where either will not do, before anything is written.
+    In a random order, for the seed `shuffle`, or in the source's. Raises ValueError where source or dest will
+    not do, before anything is written.
     """
     source, dest = _absolute(source), storage.absolute(dest)
     data = columns.data(source)
     index = _index(source, dest, data)
     wanted = {
         **_same(index, data),
-        "shuffle": "no" if shuffle is None else shuffle,
+        "shuffle": "no" if shuffle == "none" else f"of all images, seed {shuffle}",
         "rows_per_shard": rows_per_shard,
         "rows_per_group": rows_per_group,
+        "rows_per_part": rows_per_part,
     }
     noted = destination.claim(dest, "pack", wanted)
     if noted is None:
         per_image = mean_bytes(read_pieces(spread(index, _SAMPLE), data, own_bytes=True))
-        noted = wanted | asdict(Sizes.of(per_image, shard=rows_per_shard, group=rows_per_group))
+        sizes = Sizes.of(per_image, shard=rows_per_shard, group=rows_per_group, part=rows_per_part)
+        noted = wanted | asdict(sizes)
         destination.note(dest, "pack", noted)
-    work = partial(
-        pack_shard,
-        data=data,
-        dest=dest,
-        rows_per_group=noted["rows_per_group"],
-        classes=label_names(index),
-    )
+    written = {"dest": dest, "rows_per_group": noted["rows_per_group"], "classes": label_names(index)}
+    if shuffle == "none" or index.random_access:
+        whole = shard_jobs(index, noted["rows_per_shard"])
+        jobs = whole if shuffle == "none" else direct_jobs(index, shuffle, noted["rows_per_shard"])
+        reports = partial(_mapped, partial(pack_shard, data=data, **written))
+        _write(dest, index, jobs, noted["rows_per_shard"], reports)
+    else:
+        _shuffle(dest, index, data, noted, shuffle, written)
 
-    def reports(jobs: Iterable[ShardJob], most: int) -> Iterator[pa.Table]:
-        from pipelines.stream import map_jobs  # Ray takes seconds to import; bad input should not.
 
-        return map_jobs(jobs, work)
+def _shuffle(
+    dest: str, index: Index, data: DataConfig, noted: dict[str, Any], seed: int, written: dict[str, Any]
+) -> None:
+    """Write the shards of an external shuffle by way of its parts, and remove these."""
+    order = Order.of(seed, int(index.rows.sum()), noted["rows_per_shard"])
+    parts = sum(1 for _ in part_jobs(index, noted["rows_per_part"]))
 
-    jobs = shard_jobs(index, noted["rows_per_shard"], shuffle=shuffle)
-    _write(dest, index, jobs, -(-int(index.rows.sum()) // noted["rows_per_shard"]), reports)
+    def reports(jobs: Iterable[int], most: int) -> Iterator[pa.Table]:
+        there = finished_parts(dest)
+        missing = (job for job in part_jobs(index, noted["rows_per_part"]) if job.number not in there)
+        with _bar("shuffle", index) as shown:
+            for done in _mapped(partial(write_part, data=data, dest=dest, order=order), missing):
+                shown.update(done["images"][0].as_py())
+        work = partial(write_gathered, order=order, parts=parts, labelled=index.has_labels, **written)
+        return _mapped(work, jobs)
+
+    _write(dest, index, range(order.shards), noted["rows_per_shard"], reports)
+    remove_parts(dest)
+
+
+def _mapped(work: Callable[[Any], pa.Table], jobs: Iterable[Any], most: int = 0) -> Iterator[pa.Table]:
+    from pipelines.stream import map_jobs  # Ray takes seconds to import; bad input should not.
+
+    return map_jobs(jobs, work)
 
 
 def run_embed(
@@ -137,7 +175,7 @@ def run_embed(
         return map_jobs_on_actors(jobs, embedder, cpus=_EMBEDDER_CPUS, most=most)
 
     jobs = shard_jobs(index, noted["rows_per_shard"], window_rows=_WINDOW_ROWS)
-    _write(dest, index, jobs, -(-int(index.rows.sum()) // noted["rows_per_shard"]), reports)
+    _write(dest, index, jobs, noted["rows_per_shard"], reports)
 
 
 def run_inspect(
@@ -160,12 +198,22 @@ def run_inspect(
             part: Survey = pickle.loads(table["found"][0].as_py())
             found.add(part)
             shown.update(part.images + part.bad_images)
-    values = report(index, found, label_names(index), data.window_rows)
+    rows = window_rows(index, data)
+    values = report(index, found, label_names(index), rows, _mixing(index, data, found))
     if as_json:
         print(json.dumps(values, indent=1))
     else:
         _print_report(values)
     return values
+
+
+def _mixing(index: Index, data: DataConfig, found: Survey) -> Mixing | None:
+    """The mixing of a run's batches by default; None without labels, and where there are too few images."""
+    if not index.has_labels or index.rows.sum() < TrainConfig.batch_size:
+        return None
+    settings = {"seed": TrainConfig.seed, "lanes": TrainConfig.lanes, "batch_size": TrainConfig.batch_size}
+    labels = np.concatenate(found.row_labels)
+    return measure(training_plan(index, data, **settings), labels.__getitem__)
 
 
 def run_preview(
@@ -228,12 +276,15 @@ def _same(index: Index, data: DataConfig) -> dict[str, Any]:
 def _write(
     dest: str,
     index: Index,
-    jobs: Iterable[ShardJob],
-    shards: int,
-    reports: Callable[[Iterable[ShardJob], int], Iterator[pa.Table]],
+    jobs: Iterable[_Job],
+    rows_per_shard: int,
+    reports: Callable[[Iterable[_Job], int], Iterator[pa.Table]],
 ) -> None:
-    """Have the shards written that are not there yet, and say what was; `reports` starts the work."""
-    finished = finished_shards(dest)
+    """Have the shards written that are not there yet, and say what was; `reports` starts the work.
+
+    `jobs` are those of all shards, in order.
+    """
+    finished, shards = finished_shards(dest), -(-int(index.rows.sum()) // rows_per_shard)
     total = Counter(shards=len(finished))
     bad: list[Quarantined] = []
     with _bar("write", index) as shown:
@@ -248,7 +299,7 @@ def _write(
         for done in finished.values():
             count(done)
         if len(finished) < shards:
-            missing = (job for job in jobs if job.number not in finished)
+            missing = (job for number, job in enumerate(jobs) if number not in finished)
             with cluster(cpus=_EMBEDDER_CPUS):
                 for done in reports(missing, shards - len(finished)):
                     total.update(shards=1)
@@ -283,6 +334,8 @@ def _print_report(values: dict[str, Any]) -> None:
     about.add_row("formats", ", ".join(f"{name} {count:,}" for name, count in values["formats"].items()))
     if values["no_labels"]:
         about.add_row("labels", escape(f"none: {values['no_labels']}"))
+    if values["mixing"]:
+        about.add_row("mixing", f"{Mixing(**values['mixing'])}; windows of {values['window_rows']:,} images")
     console.print(about)
     _print_counts(console, "class", values["classes"].items())
     _print_counts(

@@ -1,6 +1,6 @@
 """The `diptych data` commands."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter, validators
 
@@ -24,10 +24,13 @@ def pack(
     *,
     rows_per_shard: Count | None = None,
     rows_per_group: Count | None = None,
-    shuffle: int | None = None,
+    rows_per_part: Count | None = None,
+    shuffle: int | Literal["none"] = 0,
     columns: ColumnFlags = Columns(),  # noqa: B008
 ) -> None:
-    """Write images as Parquet shards; their bytes are kept. The same command goes on after an interruption.
+    """Write images as Parquet shards, in a random order; their bytes are kept.
+
+    The same command resumes after an interruption.
 
     Parameters
     ----------
@@ -40,12 +43,18 @@ def pack(
         Images of a shard; unset: about 128 MB of them.
     rows_per_group
         Images of a row group, which is read at once; unset: about 8 MB of them, at most 1,024.
+    rows_per_part
+        Images that a task shuffles at once; unset: about 256 MB of them, for which it takes about 1 GB.
     shuffle
-        Seed by which images are put in another order, for those sorted by class; unset: the source's order.
+        Seed of the order in which images are written, all shuffled; none: the source's order.
     """
     from cluster.data import run_pack
 
-    sizes = {"rows_per_shard": rows_per_shard, "rows_per_group": rows_per_group}
+    sizes = {
+        "rows_per_shard": rows_per_shard,
+        "rows_per_group": rows_per_group,
+        "rows_per_part": rows_per_part,
+    }
     run_pack(source, dest, columns, **sizes, shuffle=shuffle)
 
 

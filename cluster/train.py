@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.listing import read_index
 from cluster.local import cluster
+from cluster.mixing import say_mixing
 from cluster.own import own_modules
 from cluster.progress import RunBar, counted, warn
 from cluster.signals import Interrupted, stop_signals
@@ -81,6 +82,8 @@ def run_training(
         if resumed:
             for listed in filter(None, (index, test_index)):
                 listed.check_unchanged()
+        if not done:
+            say_mixing(config, sets.train)
         startup.reached("index")
         _launch(config, sets, steps, done, startup, modules, launch, ended)
         _report(config)

@@ -48,8 +48,12 @@ class DataConfig:
     """Images with more pixels are left out: decoding them could take all memory."""
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Stop the run once more than this share of the training images turned out to be no good."""
-    window_rows: Annotated[int, Field(ge=1)] = 1024
-    """Images of a lane that are read and shuffled together."""
+    window_bytes: Annotated[int, Field(ge=1)] = 1 << 27
+    """Bytes of encoded images of a lane that are read and shuffled together, 128 MiB unless set. A worker
+    holds as much for each of its lanes, and some windows ahead. Where each image is read by itself, as from a
+    folder, 1,024 images are enough and no more are taken."""
+    window_rows: Annotated[int, Field(ge=1)] | None = None
+    """Images of a lane that are read and shuffled together; unset: as many as window_bytes hold."""
 
     @property
     def views(self) -> tuple[ViewRecipe, ViewRecipe]:
@@ -80,6 +84,11 @@ class DataConfig:
             raise ValueError(
                 f"view.size={self.view.size} and second_view.size={self.second_view.size}: both views go "
                 "through one encoder and need one size; set the same for both"
+            )
+        if self.window_rows is not None and self.window_bytes != DataConfig.window_bytes:
+            raise ValueError(
+                f"window_bytes={self.window_bytes} has no effect beside window_rows={self.window_rows}; "
+                "leave out one of them"
             )
         for name, view, other, recipe in zip(
             ("view", "second_view"), self.views, self.views[::-1], RECIPES[self.recipe], strict=True

@@ -68,12 +68,14 @@ class Listing:
     """The fragments of a data set: a table with the columns path and rows, and a layout's own.
 
     no_labels: which image or file has no label, where one has none; then there are no labels at all.
-    classes: the names of the labels, where there are any.
+    classes: the names of the labels, where there are any. image_bytes: of all images together, encoded, where
+    they are not about the files' own.
     """
 
     fragments: pa.Table
     no_labels: str | None = None
     classes: tuple[str, ...] = ()
+    image_bytes: int = 0
 
 
 def reading(call: Callable[[], _T], place: str) -> _T:

@@ -1,4 +1,4 @@
-"""A data set cut into jobs of one output shard each, and how one is packed."""
+"""A data set cut into jobs of one output shard each, and how one is packed in the source's order."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,77 +12,65 @@ from jaxtyping import Int
 from pipelines import quarantine, storage
 from pipelines.config import DataConfig
 from pipelines.layout import CONNECTIONS
-from pipelines.philox import Key, derive_key, permutation
 from pipelines.plan import Line, Piece
 from pipelines.reader import Reading, read_pieces
 from pipelines.shards import encode_shard, notes, shard_name
 from pipelines.sources import Index
 
 # Large enough for object storage, small enough that a task holds a few of them.
-_SHARD_BYTES, _GROUP_BYTES = 128 << 20, 8 << 20
+_SHARD_BYTES, _GROUP_BYTES, _PART_BYTES = 128 << 20, 8 << 20, 256 << 20
 
-# First part of a key's path; pipelines.plan, draws and sources use others.
-_SHUFFLE = 5
+# Images of a row group at most: a window that wants part of one reads all of it.
+_GROUP_ROWS = 1024
 
 REPORT = pa.schema({"images": pa.int64(), "bytes": pa.int64(), "bad": pa.string()})
 
 
 @dataclass(frozen=True, eq=False)
 class ShardJob:
-    """One shard to write: its number, what it is read from, and the key by which its rows are permuted."""
+    """One shard to write: its number, and what it is read from."""
 
     number: int
     readings: tuple[Reading, ...]
-    key: Key | None = None
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Rows of a shard and of each of its row groups; the last of either may have fewer."""
+    """Rows of a shard, of each of its row groups, and of a part of a shuffle; the last may have fewer."""
 
     rows_per_shard: int
     rows_per_group: int
+    rows_per_part: int
 
     @classmethod
-    def of(cls, bytes_per_image: float, *, shard: int | None, group: int | None) -> "Sizes":
-        """The sizes given, or else about 128 MB a shard and 8 MB a row group.
-
-        A row group has no more rows than a window, so that none is read for the sake of a part of it.
-        """
-        most = min(
-            int(_GROUP_BYTES / bytes_per_image), DataConfig.window_rows, shard or DataConfig.window_rows
-        )
-        group = group or max(1, most)
+    def of(
+        cls, bytes_per_image: float, *, shard: int | None, group: int | None, part: int | None = None
+    ) -> "Sizes":
+        """The sizes given, or else about 128 MB a shard, 8 MB a row group and 256 MB a part."""
+        group = group or max(1, min(int(_GROUP_BYTES / bytes_per_image), _GROUP_ROWS, shard or _GROUP_ROWS))
         whole_groups = max(1, round(_SHARD_BYTES / bytes_per_image / group))
-        return cls(shard or whole_groups * group, group)
+        part = part or max(1, round(_PART_BYTES / bytes_per_image))
+        return cls(shard or whole_groups * group, group, part)
 
 
-def shard_jobs(
-    index: Index, rows_per_shard: int, *, window_rows: int | None = None, shuffle: int | None = None
-) -> Iterator[ShardJob]:
-    """The index's rows in its order, cut into shards; each is read at once, or by some `window_rows` rows.
-
-    With the seed `shuffle` the fragments are permuted first, and then the rows of each shard.
-    """
-    line = _line(index.rows, shuffle)
+def shard_jobs(index: Index, rows_per_shard: int, *, window_rows: int | None = None) -> Iterator[ShardJob]:
+    """The index's rows in its order, cut into shards; each is read at once, or by some `window_rows` rows."""
+    line = _line(index.rows)
     total = int(line.ends[-1])
     for number, start in enumerate(range(0, total, rows_per_shard)):
         stop = min(start + rows_per_shard, total)
-        key = None if shuffle is None else derive_key(shuffle, _SHUFFLE, 1, number)
         windows = _windows(line, start, stop, window_rows or rows_per_shard)
-        yield ShardJob(number, tuple(Reading.of(index, pieces) for pieces in windows), key)
+        yield ShardJob(number, tuple(Reading.of(index, pieces) for pieces in windows))
 
 
 def all_readings(index: Index, window_rows: int) -> Iterator[Reading]:
     """The whole index in its order, some `window_rows` rows at a time, no fragment twice."""
-    line = _line(index.rows, None)
+    line = _line(index.rows)
     windows = _windows(line, 0, int(line.ends[-1]), window_rows)
     return (Reading.of(index, pieces) for pieces in windows)
 
 
-def _line(rows: Int[np.ndarray, " fragments"], shuffle: int | None) -> Line:
-    if shuffle is not None:
-        return Line.of(rows, derive_key(shuffle, _SHUFFLE, 0))
+def _line(rows: Int[np.ndarray, " fragments"]) -> Line:
     return Line(np.arange(len(rows)), np.cumsum(rows))
 
 
@@ -102,13 +90,19 @@ def pack_shard(
     Raises ValueError where the source cannot be read, OSError where nothing can be written.
     """
     table = pa.concat_tables([read_pieces(reading, data, own_bytes=True) for reading in job.readings])
-    if job.key is not None:
-        table = table.take(pa.array(permutation(job.key, len(table))))
-    good = good_rows(table)
-    columns = ["image", *(["label"] if job.readings[0].has_labels else []), "key"]
-    return write_shard(
-        job.number, dest, good.select(columns), table, rows_per_group=rows_per_group, classes=classes
+    labelled = job.readings[0].has_labels
+    return write_images(
+        job.number, dest, table, labelled=labelled, rows_per_group=rows_per_group, classes=classes
     )
+
+
+def write_images(
+    number: int, dest: str, table: pa.Table, *, labelled: bool, rows_per_group: int, classes: Sequence[str]
+) -> pa.Table:
+    """Write the good images of `table` (reader.SCHEMA) as shard `number`; REPORT of it."""
+    columns = ["image", *(["label"] if labelled else []), "key"]
+    good = good_rows(table).select(columns)
+    return write_shard(number, dest, good, table, rows_per_group=rows_per_group, classes=classes)
 
 
 def good_rows(table: pa.Table) -> pa.Table:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -31,23 +32,25 @@ def index_files(
     Raises ValueError for a file that cannot be read or whose columns are not images and whole numbers.
     """
 
-    def footer(file: Place) -> tuple[list[int], bool]:
+    def footer(file: Place) -> tuple[list[int], bool, int]:
         found = reading(lambda: _read_footer(filesystem, file.path, data), file.path)
         done()
         return found
 
     footers = list(pool.map(footer, files.places))
-    counts = [len(rows) for rows, _ in footers]
+    counts = [len(rows) for rows, _, _ in footers]
+    image_bytes = sum(size for _, _, size in footers)
     columns = {
         "path": np.repeat([file.path for file in files.places], counts),
-        "rows": np.concatenate([np.array(rows, np.int64) for rows, _ in footers]),
+        "rows": np.concatenate([np.array(rows, np.int64) for rows, _, _ in footers]),
         "row_group": np.concatenate([np.arange(count) for count in counts]),
     }
-    table, has_column = pa.table(columns), [has for _, has in footers]
+    table, has_column = pa.table(columns), [has for _, has, _ in footers]
     if not any(has_column):
-        return _partitioned(table, files, counts, data.label_column)
+        return replace(_partitioned(table, files, counts, data.label_column), image_bytes=image_bytes)
     without = [file.path for file, has in zip(files.places, has_column, strict=True) if not has]
-    return Listing(table, _without(without[0], data.label_column) if without else None)
+    no_labels = _without(without[0], data.label_column) if without else None
+    return Listing(table, no_labels, image_bytes=image_bytes)
 
 
 def _partitioned(table: pa.Table, files: Files, counts: list[int], column: str) -> Listing:
@@ -111,13 +114,21 @@ def _labels(table: pa.Table, data: DataConfig, path: str) -> pa.ChunkedArray:
         ) from error
 
 
-def _read_footer(filesystem: fs.FileSystem, path: str, data: DataConfig) -> tuple[list[int], bool]:
-    """Rows of each row group, and whether there is a label column."""
+def _read_footer(filesystem: fs.FileSystem, path: str, data: DataConfig) -> tuple[list[int], bool, int]:
+    """Rows of each row group, whether there is a label column, and the bytes of the images once unpacked."""
     with opened(filesystem, path) as file:
         metadata, schema = file.metadata, file.schema_arrow
     _check_columns(schema, path, data)
-    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    return rows, data.label_column in schema.names
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    columns = [column for column in range(metadata.num_columns) if _is_image(metadata, column, data)]
+    size = sum(group.column(column).total_uncompressed_size for group in groups for column in columns)
+    return [group.num_rows for group in groups], data.label_column in schema.names, size
+
+
+def _is_image(metadata: pq.FileMetaData, column: int, data: DataConfig) -> bool:
+    """Whether a column of the file holds the images' bytes: of a struct each field is a column of its own."""
+    path = metadata.schema.column(column).path
+    return path in (data.image_column, f"{data.image_column}.bytes")
 
 
 def _check_columns(schema: pa.Schema, path: str, data: DataConfig) -> None:

@@ -6,7 +6,7 @@ NumPy's own generators are not used because their streams may change between Num
 """
 
 import numpy as np
-from jaxtyping import Float, Int, UInt32
+from jaxtyping import Float, Int, UInt32, UInt64
 
 Key = tuple[int, int]
 
@@ -64,11 +64,15 @@ def uniforms(key: Key, index: Int[np.ndarray, " n"], count: int) -> Float[np.nda
 
 
 def permutation(key: Key, size: int) -> Int[np.ndarray, " size"]:
-    """The numbers 0 to size - 1 in a random order."""
-    words = np.empty(size, np.uint64)
+    """The numbers 0 to size - 1 in a random order: that of their `sort_words`."""
+    return np.argsort(sort_words(key, np.arange(size)), kind="stable")
+
+
+def sort_words(key: Key, numbers: Int[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
+    """For each number the word by which `permutation` sorts it, whoever asks and for whichever others."""
+    words = np.empty(len(numbers), np.uint64)
     # In parts: drawn at once, millions of them take ten times the memory, and twice the time to get it.
-    for start in range(0, size, _WORDS_AT_ONCE):
-        numbers = np.arange(start, min(start + _WORDS_AT_ONCE, size))
-        high, low = random_words(key, numbers, 2).astype(np.uint64).T
+    for start in range(0, len(numbers), _WORDS_AT_ONCE):
+        high, low = random_words(key, numbers[start : start + _WORDS_AT_ONCE], 2).astype(np.uint64).T
         words[start : start + len(high)] = (high << np.uint64(32)) | low
-    return np.argsort(words, kind="stable")
+    return words

@@ -90,7 +90,8 @@ class Line:
 class Plan:
     """The order of a whole training run; `rows` holds the row count of every fragment of the index.
 
-    Raises ValueError where lanes do not divide the batch or the data set is smaller than a batch.
+    With `random_access` an epoch permutes all rows instead of the fragments: each is read by itself. Raises
+    ValueError where lanes do not divide the batch or the data set is smaller than a batch.
     """
 
     rows: Int[np.ndarray, " fragments"]
@@ -98,6 +99,7 @@ class Plan:
     lanes: int
     batch_size: int
     window_rows: int
+    random_access: bool = False
 
     def __post_init__(self) -> None:
         check_lanes(self.batch_size, self.lanes)
@@ -117,6 +119,10 @@ class Plan:
     @cached_property
     def lane_rows(self) -> int:
         return int(self.rows.sum()) // self.lanes
+
+    @cached_property
+    def _ends(self) -> Int[np.ndarray, " fragments"]:
+        return np.cumsum(self.rows)
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -160,12 +166,22 @@ class Plan:
         stop = min(start + self.window_size, end)
         # Fragments are read to their ends, or to the lane's: the rows beyond `stop` are the next window's.
         read_from = start if number == first_number else min(line.fragment_end(start), end)
-        pieces = line.pieces(read_from, min(line.fragment_end(stop), end))
-        return Window(tuple(pieces), stop - start, (self.seed, _ROWS, epoch, lane, number), skip)
+        pieces = self._pieces(line, read_from, min(line.fragment_end(stop), end))
+        return Window(pieces, stop - start, (self.seed, _ROWS, epoch, lane, number), skip)
+
+    def _pieces(self, line: Line, start: int, stop: int) -> tuple[Piece, ...]:
+        if not self.random_access:
+            return tuple(line.pieces(start, stop))
+        rows = line.order[start:stop]
+        fragments = np.searchsorted(self._ends, rows, side="right")
+        within = rows - (self._ends - self.rows)[fragments]
+        pairs = zip(fragments.tolist(), within.tolist(), strict=True)
+        return tuple(Piece(fragment, row, row + 1) for fragment, row in pairs)
 
     @lru_cache(maxsize=2)  # noqa: B019 - a plan lives as long as its run
     def _line(self, epoch: int) -> Line:
-        return Line.of(self.rows, derive_key(self.seed, _FRAGMENTS, epoch))
+        rows = np.ones(int(self._ends[-1]), np.int64) if self.random_access else self.rows
+        return Line.of(rows, derive_key(self.seed, _FRAGMENTS, epoch))
 
 
 def sweep(

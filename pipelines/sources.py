@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]
 _SPLIT = 4
 
 # What an index holds beside its fragments.
-_ABOUT_INDEX = ("uri", "layout", "classes", "no_labels", "passed_over", "label_values")
+_ABOUT_INDEX = ("uri", "layout", "classes", "no_labels", "passed_over", "label_values", "image_bytes")
 
 # A split into whole fragments may hold out so many times what was asked for.
 _ABOUT = 1.5
@@ -43,7 +43,8 @@ class Index:
     in this order, kept by the parts of a split and by a choice: it does not depend on who reads it.
     classes: the names of the labels, where the layout has names. no_labels: which image or file has no label,
     where one has none. passed_over: what else lies there and is not read, in one line. label_values: the
-    labels that stand for classes 0, 1, ..., where training with labels has counted them.
+    labels that stand for classes 0, 1, ..., where training with labels has counted them. image_bytes: the
+    mean of an encoded image of the whole data set, 0 where it is not known without reading.
     """
 
     uri: str
@@ -53,6 +54,12 @@ class Index:
     no_labels: str | None = None
     passed_over: str | None = None
     label_values: tuple[int, ...] = ()
+    image_bytes: float = 0.0
+
+    @property
+    def random_access(self) -> bool:
+        """Whether each image is read by itself, so that any order of images costs the same."""
+        return self.layout in ("folder", "torchvision")
 
     @property
     def has_labels(self) -> bool:
@@ -163,7 +170,16 @@ def build_index(
     rows = fragments["rows"].to_numpy()
     fragments = fragments.append_column("first_sample", pa.array(np.cumsum(rows) - rows))
     fragments = _with_files(fragments, files.places)
-    return Index(uri, files.layout, _whole(fragments), listing.classes, listing.no_labels, files.passed_over)
+    total = listing.image_bytes or sum(place.size for place in files.places)
+    return Index(
+        uri,
+        files.layout,
+        _whole(fragments),
+        listing.classes,
+        listing.no_labels,
+        files.passed_over,
+        image_bytes=total / int(rows.sum()),
+    )
 
 
 def _with_files(fragments: pa.Table, places: list[Place]) -> pa.Table:

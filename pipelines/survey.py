@@ -2,15 +2,17 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from pipelines.batches import Rows
 from pipelines.config import DataConfig
 from pipelines.decoding import faults
 from pipelines.header import image_format
+from pipelines.mixing import WAY_OUT, Mixing
 from pipelines.reader import Reading, read_pieces
 from pipelines.sources import Index
 
@@ -18,7 +20,7 @@ from pipelines.sources import Index
 _COUNTED = ("labels", "formats", "heights", "widths", "pixels")
 _EXAMPLES = 3
 
-# A lane needs several fragments to shuffle, and each image folder's file is a request of its own.
+# Rows of the same few fragments share all windows, and each image folder's file is a request of its own.
 _FEW_FRAGMENTS, _MANY_FILES = 16, 1000
 
 
@@ -26,7 +28,8 @@ _FEW_FRAGMENTS, _MANY_FILES = 16, 1000
 class Survey:
     """Counts of each value among the good images, their bytes, and the bad ones by reason.
 
-    bad: for each reason the number of images and a few of them, as (key, path).
+    bad: for each reason the number of images and a few of them, as (key, path). row_labels: of every row, the
+    bad ones too, in the order in which readings were added.
     """
 
     labels: Counter = field(default_factory=Counter)
@@ -36,6 +39,7 @@ class Survey:
     pixels: Counter = field(default_factory=Counter)
     bytes: int = 0
     bad: dict[str, tuple[int, list[tuple[str, str]]]] = field(default_factory=dict)
+    row_labels: list[Int[np.ndarray, " rows"]] = field(default_factory=list)
 
     @property
     def images(self) -> int:
@@ -51,6 +55,7 @@ class Survey:
         for name in _COUNTED:
             getattr(self, name).update(getattr(other, name))
         self.bytes += other.bytes
+        self.row_labels += other.row_labels
         for reason, (count, examples) in other.bad.items():
             before, known = self.bad.get(reason, (0, []))
             self.bad[reason] = before + count, (known + examples)[:_EXAMPLES]
@@ -61,7 +66,7 @@ def survey(reading: Reading, data: DataConfig, *, decode: bool) -> Survey:
     rows = Rows.of(read_pieces(reading, data, own_bytes=True))
     if decode:
         rows = rows.marked(_broken(rows))
-    found = Survey()
+    found = Survey(row_labels=[rows.label])
     for bad in rows.quarantined:
         count, examples = found.bad.get(bad.reason, (0, []))
         found.bad[bad.reason] = count + 1, (examples + [(bad.key, bad.path)])[:_EXAMPLES]
@@ -82,8 +87,13 @@ def _broken(rows: Rows) -> dict[int, str]:
     return {row: fault for row, fault in zip(good, found, strict=True) if fault}
 
 
-def report(index: Index, found: Survey, classes: Sequence[str], window_rows: int) -> dict[str, Any]:
-    """The survey as what JSON can hold, with what the index says and with hints."""
+def report(
+    index: Index, found: Survey, classes: Sequence[str], window_rows: int, mixing: Mixing | None = None
+) -> dict[str, Any]:
+    """The survey as what JSON can hold, with what the index says and with hints.
+
+    window_rows, mixing: those of a run's plan.
+    """
     return {
         "uri": index.uri,
         "layout": index.layout,
@@ -100,11 +110,13 @@ def report(index: Index, found: Survey, classes: Sequence[str], window_rows: int
         "formats": dict(found.formats.most_common()),
         "classes": _classes(found.labels, classes) if index.has_labels else {},
         "no_labels": index.no_labels,
+        "window_rows": window_rows,
+        "mixing": asdict(mixing) if mixing else None,
         "bad": [
             {"reason": reason, "images": count, "examples": [f"{key} of {path}" for key, path in examples]}
             for reason, (count, examples) in sorted(found.bad.items(), key=lambda item: -item[1][0])
         ],
-        "hints": hints(index, found, window_rows),
+        "hints": hints(index, found, window_rows, mixing),
     }
 
 
@@ -124,21 +136,22 @@ def _classes(labels: Counter, names: Sequence[str]) -> dict[str, int]:
     return {names[n] if 0 <= n < len(names) else str(n): labels[n] for n in numbers}
 
 
-def hints(index: Index, found: Survey, window_rows: int) -> list[str]:
+def hints(index: Index, found: Survey, window_rows: int, mixing: Mixing | None = None) -> list[str]:
     """What of the layout will cost time or memory in training, and the way out."""
     said = []
     largest, mean = int(index.rows.max()), found.bytes / max(1, found.images)
     if largest > window_rows:
         said.append(
             f"a row group has up to {largest:,} rows, {largest * mean / 2**20:,.0f} MiB, and is read whole "
-            f"where window_rows={window_rows:,} wants fewer; `diptych data pack` it with --rows-per-group "
-            f"{window_rows}"
+            f"where a window has {window_rows:,}; `diptych data pack` it"
         )
     if index.layout == "folder" and len(index.paths) > _MANY_FILES:
         said.append(f"{len(index.paths):,} files are as many requests an epoch; `diptych data pack` them")
-    if len(index.rows) < _FEW_FRAGMENTS and found.images > window_rows:
+    if mixing and mixing.is_poor:
+        said.append(f"images are stored by class, and batches would be mixed badly: {WAY_OUT}")
+    if not index.has_labels and len(index.rows) < _FEW_FRAGMENTS and found.images > window_rows:
         said.append(
-            f"only {len(index.rows)} fragments: rows that lie far apart never meet in a window; "
-            "`diptych data pack` with a smaller --rows-per-group, or with --shuffle"
+            f"only {len(index.rows)} fragments, and no labels to tell whether images are stored by class: "
+            "if they are, `diptych data pack` shuffles them"
         )
     return said

@@ -12,6 +12,7 @@ from pipelines.plan import sweep
 from pipelines.quarantine import WAY_OUT, Quarantined
 from pipelines.sources import Index
 from pipelines.views import Views
+from pipelines.windows import reading_rows
 from training.class_numbers import class_numbers
 from training.config import ProbeConfig, TrainConfig
 from training.diagnostics import alignment, effective_rank, uniformity
@@ -158,7 +159,7 @@ class Evaluator:
         gather, data = self._worker.gather, self._config.data
         windows = sweep(
             index.rows, gather.rank, gather.world_size,
-            seed=self._config.seed, limit=limit, window_rows=data.window_rows,
+            seed=self._config.seed, limit=limit, window_rows=reading_rows(index, data),
         )  # fmt: skip
         return self._worker.tables(index, data, windows)
 

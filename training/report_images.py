@@ -20,6 +20,7 @@ from pipelines.reader import read_windows
 from pipelines.recipes import ViewRecipe
 from pipelines.sources import Index, build_index
 from pipelines.views import Views
+from pipelines.windows import reading_rows
 from training.checkpoint import weights_of
 from training.config import TrainConfig
 from training.cost import encoder_cost
@@ -158,7 +159,8 @@ def _watched(config: TrainConfig) -> tuple[str, Index]:
 
 
 def _views(index: Index, config: TrainConfig, device: torch.device) -> Iterator[Views]:
-    windows = sweep(index.rows, 0, 1, seed=config.seed, limit=None, window_rows=config.data.window_rows)
+    rows = reading_rows(index, config.data)
+    windows = sweep(index.rows, 0, 1, seed=config.seed, limit=None, window_rows=rows)
     tables = read_windows(index, config.data, windows)
     gpu = torch.cuda.current_device() if device.type == "cuda" else None
     yield from evaluation_views(

@@ -22,6 +22,7 @@ from pipelines.preview import contact_sheet
 from pipelines.quarantine import Quarantine, Quarantined, decode, encode
 from pipelines.sources import Index
 from pipelines.views import Views
+from pipelines.windows import training_plan
 from training.batch_norm import synchronize_batch_norm
 from training.checkpoint import Checkpoints, read_checkpoint, snapshot
 from training.config import TrainConfig
@@ -58,7 +59,8 @@ def run_uri(config: TrainConfig) -> str:
 
 def make_plan(config: TrainConfig, index: Index) -> Plan:
     """The order in which this run sees the images of `index`."""
-    return Plan(index.rows, config.seed, config.lanes, config.batch_size, config.data.window_rows)
+    settings = {"seed": config.seed, "lanes": config.lanes, "batch_size": config.batch_size}
+    return training_plan(index, config.data, **settings)
 
 
 def total_steps(config: TrainConfig, plan: Plan) -> int:

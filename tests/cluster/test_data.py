@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from cluster.cli import app, main
 from cluster.digits import scattered_digits
 from pipelines import storage
 from pipelines.config import DataConfig
+from pipelines.philox import derive_key, permutation
 from pipelines.sources import build_index
 from training.checkpoint import Checkpoints
 from training.config import EncoderConfig, TrainConfig
@@ -81,30 +83,36 @@ def make_run(images: Path, output: Path) -> None:
     Checkpoints(run_uri(config), keep=1).save(1, objective, optimizer, config)
 
 
-@pytest.mark.ray
-def test_packing_that_was_killed_goes_on_and_keeps_every_byte(
-    ray_cluster: None, folder: Path, bucket: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def kill_once(arguments: list[str], reached: Callable[[], bool]) -> None:
+    """Run the command on the session's cluster, and kill its driver once `reached()`."""
     import ray
 
-    dest = f"{bucket}/fruit"
-    arguments = ["data", "pack", str(folder), dest, "--rows-per-shard", "2"]
     process = subprocess.Popen(
         [sys.executable, "-c", f"from cluster.cli import main; main({arguments!r})"],
         env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
         stderr=subprocess.DEVNULL,
     )
-    while len(storage.names(dest)) < 5:
+    while not reached():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.ray
+def test_packing_that_was_killed_goes_on_and_keeps_every_byte(
+    ray_cluster: None, folder: Path, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dest = f"{bucket}/fruit"
+    arguments = ["data", "pack", str(folder), dest, "--rows-per-shard", "2", "--shuffle", "none"]
+    kill_once(arguments, lambda: len(storage.names(dest)) >= 5)
     finished = {file.path: file.mtime for file in storage.listing(dest)}
     assert 4 <= len(finished) < IMAGES // 2
 
     assert "rows_per_shard (2 there, 3 here)" in refused(
-        ["pack", str(folder), dest, "--rows-per-shard", "3"], capsys
+        ["pack", str(folder), dest, "--rows-per-shard", "3", "--shuffle", "none"], capsys
     )
+    assert "shuffle (no there, of all images, seed 0 here)" in refused(["pack", str(folder), dest], capsys)
     main(arguments)
     assert packed(dest) == content_of(folder)
     after = {file.path: file.mtime for file in storage.listing(dest)}
@@ -121,6 +129,66 @@ def test_packing_that_was_killed_goes_on_and_keeps_every_byte(
         "reason": "no image in a known format, or truncated",
         "crc32": bad[-10:-2].decode(),
     }
+
+
+def shuffled_content(folder: Path, seed: int) -> list[tuple[bytes, int, str]]:
+    """Every good image of the folder, as a full shuffle of all its files by `seed` has them."""
+    content = {key: (image, label, key) for image, label, key in content_of(folder)}
+    keys = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
+    order = permutation(derive_key(seed, 5), len(keys))
+    return [content[keys[row]] for row in order if keys[row] in content]
+
+
+@pytest.mark.ray
+def test_a_shuffle_killed_in_either_pass_goes_on_to_one_permutation_of_all(
+    ray_cluster: None, folder: Path, bucket: str, tmp_path: Path
+) -> None:
+    source, dest = str(tmp_path / "sorted"), f"{bucket}/shuffled-fruit"
+    main(["data", "pack", str(folder), source, "--rows-per-group", "4", "--shuffle", "none"])
+    assert packed(source) == content_of(folder)
+    arguments = ["data", "pack", source, dest, "--rows-per-shard", "4", "--rows-per-part", "8"]
+    arguments += ["--shuffle", "6"]
+
+    def names(prefix: str) -> list[str]:
+        return [name for name in storage.names(dest) if name.startswith(prefix)]
+
+    kill_once(arguments, lambda: len(names("_part-")) >= 3)
+    assert not names("0")
+    parts = {file.path: file.mtime for file in storage.listing(dest)}
+    kill_once(arguments, lambda: len(names("0")) >= 3)
+    assert len(names("_part-")) == 38
+    before = {file.path: file.mtime for file in storage.listing(dest)}
+    assert parts.items() <= before.items()
+    main(arguments)
+    assert storage.names(dest) == [*(f"{n:05}.parquet" for n in range(75)), "_source.json"]
+    after = {file.path: file.mtime for file in storage.listing(dest)}
+    assert {path: mtime for path, mtime in before.items() if path in after}.items() <= after.items()
+    rows, content = packed(dest), content_of(folder)
+    assert rows == [content[row] for row in permutation(derive_key(6, 5), IMAGES)]
+
+
+@pytest.mark.ray
+def test_a_folder_is_packed_in_a_random_order_unless_told_otherwise(
+    ray_cluster: None, folder: Path, tmp_path: Path
+) -> None:
+    main(["data", "pack", str(folder), str(tmp_path / "packed")])
+    assert packed(str(tmp_path / "packed")) == shuffled_content(folder, 0)
+
+
+@pytest.mark.ray
+def test_an_inspection_says_how_well_batches_would_be_mixed(
+    ray_cluster: None, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, options in (("sorted", ["--shuffle", "none"]), ("packed", [])):
+        main(["data", "pack", str(folder), str(tmp_path / name), "--rows-per-group", "4", *options])
+        capsys.readouterr()
+        main(["data", "inspect", str(tmp_path / name), "--json"])
+        mixing = json.loads(capsys.readouterr().out)["mixing"]
+        assert mixing["shuffled_same_class"] == pytest.approx(99 / 299)
+        # 256 of 300 images are nearly all: the pairs of so large a batch are those of a full shuffle.
+        assert mixing["same_class"] == pytest.approx(1 / 3, abs=0.02)
+        main(["data", "inspect", str(tmp_path / name)])
+        assert "full shuffle" in capsys.readouterr().out
 
 
 @pytest.mark.ray
@@ -204,6 +272,7 @@ def test_a_preview_shows_images_with_their_views(
         (["pack", "{folder}", "{tmp}"], "is taken: "),
         (["pack", "{folder}", "{tmp}/file/out"], "cannot write {tmp}/file/out"),
         (["pack", "{folder}", "{tmp}/out", "--rows-per-shard", "0"], "rows-per-shard"),
+        (["pack", "{folder}", "{tmp}/out", "--shuffle", "yes"], "--shuffle"),
         (["pack", "{folder}", "{tmp}/out", "--rows-per-shad", "9"], "Did you mean --rows-per-shard?"),
         (["inspect", "{tmp}/none"], "{tmp}/none does not exist"),
         (["preview", "{folder}", "-o", "{tmp}/p.png", "--recipe", "simcrl"], "no recipe 'simcrl'; there are"),

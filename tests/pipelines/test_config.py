@@ -150,6 +150,11 @@ def test_a_setting_that_has_an_effect_on_a_view_is_taken(settings: dict[str, Any
         ({"view": {"size": 19}}, "view: blur has no effect at size=19"),
         ({"evaluation_crop": 1.1}, "evaluation_crop"),
         ({"window_rows": 0}, "window_rows"),
+        ({"window_bytes": 0}, "window_bytes"),
+        (
+            {"window_rows": 8, "window_bytes": 9},
+            "window_bytes=9 has no effect beside window_rows=8; leave out",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(settings: dict[str, Any], named: str):

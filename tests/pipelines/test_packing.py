@@ -63,19 +63,6 @@ def test_an_image_that_pillow_decodes_for_training_is_packed_as_it_is(pngs: list
         assert png.tobytes() == gif.convert("RGB").tobytes()
 
 
-def test_a_shuffle_puts_the_same_rows_in_an_order_of_its_seed(
-    index: Index, data: DataConfig, encoded: list[bytes], tmp_path: Path
-):
-    orders = []
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        rows = _packed(list(shard_jobs(index, 15, shuffle=seed)), data, tmp_path / name)
-        orders.append([row["key"] for row in rows])
-    assert orders[0] == orders[1] != orders[2]
-    expected = [f"image {n}" for n in range(len(encoded))]
-    assert sorted(orders[0]) == sorted(orders[2]) == sorted(expected)
-    assert orders[0] != expected
-
-
 def test_readings_cover_every_row_once_and_no_fragment_twice(index: Index):
     for readings in (
         list(all_readings(index, 3)),

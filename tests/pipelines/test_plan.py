@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from pipelines.mixing import batch_rows
 from pipelines.philox import permutation
 from pipelines.plan import Line, Plan, Window, check_lanes, lanes_of, sweep
 
@@ -16,13 +17,15 @@ _fragments = st.lists(st.integers(0, 40), min_size=1, max_size=9).map(np.array)
 
 
 @st.composite
-def _plans(draw: st.DrawFn) -> Plan:
+def _plans(draw: st.DrawFn, *, of_fragments: bool = False) -> Plan:
+    """Plans of both kinds, or only those that permute fragments."""
+    random_access = not of_fragments and draw(st.booleans())
     rows = draw(_fragments)
     lanes = draw(st.sampled_from([1, 2, 3, 4, 6, 8]))
     batch_size = lanes * draw(st.integers(1, 5))
     assume(rows.sum() >= batch_size)
     seed, window_rows = draw(st.integers(0, 2**40)), draw(st.integers(1, 50))
-    return Plan(rows=rows, seed=seed, lanes=lanes, batch_size=batch_size, window_rows=window_rows)
+    return Plan(rows, seed, lanes, batch_size, window_rows, random_access=random_access)
 
 
 def _read(rows: np.ndarray, window: Window) -> list[int]:
@@ -100,7 +103,7 @@ def test_no_row_is_read_twice_in_an_epoch(plan: Plan):
 
 
 @_seeded
-@given(_plans())
+@given(_plans(of_fragments=True))
 def test_a_fragment_is_read_in_one_piece_by_a_lane(plan: Plan):
     for lane in range(plan.lanes):
         windows = plan.windows(range(lane, lane + 1), 0, plan.steps_per_epoch)
@@ -109,7 +112,7 @@ def test_a_fragment_is_read_in_one_piece_by_a_lane(plan: Plan):
 
 
 @_seeded
-@given(_plans())
+@given(_plans(of_fragments=True))
 def test_lanes_share_a_fragment_only_at_their_ends(plan: Plan):
     read = []
     for lane in range(plan.lanes):
@@ -118,6 +121,28 @@ def test_lanes_share_a_fragment_only_at_their_ends(plan: Plan):
     for lane, fragments in enumerate(read):
         elsewhere = {fragment for other in read[:lane] + read[lane + 1 :] for fragment in other}
         assert not elsewhere & set(fragments[1:-1])
+
+
+@_seeded
+@given(_plans(), st.data())
+def test_the_rows_that_mixing_counts_are_those_that_are_trained_on(plan: Plan, data: st.DataObject):
+    step = data.draw(st.integers(0, plan.steps_per_epoch - 1))
+    rows = batch_rows(plan, step, 3)
+    assert 1 <= len(rows) <= 3
+    assert rows.tolist() == _batches(plan, range(plan.lanes), step, step + len(rows))
+
+
+def test_with_random_access_neighbours_are_parted():
+    plan = Plan(np.full(4, 250), 0, lanes=2, batch_size=20, window_rows=20, random_access=True)
+    (first, *_) = _batches(plan, range(2), 0, 1)
+    assert {row // 250 for row in first} == {0, 1, 2, 3}
+    assert len({row // 50 for row in first}) > 10
+
+
+def test_of_single_images_random_access_is_the_same_plan():
+    plans = [Plan(np.ones(90, np.int64), 5, 3, 6, 8, random_access=access) for access in (False, True)]
+    first, second = (_batches(plan, range(3), 0, 2 * plan.steps_per_epoch) for plan in plans)
+    assert first == second
 
 
 def test_two_epochs_differ_in_order_and_in_batches():

@@ -106,5 +106,5 @@ def test_the_median_is_numpys_lower_one(counts: dict[int, int], median: int | No
 def test_row_groups_larger_than_a_window_are_hinted_at(index: Index):
     (hint,) = hints(index, Survey(formats=Counter(PNG=3), bytes=3 << 20), window_rows=3)
     assert "up to 4 rows, 4 MiB" in hint
-    assert "--rows-per-group 3" in hint
+    assert "window has 3" in hint
     assert hints(index, Survey(formats=Counter(PNG=3), bytes=3 << 20), window_rows=4) == []

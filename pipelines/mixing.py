@@ -1,0 +1,173 @@
+"""How well a run's batches are mixed: their classes, by its own plan, against those of a full shuffle.
+
+Images are often stored by class. A batch from few places of such a data set has few classes: it is easy, and
+its pairs of one class are false negatives.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from pipelines.config import DataConfig
+from pipelines.labels import read_labels
+from pipelines.philox import Key, derive_key, permutation, uniforms
+from pipelines.plan import Plan
+from pipelines.sources import Index
+
+# First parts of keys' paths; other modules use others.
+_SAMPLE, _PART = 10, 11
+
+# Places that lie evenly over an epoch, and batches from each on that are looked at.
+_PLACES, _BATCHES = 8, 4
+
+# Images of a full shuffle's batches that are looked at, where reading a label is free.
+_SHUFFLED = 1 << 16
+
+# Rows that are permuted to draw from them; of more, single ones are drawn.
+_PERMUTED = 1 << 18
+
+# Below this share of a full shuffle's classes, or above this excess of pairs, a run is warned.
+_FEW_CLASSES, _MANY_PAIRS = 0.7, 0.03
+
+WAY_OUT = "shuffle them with `diptych data pack`, or set a larger --data.window-bytes"
+
+Rows = Int[np.ndarray, " rows"]
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Means over some batches of an epoch, and what a full shuffle of the data set would give.
+
+    images: of a batch, that were looked at. classes: different ones among them. same_class: the share of all
+    pairs of them that are of one class.
+    """
+
+    images: int
+    classes: float
+    shuffled_classes: float
+    same_class: float
+    shuffled_same_class: float
+
+    @property
+    def share(self) -> float:
+        """Of a full shuffle's classes."""
+        return self.classes / self.shuffled_classes
+
+    @property
+    def is_poor(self) -> bool:
+        """Whether there are fewer than 70 % of a full shuffle's classes, or 3 % more pairs of one class.
+
+        Of a few classes every batch has nearly all, and only the pairs tell how unevenly.
+        """
+        return self.share < _FEW_CLASSES or self.same_class - self.shuffled_same_class > _MANY_PAIRS
+
+    def __str__(self) -> str:
+        return (
+            f"classes among {self.images:,} images of a batch: {self.classes:.3g} (full shuffle: "
+            f"{self.shuffled_classes:.3g}); pairs of one class: {self.same_class:.2%} (full shuffle: "
+            f"{self.shuffled_same_class:.2%})"
+        )
+
+
+def measure(
+    plan: Plan,
+    labels_of: Callable[[Rows], Rows],
+    *,
+    images: int | None = None,
+    fragments: int | None = None,
+) -> Mixing | None:
+    """The mixing of epoch 0 under `plan`; None where no image has a label.
+
+    labels_of: the labels of rows of the index, given ascending, each once; -1 is none. At most `images` of a
+    batch are looked at, and not many more than `fragments` fragments: reading a label may cost a request.
+    """
+    batches = list(_sampled(plan, min(images or plan.batch_size, plan.batch_size), fragments))
+    size = len(batches[0])
+    shuffled = _random_rows(int(plan.rows.sum()), max(size, _SHUFFLED if fragments is None else size))
+    wanted = np.unique(np.concatenate([*batches, shuffled]))
+    known = labels_of(wanted)
+    found = [_labelled(known[np.searchsorted(wanted, rows)]) for rows in batches]
+    found = [labels for labels in found if len(labels)]
+    reference = _labelled(known[np.searchsorted(wanted, shuffled)])
+    if not found or not len(reference):
+        return None
+    classes, pairs = zip(*(_expected(labels, len(labels)) for labels in found), strict=True)
+    return Mixing(size, float(np.mean(classes)), _expected(reference, size)[0], float(np.mean(pairs)),
+                  _expected(reference, size)[1])  # fmt: skip
+
+
+def run_mixing(plan: Plan, index: Index, data: DataConfig) -> Mixing | None:
+    """The mixing of a run, from the labels of a few hundred row groups at most.
+
+    None where there are no labels, or where images are read one by one and a full shuffle is what there is.
+    Raises ValueError where labels cannot be read.
+    """
+    if index.random_access or not index.has_labels:
+        return None
+
+    def labels_of(rows: Rows) -> Rows:
+        return read_labels(index.only(rows), data, lambda done, of: None)
+
+    return measure(plan, labels_of, images=256, fragments=256)
+
+
+def batch_rows(plan: Plan, step: int, count: int) -> Int[np.ndarray, "steps batch"]:
+    """Rows of the index in the global batches of `count` steps from `step` on, fewer where a window ends."""
+    first, size = np.cumsum(plan.rows) - plan.rows, plan.lane_batch_size
+    lanes = []
+    for window in plan.windows(range(plan.lanes), step, step + 1):
+        parts = [first[piece.fragment] + np.arange(piece.start, piece.stop) for piece in window.pieces]
+        rows = np.concatenate(parts)[: window.size][window.order()][window.skip :]
+        lanes.append(rows.reshape(-1, size)[:count])
+    return np.concatenate(lanes, axis=1)
+
+
+def _sampled(plan: Plan, images: int, fragments: int | None) -> Iterator[Rows]:
+    """Rows of some batches of epoch 0, of each as many; it ends once they lie in more than `fragments`."""
+    starts = dict.fromkeys(((2 * np.arange(_PLACES) + 1) * plan.steps_per_epoch // (2 * _PLACES)).tolist())
+    ends = np.cumsum(plan.rows)
+    seen: set[int] = set()
+    for start in starts:
+        for number, rows in enumerate(batch_rows(plan, start, _BATCHES)):
+            # A random part of the batch, so that no lane is preferred.
+            key = derive_key(plan.seed, _PART, start + number)
+            rows = rows[permutation(key, len(rows))[:images]]
+            yield rows
+            seen.update(np.searchsorted(ends, rows, side="right").tolist())
+            if fragments is not None and len(seen) >= fragments:
+                return
+
+
+def _random_rows(total: int, count: int) -> Rows:
+    """Different rows out of `total`, in a random order: `count`, or all."""
+    key: Key = derive_key(0, _SAMPLE)
+    if total <= max(_PERMUTED, 4 * count):
+        return permutation(key, total)[:count]
+    drawn = np.floor(uniforms(key, np.arange(2 * count), 1)[:, 0] * total).astype(np.int64)
+    return np.array(list(dict.fromkeys(drawn.tolist()))[:count])
+
+
+def _labelled(labels: Rows) -> Rows:
+    return labels[labels >= 0]
+
+
+def _expected(labels: Rows, images: int) -> tuple[float, float]:
+    """(classes, share of pairs of one class) to expect of `images` of these labels, none drawn twice.
+
+    A class with n of N labels is missing with probability C(N - n, images) / C(N, images).
+    """
+    counts = np.unique(labels, return_counts=True)[1].tolist()
+    total = len(labels)
+    images = min(images, total)
+    missing = sum(math.exp(_log_ratio(total, count, images)) for count in counts if total - count >= images)
+    pairs = sum(count * (count - 1) for count in counts) / max(1, total * (total - 1))
+    return len(counts) - missing, pairs
+
+
+def _log_ratio(total: int, count: int, images: int) -> float:
+    """log(C(total - count, images) / C(total, images))."""
+    log = math.lgamma
+    return log(total - count + 1) - log(total - count - images + 1) + log(total - images + 1) - log(total + 1)
