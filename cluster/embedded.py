@@ -1,6 +1,5 @@
 """A Ray cluster of several nodes on this machine, which stays until it is taken down."""
 
-import json
 import os
 import secrets
 import shutil
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster.ray_settings import LOOPBACK, LOOPBACK_ONLY, SYSTEM_CONFIG
+from pipelines.checksums import checked_json, json_with_checksum
 
 # In the environment of each of the cluster's processes, so that `down` finds them, and no others. Those that
 # give themselves a title, ray::..., overwrite it; they have files open in the cluster's folder.
@@ -64,7 +64,7 @@ def up(nodes: int, cpus: int, host: str = LOOPBACK) -> Embedded:
     )
     try:
         _folder().mkdir(parents=True, exist_ok=True)
-        _write(_state(), json.dumps(asdict(cluster)))
+        _write(_state(), json_with_checksum(asdict(cluster)))
     except OSError as error:
         shutil.rmtree(cluster.folder)
         raise ValueError(
@@ -176,7 +176,7 @@ def _state() -> Path:
 
 def _read() -> Embedded | None:
     try:
-        return Embedded(**json.loads(_state().read_text()))
+        return Embedded(**checked_json(_state().read_bytes()))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
