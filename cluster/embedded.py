@@ -1,6 +1,5 @@
 """A Ray cluster of several nodes on this machine, which stays until it is taken down."""
 
-import json
 import os
 import secrets
 import signal
@@ -17,6 +16,7 @@ from cluster.auth_token import ensure_token
 from cluster.ray_folder import lasting_ray_folder, remove_ray_folder
 from cluster.ray_settings import LOOPBACK, LOOPBACK_ONLY, SYSTEM_CONFIG
 from cluster.start_checks import check_start
+from pipelines.checksums import checked_json, json_with_checksum
 
 # In the environment of each of the cluster's processes, so that `down` finds them, and no others. Those that
 # give themselves a title, ray::..., overwrite it; they have files open in the cluster's folder.
@@ -68,7 +68,7 @@ def up(nodes: int, cpus: int, host: str = LOOPBACK) -> Embedded:
     )
     try:
         _folder().mkdir(parents=True, exist_ok=True)
-        _write(_state(), json.dumps(asdict(cluster)))
+        _write(_state(), json_with_checksum(asdict(cluster)))
     except OSError as error:
         remove_ray_folder(cluster.folder)
         raise ValueError(
@@ -170,7 +170,7 @@ def _state() -> Path:
 
 def _read() -> Embedded | None:
     try:
-        return Embedded(**json.loads(_state().read_text()))
+        return Embedded(**checked_json(_state().read_bytes()))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:

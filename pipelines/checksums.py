@@ -8,6 +8,7 @@ taken as it is: it is older, or someone else's. A flipped bit in these marks lea
 import json
 import re
 from collections.abc import Mapping
+from io import BytesIO
 from typing import Any
 from zlib import crc32
 
@@ -27,20 +28,22 @@ NO_COMMENT = b"\x00\x00"
 class ChecksumError(ValueError):
     """A file is not as diptych wrote it: bits have flipped, or somebody has edited it."""
 
-    def __init__(self) -> None:
-        super().__init__("its checksum is another")
+    def __init__(self, message: str = "its checksum is another") -> None:
+        super().__init__(message)
 
 
-def zip_with_checksum(content: bytes) -> bytes:
-    """A zip that has no comment, with one that holds its checksum."""
-    assert content.endswith(NO_COMMENT)
-    return _sealed(content[: -len(NO_COMMENT)] + _SEAL_BYTES.to_bytes(2, "little"), b"")
+def seal_zip(file: BytesIO) -> None:
+    """Give a zip that has no comment one that holds its checksum."""
+    view = file.getbuffer()
+    assert view[-len(NO_COMMENT) :] == NO_COMMENT
+    view[-len(NO_COMMENT) :] = _SEAL_BYTES.to_bytes(len(NO_COMMENT), "little")
+    _seal(file, view, len(view))
 
 
-def parquet_with_checksum(content: bytes) -> bytes:
-    """A Parquet file with the checksums of its pages and of its footer, each as a whole, between them."""
-    footer = _footer_bytes(content)
-    return _sealed(content[:-footer], content[-footer:])
+def seal_parquet(file: BytesIO) -> None:
+    """Put the checksums of a Parquet file's pages and of its footer, each as a whole, between them."""
+    view = file.getbuffer()
+    _seal(file, view, len(view) - _footer_bytes(view[-8:].tobytes()))
 
 
 def parquet_end_bytes(end: bytes) -> int:
@@ -50,10 +53,11 @@ def parquet_end_bytes(end: bytes) -> int:
 
 def check_whole(content: bytes) -> bool:
     """Whether a zip or Parquet file has a checksum; raises ChecksumError where it is not the content's."""
-    body, mark, rest = content.rpartition(_MARK)
-    if mark and rest[: 2 * _DIGITS] != _digits(body, rest[2 * _DIGITS :]):
+    at, view = content.rfind(_MARK), memoryview(content)
+    digits = at + len(_MARK)
+    if at >= 0 and view[digits:][: 2 * _DIGITS] != _hex(view[:at]) + _hex(view[at + _SEAL_BYTES :]):
         raise ChecksumError
-    return bool(mark)
+    return at >= 0
 
 
 def check_footer(end: bytes) -> None:
@@ -97,8 +101,8 @@ def checked_json(line: bytes) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError("it is no JSON object")
     checksum = _hex(line[:-_TAIL] + b"}").decode()
-    if values and (last := list(values)[-1]) and values[last] == checksum:
-        del values[last]  # Under whatever key: a bit may have flipped in its name.
+    if values and next(reversed(values.values())) == checksum:
+        values.popitem()  # Under whatever key: a bit may have flipped in its name.
     if _KEY in values:
         raise ChecksumError
     return values
@@ -109,13 +113,14 @@ def _footer_bytes(end: bytes) -> int:
     return int.from_bytes(end[-8:-4], "little") + 8
 
 
-def _sealed(body: bytes, end: bytes) -> bytes:
-    return b"".join([body, _MARK, _digits(body, end), end])
+def _seal(file: BytesIO, view: memoryview, at: int) -> None:
+    """Insert the checksums of what stands before and behind `at`, without a copy of all of it."""
+    end = view[at:].tobytes()
+    seal = _MARK + _hex(view[:at]) + _hex(end)
+    view.release()  # Else the file could not grow.
+    file.seek(at)
+    file.write(seal + end)
 
 
-def _digits(body: bytes, end: bytes) -> bytes:
-    return _hex(body) + _hex(end)
-
-
-def _hex(content: bytes) -> bytes:
+def _hex(content: bytes | memoryview) -> bytes:
     return b"%08x" % crc32(content)

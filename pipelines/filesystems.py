@@ -106,7 +106,9 @@ def _remote(scheme: str, place: str) -> tuple[fs.FileSystem, str]:
     if not bucket:
         raise ValueError(f"{scheme}://{place} names no bucket; write {scheme}://BUCKET/PATH")
     if scheme == "s3" and _s3_endpoint(os.environ):
-        # Servers other than Amazon's often know no trailing checksums.
+        # Servers other than Amazon's often know no trailing checksums: MinIO's miss the body's length then.
+        # Without them an upload over http is signed with its SHA-256, and refused where that is another. Of
+        # downloads checksums are always asked for; files of diptych's have their own besides.
         os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(_PREFIXES)))
     path = f"{bucket}/{key}".rstrip("/")

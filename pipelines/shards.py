@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipelines import storage
-from pipelines.checksums import parquet_with_checksum
+from pipelines.checksums import seal_parquet
 from pipelines.layout import reading
 from pipelines.parquet import opened
 
@@ -71,7 +71,8 @@ def encode_shard(
             # One at a time, as a shard may hold more than binary's offsets reach.
             group = table.slice(start, rows_per_group).combine_chunks()
             writer.write_table(group.cast(pa.schema(fields)).replace_schema_metadata(metadata or None))
-    return parquet_with_checksum(out.getvalue())
+    seal_parquet(out)
+    return out.getvalue()
 
 
 def notes(uri: str) -> tuple[int, str]:

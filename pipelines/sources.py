@@ -16,7 +16,7 @@ from jaxtyping import Int
 from pyarrow import fs
 
 from pipelines import folders, parquet, storage, tars, torchvision_source
-from pipelines.checksums import check_whole, parquet_with_checksum
+from pipelines.checksums import check_whole, seal_parquet
 from pipelines.config import DataConfig
 from pipelines.files import check_unchanged, find_files
 from pipelines.layout import CONNECTIONS, Files, Layout, Listing, Place
@@ -137,7 +137,8 @@ class Index:
         out = io.BytesIO()
         fragments = self.fragments.replace_schema_metadata({"index": json.dumps(about)})
         pq.write_table(fragments, out, write_page_checksum=True)
-        return parquet_with_checksum(out.getvalue())
+        seal_parquet(out)
+        return out.getvalue()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Index":

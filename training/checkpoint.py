@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from pipelines import storage
-from pipelines.checksums import NO_COMMENT, check_whole, checked_json, json_with_checksum, zip_with_checksum
+from pipelines.checksums import NO_COMMENT, check_whole, checked_json, json_with_checksum, seal_zip
 from training.config import TrainConfig, config_hash
 
 _BEST = "best.json"
@@ -67,8 +67,9 @@ class Checkpoints:
         """Write what a snapshot holds; one with a score is the best so far, and spared until the next."""
         content = io.BytesIO()
         torch.save(saved, content)
+        seal_zip(content)
         self._remove(self._partial_names())  # They may be what fills the disk.
-        storage.write(self.uri(step), zip_with_checksum(content.getvalue()))
+        storage.write(self.uri(step), content.getvalue())
         if score is not None:
             best = json_with_checksum({"step": step, "score": score}).encode()
             storage.write(storage.join(self._folder, _BEST), best)

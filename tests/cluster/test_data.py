@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -189,6 +190,24 @@ def test_an_inspection_says_how_well_batches_would_be_mixed(
         assert mixing["same_class"] == pytest.approx(1 / 3, abs=0.02)
         main(["data", "inspect", str(tmp_path / name)])
         assert "full shuffle" in capsys.readouterr().out
+
+
+@pytest.mark.ray
+def test_a_key_is_data_and_no_path(ray_cluster: None, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in" / "images.tar", "w") as tar:
+        tar.add(folder / "apple" / "000.png", "../../x.png")
+        tar.add(folder / "pear" / "broken.png", "../../y.png")
+    make_run(folder, tmp_path)
+    before = set(tmp_path.rglob("*"))
+    dest = tmp_path / "deep" / "out"
+    main(["data", "pack", str(tmp_path / "in"), str(dest)])
+    main(["data", "embed", str(tmp_path / "run"), str(tmp_path / "in"), str(tmp_path / "deep" / "features")])
+    names = ["00000.parquet", "_quarantine.jsonl", "_source.json"]
+    below = [place / name for place in (dest, tmp_path / "deep" / "features") for name in ("", *names)]
+    assert set(tmp_path.rglob("*")) - before == {tmp_path / "deep", *below}
+    for place in (dest, tmp_path / "deep" / "features"):
+        assert pq.read_table(place / "00000.parquet")["key"].to_pylist() == ["../../x"]
 
 
 @pytest.mark.ray

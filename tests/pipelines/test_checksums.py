@@ -21,7 +21,7 @@ from pipelines.checksums import (
     checked_json,
     checked_toml,
     json_with_checksum,
-    parquet_with_checksum,
+    seal_parquet,
     toml_with_checksum,
 )
 from pipelines.config import DataConfig
@@ -130,7 +130,8 @@ def test_a_footer_longer_than_what_is_read_first_is_checked(tmp_path: Path) -> N
     columns = {f"column {number}": [number] for number in range(800)}
     out = io.BytesIO()
     pq.write_table(pa.table(columns), out, write_page_checksum=True)
-    content = parquet_with_checksum(out.getvalue())
+    seal_parquet(out)
+    content = out.getvalue()
     assert int.from_bytes(content[-8:-4], "little") > 100_000
     assert _read_shard(content, tmp_path)[0][0]["column 7"].to_pylist() == [7]
     harmed = bytearray(content)

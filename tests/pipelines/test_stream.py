@@ -46,6 +46,18 @@ def test_object_that_has_gone_is_named(ray_cluster: None, shards: Streamed) -> N
         list(stream_windows(index, data, windows))
 
 
+def test_a_shard_with_a_flipped_bit_is_named(ray_cluster: None, shards: Streamed) -> None:
+    index, data, windows = shards
+    path = Path(index.paths[1])
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"^cannot read .*00001\.parquet, row group \d: .*CRC checksum.*anew"
+    ):
+        list(stream_windows(index, data, windows))
+
+
 def test_tables_that_wait_to_be_taken_are_few_and_cost_no_processor_time(
     ray_cluster: None, tmp_path: Path
 ) -> None:
