@@ -1,6 +1,5 @@
 """`diptych demo`: digits into a local S3 store, SimCLR on two workers, and a report, with no network."""
 
-import tempfile
 import time
 import tomllib
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from cluster.digits import scattered_digits
 from cluster.objectstore import s3_server
 from cluster.train import run_training
+from pipelines.scratch import scratch_folder
 from pipelines.shards import write_shards
 from training.config import TrainConfig, shipped_config
 
@@ -20,7 +20,7 @@ _SHARD_ROWS, _GROUP_ROWS = 1024, 256
 def run_demo(output: str) -> None:
     """Make the images, train, and print how much of them the encoder has understood."""
     with (
-        tempfile.TemporaryDirectory(prefix="diptych-demo-") as folder,
+        scratch_folder() as folder,
         s3_server(Path(folder), bucket=_BUCKET),
     ):
         train, test = f"s3://{_BUCKET}/train", f"s3://{_BUCKET}/test"

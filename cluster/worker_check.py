@@ -1,6 +1,5 @@
 """What the workers of a cluster must be able to do together: the loss's gradient, and how fast they talk."""
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from threading import Event
@@ -12,6 +11,7 @@ import torch
 
 from cluster.findings import Finding
 from pipelines.config import DataConfig
+from pipelines.scratch import scratch_folder
 from pipelines.sources import Index
 from training.capacity import fitting_workers, wait_for_nodes
 from training.config import TrainConfig
@@ -35,7 +35,7 @@ _NO_SETS = Sets(Index("", "folder", pa.table({})))
 def check_workers(workers: int | None, gpus_per_worker: float | None) -> Iterator[Finding]:
     """As many workers as would train, started as for training, over the collectives that it would use."""
     values: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="diptych-") as scratch:
+    with scratch_folder() as scratch:
         count = workers or _as_many_as_fit()
         config = replace(_config(count, gpus_per_worker), output=scratch)
         try:

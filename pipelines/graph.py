@@ -3,7 +3,9 @@
 DALI draws nothing itself: every choice comes in as an argument, so a view is the same on any device.
 """
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from nvidia.dali import fn, pipeline_def
@@ -11,6 +13,9 @@ from nvidia.dali.types import DALIDataType, DALIImageType  # pyright: ignore[rep
 
 from pipelines.arguments import argument_names
 from pipelines.recipes import ViewRecipe
+
+# Modules that DALI makes of the graph's code, each from a file in the temporary folder.
+_CONVERTED = "__autograph_generated_file"
 
 
 def build_crops(
@@ -37,15 +42,26 @@ def build_crops(
         device_id=gpu,
         prefetch_queue_depth=prefetch,
     )
-    pipeline.build()
+    _build(pipeline)
     return pipeline
 
 
 def build_decoder(*, gpu: int | None) -> Any:
     """A pipeline that decodes one image at a time, its input `image`, as the views' pipeline would."""
     pipeline = _decoder(gpu is not None, batch_size=1, num_threads=1, device_id=gpu, prefetch_queue_depth=1)
-    pipeline.build()
+    _build(pipeline)
     return pipeline
+
+
+def _build(pipeline: Any) -> None:
+    """Build it, and delete the files into which DALI has written the code that it made of this module's.
+
+    DALI does so at the end of the process alone, to which Ray's workers do not come: they are killed.
+    """
+    pipeline.build()
+    for name, module in list(sys.modules.items()):
+        if name.startswith(_CONVERTED) and module.__file__:
+            Path(module.__file__).unlink(missing_ok=True)
 
 
 @pipeline_def(enable_conditionals=True)

@@ -4,7 +4,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from typing import Any, cast
 
@@ -66,7 +66,7 @@ class WorkerEnd:
                 time.sleep(_ASK_SECONDS)
             stopping.set()
 
-        Thread(target=ask, daemon=True).start()
+        _start(ask)
         return stopping.is_set
 
 
@@ -93,9 +93,7 @@ def open_channel(
                 ray.get(channel.stop.remote())
                 return
 
-    threads = [Thread(target=target, daemon=True) for target in (pump, watch)]
-    for thread in threads:
-        thread.start()
+    threads = [_start(pump), _start(watch)]
     try:
         yield WorkerEnd(channel)
     finally:
@@ -107,3 +105,15 @@ def open_channel(
             ray.kill(channel)
         except RayError:
             pass  # The cluster is gone, and with it the channel.
+
+
+def _start(work: Callable[[], None]) -> Thread:
+    """Do it in a thread. Without channel or cluster it ends without a word: others tell of that."""
+
+    def run() -> None:
+        with suppress(RayError):
+            work()
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    return thread

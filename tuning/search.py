@@ -1,7 +1,6 @@
 """Ray Tune adapter: trials of a training config, each a real run on Ray Train."""
 
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +11,7 @@ import ray
 from ray import tune
 from ray.tune.execution import class_cache
 
+from pipelines.scratch import scratch_folder
 from pipelines.sources import Index
 from training.attempts import run_to_its_end
 from training.capacity import fitting_workers, wait_for_nodes
@@ -67,7 +67,7 @@ def run_search(
     # Who calls this decides what Ctrl-C does.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     shared = _Shared(search, sets, book.stopped())
-    with tempfile.TemporaryDirectory(prefix="diptych-") as scratch:
+    with scratch_folder() as scratch:
         points = book.points() if search.searcher == "tpe" else search.points(search_space(search))
         tune.Tuner(
             tune.with_resources(tune.with_parameters(_Trial, shared=shared), _resources(search, room.size)),
