@@ -3,18 +3,18 @@
 import json
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cluster.auth_token import ensure_token
+from cluster.ray_folder import lasting_ray_folder, remove_ray_folder
 from cluster.ray_settings import LOOPBACK, LOOPBACK_ONLY, SYSTEM_CONFIG
 
 # In the environment of each of the cluster's processes, so that `down` finds them, and no others. Those that
@@ -49,24 +49,26 @@ class Embedded:
 def up(nodes: int, cpus: int, host: str = LOOPBACK) -> Embedded:
     """Start a cluster of so many Ray nodes with `cpus` logical CPUs each; it listens on `host` alone.
 
-    Ray's token authentication is on. Raises ValueError where one is running already, `host` is none of
-    this machine's addresses, or a node does not start; then nothing is left running.
+    Ray's token authentication is on, and no other user can enter the cluster's folder. Raises ValueError
+    where one is running already, `host` is none of this machine's addresses, the token or the folder cannot
+    be made, or a node does not start; then nothing is left running.
     """
     if running := find():
         raise ValueError(f"a cluster is running already at {running.address}; diptych cluster down ends it")
     down()
     port, dashboard = _free_ports(host, 2)
+    ensure_token()
     cluster = Embedded(
         f"{host}:{port}",
         f"http://{host}:{dashboard}",
         secrets.token_hex(8),
-        tempfile.mkdtemp(prefix="diptych-"),
+        lasting_ray_folder(),
     )
     try:
         _folder().mkdir(parents=True, exist_ok=True)
         _write(_state(), json.dumps(asdict(cluster)))
     except OSError as error:
-        shutil.rmtree(cluster.folder)
+        remove_ray_folder(cluster.folder)
         raise ValueError(
             f"cannot write {_state()}: {error.strerror}; set XDG_STATE_HOME to a folder of this user's"
         ) from error
@@ -74,6 +76,9 @@ def up(nodes: int, cpus: int, host: str = LOOPBACK) -> Embedded:
     # Threads that wait must not spin: all nodes share this machine's cores.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **cluster.environment, _MARK: cluster.mark}
     environment.pop("RAY_ADDRESS", None)
+    # Cluster notes its address in Ray's default folder, where other people's `ray.init()` would find it, and
+    # which may be another user's.
+    environment["RAY_TMPDIR"] = str(Path(cluster.folder).parent)
     # Jobs run `python`: this one.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     command = f"from cluster.embedded import Embedded, hold; hold({nodes}, {cpus}, {cluster!r})"
@@ -92,13 +97,9 @@ def up(nodes: int, cpus: int, host: str = LOOPBACK) -> Embedded:
 
 def hold(nodes: int, cpus: int, cluster: Embedded) -> None:
     """Start the nodes, say so on stdout, and keep them until SIGTERM: what the process of `up` does."""
-    from ray._common.utils import get_default_ray_temp_dir, reset_ray_address, try_to_create_directory
-    from ray._private import utils
-    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
     from ray.cluster_utils import Cluster
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    ensure_token_if_auth_enabled()
     host, _, port = cluster.address.rpartition(":")
     node = {
         "node_ip_address": host,
@@ -115,16 +116,7 @@ def hold(nodes: int, cpus: int, cluster: Embedded) -> None:
         "temp_dir": cluster.folder,
         "_system_config": SYSTEM_CONFIG,
     }
-    # Where Ray has never run there is no such folder, and Cluster writes into it.
-    try_to_create_directory(get_default_ray_temp_dir())
-    named = utils.read_ray_address()
     started = Cluster(initialize_head=True, head_node_args=node | head)
-    # Other people's `ray.init()` is not led here, nor to nowhere once this cluster is gone.
-    if named:
-        utils.write_ray_address(named)
-    else:
-        reset_ray_address()
-    utils.write_ray_address(cluster.address, cluster.folder)  # Jobs are led here.
     for number in range(1, nodes):
         # In one folder, a node that unpacks a job's files would take them away from another's processes.
         started.add_node(**node, runtime_env_dir_name=f"runtime_resources_{number}")
@@ -161,7 +153,7 @@ def down() -> int:
             _signal(left, signal.SIGKILL)
         time.sleep(0.1)
     _state().unlink()
-    shutil.rmtree(cluster.folder, ignore_errors=True)
+    remove_ray_folder(cluster.folder)
     return len(found)
 
 

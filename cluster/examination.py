@@ -14,6 +14,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from cluster import probe
+from cluster.auth_token import open_to_others
 from pipelines import storage
 from pipelines.dali import Request, make_views
 from pipelines.draws import draw
@@ -29,10 +30,11 @@ _BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class About:
-    """Versions by name, and bytes of shared memory."""
+    """Versions by name, bytes of shared memory, and how others can read Ray's token, if they can."""
 
     versions: dict[str, str]
     shared_memory: int
+    open_token: str | None
 
 
 class Examiner:
@@ -81,7 +83,7 @@ def about() -> About:
     versions |= {package: metadata.version(package) for package in _PACKAGES}
     versions["diptych"] = f"{metadata.version('diptych')} ({(probe.fingerprint() or '')[:8]})"
     shared = os.statvfs("/dev/shm")
-    return About(versions, shared.f_frsize * shared.f_blocks)
+    return About(versions, shared.f_frsize * shared.f_blocks, open_to_others())
 
 
 def example_views(*, gpu: int | None) -> Float[np.ndarray, "views images 3 size size"]:

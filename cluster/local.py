@@ -4,11 +4,13 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cluster import embedded
+from cluster.auth_token import ensure_token
+from cluster.ray_folder import ray_folder
 from cluster.ray_settings import LOOPBACK_ONLY, SYSTEM_CONFIG, wants_token
 
 # What a Ray address is unless it is one for Ray's own client.
@@ -44,7 +46,6 @@ def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[None]:
     Logical CPUs only limit how many processes run at once: with more of them than cores, all are slower.
     """
     import ray
-    from ray.exceptions import AuthenticationError
 
     if ray.is_initialized():
         yield
@@ -53,30 +54,41 @@ def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[None]:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     environment: dict[str, Any] = {"py_modules": [str(path) for path in modules]} if modules else {}
-    if there := address():
-        if there.startswith("http"):
-            raise ValueError(f"{there} takes jobs alone; submit it: diptych submit --address {there} -- ...")
-        _check_listens(there)
-        environment |= {"env_vars": {"OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"]}}
-        try:
-            ray.init(there, runtime_env=environment, **settings)
-        except (ConnectionError, AuthenticationError) as error:
-            raise ValueError(_no_answer(there, error)) from error
-        except RuntimeError as error:
-            if "Version mismatch" not in str(error):
-                raise
-            raise ValueError(_other_versions(there, error)) from error
-    else:
-        # The dashboard would take a share of a small machine's cores.
-        cores = max(os.cpu_count() or 1, int(cpus + 0.999))
-        ray.init(
-            "local", num_cpus=cores, include_dashboard=False, _system_config=SYSTEM_CONFIG,
-            runtime_env=environment, **settings,
-        )  # fmt: skip
-    try:
+    with ExitStack() as stack:
+        if there := address():
+            _connect(there, environment, settings)
+        else:
+            # As Ray has it for clusters of this kind: with the token, unless someone has said otherwise.
+            if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
+                ensure_token()
+            folder = stack.enter_context(ray_folder())
+            # The dashboard would take a share of a small machine's cores.
+            cores = max(os.cpu_count() or 1, int(cpus + 0.999))
+            ray.init(
+                "local", num_cpus=cores, include_dashboard=False, _system_config=SYSTEM_CONFIG,
+                _temp_dir=folder, runtime_env=environment, **settings,
+            )  # fmt: skip
+        stack.callback(ray.shutdown)
         yield
-    finally:
-        ray.shutdown()
+
+
+def _connect(there: str, environment: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Connect to the cluster at this address; ValueError where that does not work."""
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    if there.startswith("http"):
+        raise ValueError(f"{there} takes jobs alone; submit it: diptych submit --address {there} -- ...")
+    _check_listens(there)
+    environment = environment | {"env_vars": {"OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"]}}
+    try:
+        ray.init(there, runtime_env=environment, **settings)
+    except (ConnectionError, AuthenticationError) as error:
+        raise ValueError(_no_answer(there, error)) from error
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        raise ValueError(_other_versions(there, error)) from error
 
 
 def _noted_by_ray() -> str:

@@ -52,6 +52,7 @@ def check_nodes(uri: str | None) -> Iterator[Finding]:
     nodes, answers, lost = _nodes()
     yield from lost
     yield from version_findings(answers | {"this process": asdict(about())})
+    yield from token_findings(answers)
     yield from _resources(nodes, answers)
     yield from _dali(nodes)
     yield from _clocks(nodes)
@@ -115,6 +116,22 @@ def version_findings(answers: dict[str, dict[str, Any]]) -> Iterator[Finding]:
         if len(versions) > 1:
             found = "; ".join(f"{version} on {', '.join(nodes)}" for version, nodes in versions.items())
             yield Finding("versions", package, found, "fault", "give all nodes the same image")
+
+
+def token_findings(answers: dict[str, dict[str, Any]]) -> Iterator[Finding]:
+    """Whether the cluster wants its token, and others of its nodes can read that."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        yield Finding(
+            "token", "cluster", "it wants none", "told",
+            "whoever reaches its ports can run code on it: start its nodes with RAY_AUTH_MODE=token",
+        )  # fmt: skip
+        return
+    exposed = {node: answer["open_token"] for node, answer in answers.items() if answer["open_token"]}
+    for node, found in exposed.items():
+        way_out = "make it 0600 in a folder of 0700, and another one if others may have read it"
+        yield Finding("token", node, found, "told", way_out)
+    if not exposed:
+        yield Finding("token", "every node", "the cluster wants it, and its owner alone can read it")
 
 
 def _resources(nodes: list[Node], answers: dict[str, dict[str, Any]]) -> Iterator[Finding]:

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.auth_token import ensure_token
 from cluster.objectstore import S3Server, s3_server
+from cluster.ray_folder import ray_folder
 from cluster.ray_settings import LOOPBACK_ONLY, SYSTEM_CONFIG
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -102,16 +104,19 @@ def ray_cluster(bucket: str) -> Iterator[None]:
     """A connected Ray cluster whose workers know the S3 server."""
     import ray
 
-    ray.init(
-        "local",
-        num_cpus=CLUSTER_CPUS,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _system_config=SYSTEM_CONFIG,
-    )
-    yield
-    ray.shutdown()
+    ensure_token()
+    with ray_folder() as folder:
+        ray.init(
+            "local",
+            num_cpus=CLUSTER_CPUS,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _system_config=SYSTEM_CONFIG,
+            _temp_dir=folder,
+        )
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from commands import diptych
 
+from cluster.auth_token import ensure_token
 from cluster.digits import scattered_digits
 from pipelines.shards import write_shards
 
@@ -57,6 +58,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = os.environ | {"PATH": f"{folder}/venv/bin:/usr/bin:/bin", "RAY_AUTH_MODE": "token"}
     for name in ("PYTHONPATH", "VIRTUAL_ENV"):
         environment.pop(name, None)
+    ensure_token()
     with (folder / "log").open("w") as log:
         holder = subprocess.Popen(
             [folder / "venv" / "bin" / "python", "-c", _HOLD], env=environment, cwd=folder, text=True,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from commands import diptych, started_cluster
 from processes import cluster_processes
+from strangers import stranger_reads
 
 from cluster.cli import main
 
@@ -33,6 +34,10 @@ def test_an_address_that_is_none_of_this_machines_is_refused(
 def test_it_can_be_taken_down_after_a_crash_and_nothing_else_is(tmp_path: Path) -> None:
     with started_cluster(tmp_path, nodes=1) as cluster:
         mark = f"DIPTYCH_CLUSTER={cluster['mark']}"
+        private = Path(cluster["folder"]).parent
+        assert private.stat().st_mode & 0o777 == 0o700
+        if os.getuid() == 0:
+            assert stranger_reads(Path(cluster["folder"])) == "PermissionError"
         # It has a log of the cluster's open, as whoever looks at one has.
         (log, *_) = Path(cluster["folder"]).glob("session_latest/logs/*.log")
         waits = f"import time; log = open({str(log)!r}); time.sleep(600)"
@@ -47,6 +52,7 @@ def test_it_can_be_taken_down_after_a_crash_and_nothing_else_is(tmp_path: Path) 
             assert re.fullmatch(r"[1-9]\d* processes ended\n", down.stdout), down.stderr
             time.sleep(0.5)
             assert cluster_processes(mark, cluster["folder"]) == []
+            assert not private.exists()
             assert control.poll() is None
         finally:
             control.kill()

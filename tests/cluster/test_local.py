@@ -1,5 +1,11 @@
 """Which cluster commands take, by the words that RAY_ADDRESS may be: auto and local."""
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +61,42 @@ def test_auto_is_diptychs_own_cluster_before_any_that_ray_has_noted(tmp_path: Pa
         assert f"cluster at {state['address']}" in done.stdout
         jobs = diptych("jobs", "list", RAY_ADDRESS="auto", **there)
         assert jobs.returncode == 0, jobs.stderr
+
+
+_COMMAND = """
+import sys
+from cluster.local import cluster
+with cluster(cpus=1):
+    import ray
+    print(ray.get_runtime_context().get_temp_dir(), ray.get_runtime_context().get_node_id(), flush=True)
+    sys.stdin.read()
+"""
+
+
+def _own_cluster(place: Path) -> tuple[subprocess.Popen[str], Path]:
+    """A process that has a cluster of its own until its input ends, and Ray's folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _COMMAND], env=os.environ | {"TMPDIR": str(place), "RAY_ADDRESS": "local"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout
+    return process, Path(process.stdout.readline().split()[0])
+
+
+@pytest.mark.slow
+def test_one_of_its_own_leaves_nothing_though_killed_and_needs_no_folder_of_another_user() -> None:
+    place = Path(tempfile.mkdtemp(prefix="dt-", dir="/tmp"))
+    (place / "ray").write_text("another's")
+    killed, left = _own_cluster(place)
+    assert left.parents[1] == place
+    assert left.parent.stat().st_mode & 0o777 == 0o700
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert left.exists()
+    ends, its = _own_cluster(place)
+    assert not left.exists()
+    assert its.exists()
+    assert ends.communicate("")[0] == ""
+    assert ends.returncode == 0
+    assert os.listdir(place) == ["ray"]
+    shutil.rmtree(place)

@@ -1,0 +1,116 @@
+"""Ray's authentication token: whoever has it can run code as this user, and Ray makes it for all to read."""
+
+import fcntl
+import os
+import secrets
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+def ensure_token() -> None:
+    """Make the token where there is none; take one that others can read from them, and say so on stderr.
+
+    Raises ValueError where RAY_AUTH_TOKEN_PATH has none, or the token cannot be written.
+    """
+    path = token_file()
+    if path is None:
+        return
+    if not _has_token(path):
+        if path != _default():
+            raise ValueError(f"RAY_AUTH_TOKEN_PATH={path} has no token; leave it out, or write one there")
+        _make(path)
+    elif open_to_others():
+        _close(path)
+
+
+def token_file() -> Path | None:
+    """Where Ray reads the token; None where RAY_AUTH_TOKEN is the token itself."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return None
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(named) if named else _default()
+
+
+def open_to_others() -> str | None:
+    """The token's file and its mode, where others of this machine can read or replace it."""
+    path = token_file()
+    with suppress(OSError):  # There is none.
+        if path:
+            mode, folder = path.stat().st_mode, path.parent.stat().st_mode
+            if mode & 0o077:
+                return f"{path} has mode {stat.S_IMODE(mode):04o}"
+            if folder & 0o022 and not folder & stat.S_ISVTX:
+                return f"{path.parent} has mode {stat.S_IMODE(folder):04o}"
+    return None
+
+
+def _default() -> Path:
+    return Path.home() / ".ray" / "auth_token"
+
+
+def _has_token(path: Path) -> bool:
+    """Whether Ray would find one: for it, an empty file has none."""
+    try:
+        return bool(path.read_text().strip())
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise ValueError(_not_usable(path, error)) from error
+
+
+def _make(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.parent.chmod(0o700)
+        with _only_one(path.parent):
+            if not _has_token(path):  # Another process has made none in the meantime.
+                _write(path, secrets.token_hex(32))
+    except OSError as error:
+        raise ValueError(_not_usable(path, error)) from error
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Of the processes that come here with the same folder, one at a time."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # A file system without locks.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _write(path: Path, token: str) -> None:
+    """Write the file whole, with mode 0600."""
+    descriptor, part = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(token)
+    os.replace(part, path)
+
+
+def _close(path: Path) -> None:
+    was = open_to_others()
+    try:
+        path.chmod(0o600)
+        if path == _default():
+            path.parent.chmod(0o700)
+    except OSError as error:
+        _say(f"{was}, which {error.strerror}: others of this machine can use this user's clusters")
+    else:
+        _say(
+            f"{was}: others of this machine could read Ray's token, and cannot any more; delete it while no "
+            "cluster runs, and the next start makes another"
+        )
+
+
+def _not_usable(path: Path, error: OSError) -> str:
+    return f"cannot use {path}: {error.strerror}; set RAY_AUTH_TOKEN_PATH to a file with a token"
+
+
+def _say(line: str) -> None:
+    print(f"diptych: {line}", file=sys.stderr)

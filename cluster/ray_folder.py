@@ -1,0 +1,69 @@
+"""Where the clusters that diptych starts have their files: Ray opens its own folder to all users."""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from pipelines.scratch import PREFIX, scratch_folder
+
+# Ray's default folder is the one of this name in RAY_TMPDIR, which `cluster up` makes use of.
+_RAYS = "ray"
+
+# The longest path of a Unix socket, and what Ray's add to the place of a new folder.
+_LONGEST = 107
+_ADDED = f"/{PREFIX}12345678/{_RAYS}/session_2026-11-27_04-53-01_123456_4194304/sockets/plasma_store.99"
+_ROOM = _LONGEST - len(_ADDED)
+
+
+@contextmanager
+def ray_folder() -> Iterator[str]:
+    """A folder for Ray, below one that no other user can enter; both are removed at the end.
+
+    They stay where the block ends with an error, for Ray's logs, until the next start. Raises ValueError
+    where no folder can be made.
+    """
+    with ExitStack() as stack:
+        with _told():
+            private = stack.enter_context(scratch_folder(_place(), keep_failed=True))
+        yield os.path.join(private, _RAYS)
+
+
+def lasting_ray_folder() -> str:
+    """Likewise for a cluster that outlives this process, which removes it by remove_ray_folder."""
+    with _told():
+        return os.path.join(tempfile.mkdtemp(prefix=PREFIX, dir=_place()), _RAYS)
+
+
+def remove_ray_folder(folder: str) -> None:
+    """Remove what lasting_ray_folder has made; an older diptych had its folder open."""
+    private = Path(folder).parent
+    shutil.rmtree(private if private.name.startswith(PREFIX) else folder, ignore_errors=True)
+
+
+def _place() -> str:
+    """RAY_TMPDIR or the system's temporary folder; /tmp where Ray's sockets' paths are too long for those."""
+    place = os.path.abspath(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    if len(os.fsencode(place)) > _ROOM:
+        print(
+            f"diptych: Ray's files are in /tmp: the path {place} is too long for its sockets; "
+            f"RAY_TMPDIR may have {_ROOM} bytes",
+            file=sys.stderr,
+        )
+        return "/tmp"
+    os.makedirs(place, exist_ok=True)
+    return place
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        place = os.path.dirname(error.filename) if error.filename else "the temporary folder"
+        raise ValueError(
+            f"cannot make a folder in {place}: {error.strerror}; set RAY_TMPDIR to one of this user's"
+        ) from error
