@@ -1,6 +1,7 @@
 """The processes of Ray Train's workers on this machine, and keeping processes from going on."""
 
 import os
+import re
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,42 @@ def cluster_processes(setting: str, folder: str) -> list[int]:
                 found.append(int(place.name))
         except OSError:  # It has ended.
             continue
+    return found
+
+
+# Loopback addresses as the tables of /proc have them: of IPv4, and the same as one of IPv6.
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
+
+
+def processes_in(folder: Path) -> list[int]:
+    """Those of the Ray cluster that has its files in the folder, and this one."""
+    found = [os.getpid()]
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (place / "cmdline").read_bytes()
+            if str(folder).encode() in command or (
+                command.startswith(b"ray::")
+                and any(os.readlink(link).startswith(str(folder)) for link in (place / "fd").iterdir())
+            ):
+                found.append(int(place.name))
+        except OSError:  # It has ended, or closed the file.
+            continue
+    return found
+
+
+def listening(processes: Iterable[int]) -> dict[int, list[str]]:
+    """The addresses, in hexadecimal, on which the processes listen, one for each socket."""
+    tables = ("/proc/net/tcp", "/proc/net/tcp6")
+    lines = [line.split() for table in tables for line in Path(table).read_text().splitlines()[1:]]
+    addresses = {line[9]: line[1].partition(":")[0] for line in lines if line[3] == "0A"}
+    found = dict[int, list[str]]()
+    for process in processes:
+        for link in Path(f"/proc/{process}/fd").glob("*"):
+            try:
+                sockets = re.findall(r"socket:\[(\d+)\]", os.readlink(link))
+            except OSError:  # It has been closed.
+                continue
+            found.setdefault(process, []).extend(addresses[one] for one in sockets if one in addresses)
     return found
 
 

@@ -15,6 +15,7 @@ HOMES = {
         "training/gauges.py",
         "pipelines/stream.py",
         "training/worker.py",
+        "training/process_group.py",
         "training/capacity.py",
         "training/channel.py",
         "training/nodes.py",

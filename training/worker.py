@@ -2,7 +2,6 @@
 
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ import ray.train
 import torch
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchTrainer, get_device
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import RayTrainCallback
 
 from pipelines import storage
+from pipelines.scratch import scratch_folder
 from pipelines.stream import READER_CPUS, READERS, stream_windows
 from training.capacity import fitting_workers, gpus_per_worker
 from training.channel import WorkerEnd, open_channel
@@ -30,6 +30,7 @@ from training.faults import RunError, StoppedError
 from training.gather import LocalGather, ProcessGroupGather
 from training.gauges import Gauges
 from training.process import Worker
+from training.process_group import GroupConfig
 from training.run import run_uri, train
 from training.runlog import LOG, Progress
 
@@ -120,7 +121,7 @@ def launch_group(
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(max(60.0, config.timeout))
     with (
         open_channel(progress, stopping) as channel,
-        tempfile.TemporaryDirectory(prefix="diptych-") as scratch,
+        scratch_folder() as scratch,
     ):
         trainer = _Trainer(
             _work,
@@ -131,7 +132,7 @@ def launch_group(
                 resources_per_worker={"CPU": max(0.0, config.cpus_per_worker - READERS * READER_CPUS)}
                 | ({"GPU": gpus} if gpus else {}),
             ),
-            torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=int(config.timeout)),
+            torch_config=GroupConfig(backend="nccl" if gpus else "gloo", timeout_s=int(config.timeout)),
             # diptych keeps its own checkpoints, and goes on by itself; Ray has nothing to keep or to retry.
             run_config=RunConfig(
                 name=config.name,
