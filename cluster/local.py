@@ -63,7 +63,9 @@ def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[Callable[[], 
         if there := address():
             _connect(there, environment, settings)
         else:
-            ensure_token()
+            # As Ray has it for clusters of this kind: with the token, unless someone has said otherwise.
+            if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
+                ensure_token()
             folder = stack.enter_context(ray_folder())
             # The dashboard would take a share of a small machine's cores.
             cores = max(os.cpu_count() or 1, int(cpus + 0.999))

@@ -32,7 +32,8 @@ def scratch_folder(within: str | None = None, *, keep_failed: bool = False) -> I
         raise
     finally:
         if not kept:
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # Someone else has removed it.
+                _remove(folder)
         os.close(lock)
 
 
@@ -61,6 +62,18 @@ def _remove_unlocked(folder: str) -> None:
     lock = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     finally:
         os.close(lock)
+
+
+def _remove(folder: str) -> None:
+    """Remove the folder; one that others still write to keeps its lock, so that a later call tries again."""
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if name != _LOCK:
+            shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):  # It was a folder.
+                os.unlink(path)
+    if set(os.listdir(folder)) <= {_LOCK}:
+        shutil.rmtree(folder, ignore_errors=True)
