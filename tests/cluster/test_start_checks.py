@@ -51,12 +51,12 @@ def _fail(harm: Harm) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [(Full, r"has 0 MiB free, and needs \d+"), (NoInodes, r"has room for 0 files, and needs it for 1,000")],
+    [(Full, r"has 0 MiB free, and needs \d+"), (NoInodes, r"has room for 0 files, and needs it for 500")],
 )
 def test_a_place_without_room_for_rays_files_is_told_before_and_after_a_start(
     kind: type[Harm], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with small_disk(tmp_path / "small", "size=80m,nr_inodes=2000") as place:
+    with small_disk(tmp_path / "small", "size=24m,nr_inodes=2000") as place:
         monkeypatch.setenv("RAY_TMPDIR", str(place / "below"))
         told = rf"^Ray's temporary folder in {place}/below {said}; free space there, or set RAY_TMPDIR$"
         harm = kind(place)
