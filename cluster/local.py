@@ -4,13 +4,13 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from cluster import embedded
 from cluster.ray_settings import LOOPBACK_ONLY, SYSTEM_CONFIG, wants_token
-from cluster.start_checks import checked_start
+from cluster.start_checks import checked_start, watched_room
 
 # What a Ray address is unless it is one for Ray's own client.
 _HOST_AND_PORT = re.compile(r"[^/]+:\d+")
@@ -76,9 +76,16 @@ def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[None]:
                 runtime_env=environment, **settings,
             )  # fmt: skip
     try:
-        yield
+        with nullcontext() if there else watched_room(_warn):
+            yield
     finally:
         ray.shutdown()
+
+
+def _warn(message: str) -> None:
+    from cluster.progress import warn  # It imports torch.
+
+    warn(message)
 
 
 def _noted_by_ray() -> str:
