@@ -13,7 +13,7 @@ from cluster import embedded
 from cluster.auth_token import ensure_token
 from cluster.ray_folder import ray_folder
 from cluster.ray_settings import LOOPBACK_ONLY, SYSTEM_CONFIG, wants_token
-from cluster.start_checks import checked_start
+from cluster.start_checks import checked_start, watched_room
 
 # What a Ray address is unless it is one for Ray's own client.
 _HOST_AND_PORT = re.compile(r"[^/]+:\d+")
@@ -75,6 +75,7 @@ def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[Callable[[], 
             )  # fmt: skip
             with checked_start():
                 start()
+            stack.enter_context(watched_room(_warn))
         stack.callback(ray.shutdown)
         yield partial(_again, start) if start else None
 
@@ -104,6 +105,12 @@ def _again(start: Callable[[], object]) -> None:
 
     ray.shutdown()
     start()
+
+
+def _warn(message: str) -> None:
+    from cluster.progress import warn  # It imports torch.
+
+    warn(message)
 
 
 def _noted_by_ray() -> str:

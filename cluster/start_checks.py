@@ -1,17 +1,20 @@
-"""What this machine must have for a Ray cluster to start: open files, and room for Ray's own."""
+"""What this machine must have for a Ray cluster to start, and to work: open files, and room for Ray's own."""
 
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
-# Each of Ray's processes inherits the limit. A head, two workers and their readers have some 200 files and
-# sockets open in the one that has most; a soft limit of 1,024 is what Linux comes with.
+# Each of Ray's processes inherits the limit. With one worker the one that has most has 81 open, and more with
+# each node and worker; 1,024 is what Linux comes with.
 _OPEN_FILES, _WISHED_OPEN_FILES = 1024, 65536
 
-# Ray's logs, its sockets and the packages of jobs. It spills its objects to the same folder.
-_ROOM_BYTES, _ROOM_FILES = 64 * 2**20, 1000
+# Ray's logs, a megabyte for a small run, and what does not fit into its object store.
+_ROOM_BYTES, _ROOM_FILES = 16 * 2**20, 500
+
+_LOOK_SECONDS = 10.0
 
 
 @contextmanager
@@ -28,7 +31,40 @@ def checked_start() -> Iterator[None]:
 def check_start() -> None:
     """Raise the limit of open files; ValueError where it stays low, or Ray's files have no room."""
     raise_open_files()
-    check_room(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+    check_room(_place())
+
+
+@contextmanager
+def watched_room(warn: Callable[[str], None], look_seconds: float = _LOOK_SECONDS) -> Iterator[None]:
+    """Warn, once each time, of Ray's folder having filled up until the block ends.
+
+    Ray then starts the processes that read the images over and over, without a word: a run stands still.
+    """
+    ended = Event()
+
+    def watch() -> None:
+        full = False
+        while not ended.wait(look_seconds):
+            try:
+                check_room(_place())
+                full = False
+            except ValueError as error:
+                if not full:
+                    warn(f"{error}: without room there, a run may stand still")
+                full = True
+
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _place() -> str:
+    """Where Ray makes its folder."""
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
 
 
 def raise_open_files() -> None:

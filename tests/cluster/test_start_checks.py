@@ -6,11 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 
 import pytest
 from small_disks import Full, Harm, NoInodes, small_disk
 
-from cluster.start_checks import check_start, checked_start
+from cluster.start_checks import check_start, checked_start, watched_room
 
 _NUMBER = "import resource; from cluster.start_checks import check_start; check_start(); "
 _NUMBER += "print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
@@ -51,12 +52,12 @@ def _fail(harm: Harm) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [(Full, r"has 0 MiB free, and needs \d+"), (NoInodes, r"has room for 0 files, and needs it for 1,000")],
+    [(Full, r"has 0 MiB free, and needs \d+"), (NoInodes, r"has room for 0 files, and needs it for 500")],
 )
 def test_a_place_without_room_for_rays_files_is_told_before_and_after_a_start(
     kind: type[Harm], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with small_disk(tmp_path / "small", "size=80m,nr_inodes=2000") as place:
+    with small_disk(tmp_path / "small", "size=24m,nr_inodes=2000") as place:
         monkeypatch.setenv("RAY_TMPDIR", str(place / "below"))
         told = rf"^Ray's temporary folder in {place}/below {said}; free space there, or set RAY_TMPDIR$"
         harm = kind(place)
@@ -70,3 +71,25 @@ def test_a_place_without_room_for_rays_files_is_told_before_and_after_a_start(
         harm.end()
         with pytest.raises(RuntimeError, match="another reason"), checked_start():
             raise RuntimeError("another reason")
+
+
+def test_a_place_that_fills_up_meanwhile_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    told = Event()
+
+    def warn(message: str) -> None:
+        said.append(message)
+        told.set()
+
+    with small_disk(tmp_path / "small", "size=24m") as place:
+        monkeypatch.setenv("RAY_TMPDIR", str(place))
+        with watched_room(warn, look_seconds=0.01):
+            assert not said
+            Full(place).begin()
+            assert told.wait(60)
+            Event().wait(0.2)  # Several looks more.
+    (message,) = said
+    assert message.startswith(f"Ray's temporary folder in {place} has ")
+    assert message.endswith(": without room there, a run may stand still")

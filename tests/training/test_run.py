@@ -614,7 +614,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_bit_for_bit(
     data: DataConfig, whole: tuple[TrainConfig, Samples], tmp_path: Path
 ) -> None:
     config = _config(data, tmp_path, checkpoint={"every_steps": 100, "keep": 2})
-    asked = iter([False, False, True])
+    asked = iter([False, False, False, True])  # Before the first step, and after each.
     with pytest.raises(StoppedError, match="stopped after step 3"):
         _train(config, stopping=lambda: next(asked))
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-000000003.pt"]
