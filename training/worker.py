@@ -214,10 +214,13 @@ def _started(
 def while_head_answers(work: Callable[[], Result]) -> Result:
     """What `work` gives; ClusterLostError once the cluster's head is gone, for which Ray would wait."""
     head, done = Head(), in_thread(work)
-    while not wait([done], _LOOK_SECONDS).done:
+    while True:
+        ended = bool(wait([done], _LOOK_SECONDS).done)
         if head.lost():
-            raise ClusterLostError("the head of the Ray cluster no longer answers", final=False)
-    return done.result()
+            raise ClusterLostError
+        # Whatever has failed while the head does not answer may have failed for that.
+        if ended and (head.answers or done.exception() is None):
+            return done.result()
 
 
 def in_thread(work: Callable[[], Result]) -> Future[Result]:
