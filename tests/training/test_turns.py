@@ -43,16 +43,16 @@ def _config(each: float, workers: int | str) -> TrainConfig:
 
 
 @contextmanager
-def _taken(cpus: float) -> Iterator[Callable[[], None]]:
-    """Another run has so many CPUs, until it is called or the block ends."""
-    free, group = _free(), placement_group([{"CPU": cpus}])
+def _taken(cpus: float, *, left: float) -> Iterator[Callable[[], None]]:
+    """Another run has so many CPUs, and leaves so many, until what this gives is called or the block ends."""
+    group = placement_group([{"CPU": cpus}])
     assert group.wait(60)
-    _until(lambda: _free() < free - 0.1)
+    _until(lambda: abs(_free() - left) < 0.1)  # Readers of the pool's workers may have a hundredth each.
     try:
         yield lambda: remove_placement_group(group)
     finally:
         remove_placement_group(group)
-        _until(lambda: _free() > free - 0.1)  # Readers have a hundredth each.
+        _until(lambda: abs(_free() - left - cpus) < 0.1)
 
 
 class _Waiting:
@@ -80,8 +80,8 @@ class _Waiting:
 
 
 def test_runs_wait_for_room_in_the_order_in_which_they_came(each: float) -> None:
-    config, before = _config(each, 2), _free()
-    with _taken(2 * each) as give_back:
+    config = _config(each, 2)
+    with _taken(2 * each, left=0.5 * each) as give_back:
         second = _Waiting(config, since=2.0)
         _until(lambda: second.said)
         assert second.said[0].startswith(f"{2 * each:g} CPUs; ")
@@ -98,11 +98,10 @@ def test_runs_wait_for_room_in_the_order_in_which_they_came(each: float) -> None
         assert second.workers == 2
         second.end()
     assert not others_wait()
-    _until(lambda: _free() > before - 0.1)
 
 
 def test_whoever_is_told_to_stop_leaves_the_line(each: float) -> None:
-    with _taken(2 * each):
+    with _taken(2 * each, left=0.5 * each):
         waiting = _Waiting(_config(each, 2), since=1.0)
         _until(lambda: waiting.said)
         waiting.end()
@@ -112,16 +111,15 @@ def test_whoever_is_told_to_stop_leaves_the_line(each: float) -> None:
 
 def test_a_run_that_may_have_fewer_workers_begins_with_those_that_fit_and_can_grow(each: float) -> None:
     config = _config(each, "1:2")
-    with _taken(each) as give_back:
+    with _taken(each, left=1.5 * each):
         waiting = _Waiting(config, since=1.0)
         _until(lambda: waiting.workers)
         assert waiting.workers == 1
         waiting.end()
-        with _taken(each):
+        with _taken(each, left=0.5 * each):
             assert not can_grow(config, 1)
         assert can_grow(config, 1)
         assert not can_grow(config, 2)
-        give_back()
 
 
 def test_a_group_that_something_else_has_left_is_found_and_removed(ray_cluster: None) -> None:
