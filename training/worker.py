@@ -264,6 +264,7 @@ def _work(loop_config: dict[str, Any]) -> None:
     if leads:
         job.channel.put({"phase": "workers"})
     job.channel.join()
+    stopping = job.channel.watch()
     alone = context.get_world_size() == 1
     threads = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
     torch.set_num_threads(threads)
@@ -272,7 +273,7 @@ def _work(loop_config: dict[str, Any]) -> None:
         device=get_device(),
         threads=threads,
         tables=stream_windows,
-        stopping=job.channel.watch() if leads else lambda: False,
+        stopping=stopping if leads else lambda: False,
     )
     job.task(job.config, job.sets, worker, job.channel.put)
 
