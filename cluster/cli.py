@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, validators
 from pydantic import ValidationError
 
+from cluster.again import after_lost_head
 from cluster.cluster_cli import cluster
 from cluster.config_file import read_config_file
 from cluster.data_cli import Count, data
@@ -18,7 +19,7 @@ from cluster.startup import Startup
 from cluster.tune_cli import tune
 from pipelines.faults import first_line
 from training.config import TrainConfig
-from training.faults import RunError
+from training.faults import ClusterLostError, RunError
 from training.messages import missing, wrong_fields
 
 Multiplier = Annotated[float, Parameter(validator=validators.Number(gt=0))]
@@ -239,6 +240,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(141)
     except (ValueError, OSError) as error:
         _fail(first_line(error))
+    except ClusterLostError as lost:
+        if arguments is None:
+            after_lost_head(lost)
+        sys.exit(f"diptych: {lost}")
     except RunError as error:
         sys.exit(f"diptych: {error}")
     except Interrupted as interrupted:

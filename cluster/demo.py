@@ -11,6 +11,7 @@ from cluster.train import run_training
 from pipelines.scratch import scratch_folder
 from pipelines.shards import write_shards
 from training.config import TrainConfig, shipped_config
+from training.faults import ClusterLostError
 
 _BUCKET = "diptych-demo"
 _TRAIN_IMAGES, _TEST_IMAGES = 4096, 1024
@@ -29,7 +30,10 @@ def run_demo(output: str) -> None:
             write_shards(images, uri, rows_per_shard=_SHARD_ROWS, rows_per_group=_GROUP_ROWS)
             print(f"{count:,} images packed into {uri}")
         config = _config(train, test, output)
-        metrics = run_training(config)
+        try:
+            metrics = run_training(config)
+        except ClusterLostError as lost:
+            raise ClusterLostError from lost  # There is no way on: the store ends with this block.
     _print_accuracies([line for line in metrics if "knn_top1" in line])
 
 

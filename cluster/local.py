@@ -3,9 +3,9 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from cluster.auth_token import ensure_token
 from cluster.ray_folder import ray_folder
 from cluster.ray_settings import LOOPBACK_ONLY, SYSTEM_CONFIG, wants_token
 from cluster.start_checks import checked_start, watched_room
+from training.faults import ClusterLostError
 
 # What a Ray address is unless it is one for Ray's own client.
 _HOST_AND_PORT = re.compile(r"[^/]+:\d+")
@@ -41,10 +42,10 @@ def address() -> str | None:
 
 
 @contextmanager
-def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[Callable[[], None] | None]:
+def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[None]:
     """Connect to the cluster, or start one with at least `cpus` logical CPUs; leave or end it afterwards.
 
-    Yields what starts one again after its head was lost; None where the cluster is not this process's own.
+    A ClusterLostError from within the block leaves it with `own` saying whether the cluster was started here.
 
     Its workers can import `modules`, files or packages, too, unless this process is connected already.
     Logical CPUs only limit how many processes run at once: with more of them than cores, all are slower.
@@ -52,12 +53,11 @@ def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[Callable[[], 
     import ray
 
     if ray.is_initialized():
-        yield None
+        yield
         return
     # Threads that wait for work must not spin: torch's, DALI's and the readers' share the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    start: Callable[[], object] | None = None
     environment: dict[str, Any] = {"py_modules": [str(path) for path in modules]} if modules else {}
     with ExitStack() as stack:
         if there := address():
@@ -69,15 +69,31 @@ def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[Callable[[], 
             folder = stack.enter_context(ray_folder())
             # The dashboard would take a share of a small machine's cores.
             cores = max(os.cpu_count() or 1, int(cpus + 0.999))
-            start = partial(
-                ray.init, "local", num_cpus=cores, include_dashboard=False, _system_config=SYSTEM_CONFIG,
-                _temp_dir=folder, runtime_env=environment, **settings,
-            )  # fmt: skip
             with checked_start():
-                start()
+                ray.init(
+                    "local", num_cpus=cores, include_dashboard=False, _system_config=SYSTEM_CONFIG,
+                    _temp_dir=folder, runtime_env=environment, **settings,
+                )  # fmt: skip
             stack.enter_context(watched_room(_warn))
-        stack.callback(ray.shutdown)
-        yield partial(_again, start) if start else None
+        with _left(own=there is None):
+            yield
+
+
+@contextmanager
+def _left(*, own: bool) -> Iterator[None]:
+    """Leave or end the connected cluster after the block; of one's own that was lost, end the rest."""
+    import ray
+
+    with ExitStack() as leaving:
+        leaving.callback(ray.shutdown)
+        try:
+            yield
+        except ClusterLostError as lost:
+            # Ray's own way to end would end this process, by those of its threads that wait for the cluster.
+            leaving.pop_all()
+            if own:
+                _end_own_processes()
+            raise ClusterLostError(lost.resume, own=own) from lost
 
 
 def _connect(there: str, environment: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -99,12 +115,22 @@ def _connect(there: str, environment: dict[str, Any], settings: dict[str, Any]) 
         raise ValueError(_other_versions(there, error)) from error
 
 
-def _again(start: Callable[[], object]) -> None:
-    """Start a cluster in place of one whose head was lost."""
-    import ray
-
-    ray.shutdown()
-    start()
+def _end_own_processes() -> None:
+    """End what is left of a cluster that this process has started."""
+    parents, rays = dict[int, int](), set[int]()
+    for folder in Path("/proc").glob("[0-9]*"):
+        process = int(folder.name)
+        with suppress(OSError):  # It has ended.
+            parents[process] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parents[process] == os.getpid() and b"/ray/" in (folder / "cmdline").read_bytes():
+                rays.add(process)
+    found = set[int]()
+    while rays:
+        found |= rays
+        rays = {process for process, parent in parents.items() if parent in rays}
+    for process in found:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def _warn(message: str) -> None:
@@ -177,8 +203,6 @@ def _no_answer(there: str, error: BaseException | None = None) -> str:
 
 
 def _before_ray_is_imported() -> None:
-    # Else threads that still wait for a cluster whose head was lost would start another by themselves.
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     named, running = os.environ.get("RAY_ADDRESS"), embedded.find()
     if running and named in (None, "", _AUTO, running.address):
         os.environ.update(running.environment)

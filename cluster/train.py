@@ -143,7 +143,7 @@ def _launch(
     print(f"{sets.train.rows.sum():,} images; starting {config.workers or 'the'} workers ...")
     with (
         open_trackers(config) as trackers,
-        cluster(most_workers(config) * config.cpus_per_worker, modules) as renew,
+        cluster(most_workers(config) * config.cpus_per_worker, modules),
         RunBar(steps, done, startup) as bar,
         stop_signals("saving after this step", ended) as stop,
     ):
@@ -155,7 +155,6 @@ def _launch(
                 lambda values: _tell(values, bar, trackers),
                 stop.event,
                 launch=launch or start_workers,
-                renew=renew,
             )
         except StoppedError as stopped:
             if not stop.number:
@@ -168,10 +167,7 @@ def _launch(
                 stop.number,
             ) from stopped
         except ClusterLostError as lost:
-            raise RunError(
-                f"the head of the Ray cluster no longer answers; go on with: diptych train --resume {run}",
-                final=True,
-            ) from lost
+            raise ClusterLostError(("train", "--resume", run)) from lost
 
 
 def _tell(values: dict[str, Any], bar: RunBar, trackers: Trackers) -> None:

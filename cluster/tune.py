@@ -122,11 +122,7 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
             try:
                 trials = while_head_answers(partial(run_search, search, index, table.show, stop.event))
             except ClusterLostError as lost:
-                raise RunError(
-                    "the head of the Ray cluster no longer answers; "
-                    f"go on with: diptych tune resume {folder}",
-                    final=True,
-                ) from lost
+                raise ClusterLostError(("tune", "resume", folder)) from lost
     go_on = f"go on with: diptych tune resume {folder}"
     if stop.number:
         raise Interrupted(f"stopped; {go_on}", stop.number)

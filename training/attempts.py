@@ -11,7 +11,7 @@ from training.capacity import asked_for, can_grow, fitting_workers, or_none, wai
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, most_workers
 from training.evaluator import Sets
-from training.faults import ClusterLostError, RunError, StoppedError
+from training.faults import RunError, StoppedError
 from training.nodes import wait_for_lost_nodes
 from training.run import run_uri, train
 from training.runlog import Progress
@@ -36,15 +36,13 @@ def run_to_its_end(
     *,
     until: int | None = None,
     launch: Launch = launch,
-    renew: Callable[[], None] | None = None,
 ) -> None:
     """Train on as many workers as the config allows and the cluster has, from checkpoint to checkpoint.
 
-    To the step `until`, where that comes before the end, with workers that `launch` provides. Calls `renew`
-    for a new cluster once the head of the connected one is gone.
+    To the step `until`, where that comes before the end, with workers that `launch` provides.
     Raises RunError once it failed more than config.retries times without a new checkpoint in between,
-    ClusterLostError where there is no `renew`, StoppedError once `stop` was set and the run has saved, and
-    ValueError as launch does.
+    ClusterLostError as launch does, StoppedError once `stop` was set and the run has saved, and ValueError as
+    launch does.
     """
     checkpoints = Checkpoints(run_uri(config), config.checkpoint.keep)
     failures, reached, careful_until = 0, checkpoints.latest_step(), 0
@@ -67,16 +65,12 @@ def run_to_its_end(
             step = checkpoints.latest_step()
             failures = 1 if step != reached else failures + 1
             reached = step
-            lost = isinstance(error, ClusterLostError)
-            if error.final or failures > config.retries or stop.is_set() or (lost and not renew):
+            if error.final or failures > config.retries or stop.is_set():
                 raise
             # It may have been an image that has ended the worker: the next one decodes them elsewhere first.
             careful_until = heard.furthest if error.died else 0
             progress({"step": step or 0, "restarting": f"{error}"})
-            if lost and renew:
-                renew()
-            else:
-                wait_for_lost_nodes(_NOTICE_SECONDS, stop)
+            wait_for_lost_nodes(_NOTICE_SECONDS, stop)
         workers = _wait_for_room(config, reached or 0, stop)
 
 

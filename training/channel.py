@@ -2,6 +2,7 @@
 
 # Whoever runs the actor imports this file: nothing that takes seconds.
 import asyncio
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,8 +15,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from training.nodes import draining_nodes
 
-# How often rank 0 asks whether it shall stop, and how often the driver looks for reasons.
+# How often workers ask whether they shall stop, and how often the driver looks for reasons.
 _ASK_SECONDS, _LOOK_SECONDS = 1.0, 0.25
+
+# A worker that hears nothing but errors of its channel for so long has lost it.
+_LOST_SECONDS = 5.0
 
 
 class _Channel:
@@ -58,13 +62,21 @@ class WorkerEnd:
         ray.get(self._actor.put.remote(event))
 
     def watch(self) -> Callable[[], bool]:
-        """Whether the driver wishes the run to stop, as known a second ago."""
+        """Whether the driver wishes the run to stop, as known a second ago.
+
+        A worker whose channel is lost is nobody's, and ends: it may wait for other workers that have ended.
+        """
         stopping = Event()
 
         def ask() -> None:
-            while not ray.get(self._actor.stopping.remote()):
+            heard = time.monotonic()
+            while time.monotonic() - heard < _LOST_SECONDS:
+                with suppress(RayError):
+                    if ray.get(self._actor.stopping.remote()):
+                        stopping.set()
+                    heard = time.monotonic()
                 time.sleep(_ASK_SECONDS)
-            stopping.set()
+            os._exit(1)
 
         _start(ask)
         return stopping.is_set

@@ -33,4 +33,13 @@ class RunError(Exception):
 
 
 class ClusterLostError(RunError):
-    """The head of the Ray cluster, or the node that this process is connected through, is gone."""
+    """The head of the Ray cluster, or the node that this process is connected through, is gone.
+
+    This process can use no other cluster: its threads that wait for the lost one would end it. `resume` is
+    the command for another process, where there is one; `own`: that process can start another cluster.
+    """
+
+    def __init__(self, resume: tuple[str, ...] = (), *, own: bool = False) -> None:
+        way_on = f"; go on with: diptych {' '.join(resume)}" if resume else ""
+        super().__init__(f"the head of the Ray cluster no longer answers{way_on}", final=True)
+        self.resume, self.own = resume, own

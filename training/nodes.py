@@ -48,7 +48,10 @@ def wait_for_lost_nodes(seconds: float, stop: Event) -> None:
 
 
 class Head:
-    """The cluster's head, and the node that this process is connected through: whether both are there."""
+    """The cluster's head, and the node that this process is connected through.
+
+    `answers` is whether both did when last asked.
+    """
 
     def __init__(self) -> None:
         context = ray.get_runtime_context()
@@ -56,14 +59,15 @@ class Head:
         host, _, port = context.gcs_address.rpartition(":")
         self._places = {(host.strip("[]"), int(port))}
         self._places |= {_place(node) for node in ray.nodes() if node["NodeID"] == here}
-        self._seen = time.monotonic()
+        self._seen, self.answers = time.monotonic(), True
         # Elsewhere it may be started again, or the network be away. Ray's own processes wait for a minute.
         local = all(host.startswith("127.") or host == "::1" for host, _ in self._places)
         self._grace_seconds = _LOCAL_SECONDS if local else _REMOTE_SECONDS
 
     def lost(self) -> bool:
         """Whether it has not answered for a while; asked about once a second."""
-        if all(map(_listens, self._places)):
+        self.answers = all(map(_listens, self._places))
+        if self.answers:
             self._seen = time.monotonic()
         return time.monotonic() - self._seen > self._grace_seconds
 

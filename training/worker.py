@@ -215,10 +215,13 @@ def _started(
 def while_head_answers(work: Callable[[], Result]) -> Result:
     """What `work` gives; ClusterLostError once the cluster's head is gone, for which Ray would wait."""
     head, done = Head(), in_thread(work)
-    while not wait([done], _LOOK_SECONDS).done:
+    while True:
+        ended = bool(wait([done], _LOOK_SECONDS).done)
         if head.lost():
-            raise ClusterLostError("the head of the Ray cluster no longer answers", final=False)
-    return done.result()
+            raise ClusterLostError
+        # Whatever has failed while the head does not answer may have failed for that.
+        if ended and (head.answers or done.exception() is None):
+            return done.result()
 
 
 def in_thread(work: Callable[[], Result]) -> Future[Result]:
@@ -272,6 +275,7 @@ def _work(loop_config: dict[str, Any]) -> None:
     if leads:
         job.channel.put({"phase": "workers"})
     job.channel.join()
+    stopping = job.channel.watch()
     alone = context.get_world_size() == 1
     threads = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
     torch.set_num_threads(threads)
@@ -280,7 +284,7 @@ def _work(loop_config: dict[str, Any]) -> None:
         device=get_device(),
         threads=threads,
         tables=stream_windows,
-        stopping=job.channel.watch() if leads else lambda: False,
+        stopping=stopping if leads else lambda: False,
     )
     job.task(job.config, job.sets, worker, job.channel.put)
 

@@ -165,6 +165,14 @@ def test_a_job_stopped_as_it_starts_ends_and_leaves_nothing(
     assert not (runs / "early" / "lease.json").exists()
 
 
+def _started(config: Path, name: str, log: Path) -> subprocess.Popen:
+    """A run that is no job, on the cluster; what it says goes to `log`."""
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "cluster", "train", str(config), "--name", name], stdout=out, stderr=out
+        )
+
+
 def test_a_run_whose_supervisor_is_killed_leaves_no_orphan_and_can_be_resumed(
     cluster: dict[str, str], config: Path, runs: Path, queued: dict[str, str]
 ) -> None:
@@ -182,3 +190,25 @@ def test_a_run_whose_supervisor_is_killed_leaves_no_orphan_and_can_be_resumed(
     resumed = diptych("submit", "--", "train", "--resume", str(runs / "unsupervised"))
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     _assert_same(runs / "unsupervised", runs / "queued-0")
+
+
+def test_a_run_on_a_cluster_whose_head_is_killed_says_how_to_resume_and_leaves_no_worker(
+    cluster: dict[str, str], config: Path, runs: Path, tmp_path: Path
+) -> None:
+    """The last one: there is no cluster after it."""
+    others, log = training_workers().keys(), tmp_path / "log"
+    process = _started(config, "headless", log)
+    _wait_for_checkpoint(runs, "headless", 2, log.read_text)
+    (head,) = (
+        one
+        for one in cluster_processes(f"DIPTYCH_CLUSTER={cluster['mark']}", cluster["folder"])
+        if b"gcs_server" in Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0")[0]
+    )
+    with held(workers := training_workers().keys() - others):
+        os.kill(head, signal.SIGKILL)
+        assert process.wait(30) == 1
+    assert log.read_text().endswith(
+        "diptych: the head of the Ray cluster no longer answers; go on with: diptych train --resume "
+        f"{runs}/headless\n"
+    )
+    _wait(lambda: not running(workers), lambda: f"{running(workers)} are left", 10)

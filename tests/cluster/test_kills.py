@@ -54,9 +54,9 @@ class _Command:
         self.start()
 
     def start(self) -> None:
-        command = f"from cluster.cli import main; main({self._arguments!r})"
+        command = [sys.executable, "-m", "cluster", *self._arguments]
         with self._log.open("ab") as out:
-            self.process = subprocess.Popen([sys.executable, "-c", command], stdout=out, stderr=out)
+            self.process = subprocess.Popen(command, stdout=out, stderr=out)
 
     @property
     def said(self) -> str:
