@@ -9,9 +9,9 @@ images; seeds 0 to 2, the two in turns. lightly is its SimCLRTransform in a Data
 core and its NTXentLoss, in a plain PyTorch loop. Both encoders are judged by diptych's kNN. Times are those
 of the training steps alone. Idle OpenMP threads sleep, for both.
 
---orders: the same images in the order of their classes, in row groups of 1,000, trained on where they are, with
-windows of 1,024 images as they once were and as they are by default, and once packed; against the same images
-stored in a random order.
+--orders: the same images in the order of their classes, in row groups of 1,000, trained on where they are,
+with windows of 1,024 images as they once were and as they are by default, and once packed; against the same
+images stored in a random order.
 """
 
 import argparse
@@ -200,7 +200,7 @@ def _ablate(arguments: argparse.Namespace, output: str) -> None:
 
 
 def _stored(arguments: argparse.Namespace, folder: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """For each way to store the training images, by its name: where they are, and settings of their windows."""
+    """For each way to store the training images, by its name: where they are, and their windows."""
     tables = [pq.read_table(path) for path in sorted(Path(arguments.cifar10).glob(arguments.train))]
     table = pa.concat_tables(tables)
     by_class, shuffled, packed = (f"{folder}/{name}" for name in ("by-class", "shuffled", "packed"))
