@@ -2,11 +2,16 @@
 
     python benchmarks/learning.py CIFAR10                  # Parquet files train-*, test-*: image, label
     python benchmarks/learning.py CIFAR10 --ablations      # heads, jitter and temperature, diptych alone
+    python benchmarks/learning.py CIFAR10 --orders --train 'train-*'   # stored by class against shuffled
 
 The same encoder and projector, batch size, epochs, optimiser, schedule and augmentations, the same number of
 images; seeds 0 to 2, the two in turns. lightly is its SimCLRTransform in a DataLoader with a worker process a
 core and its NTXentLoss, in a plain PyTorch loop. Both encoders are judged by diptych's kNN. Times are those
 of the training steps alone. Idle OpenMP threads sleep, for both.
+
+--orders: the same images in the order of their classes, in row groups of 1,000, trained on where they are,
+with windows of 1,024 images as they once were and as they are by default, and once packed; against the same
+images stored in a random order.
 """
 
 import argparse
@@ -22,6 +27,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # Before torch reads it.
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
@@ -29,7 +35,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.comparison import Comparison, add_json_option, spread, write_json
 from pipelines.config import DataConfig
+from pipelines.mixing import run_mixing
+from pipelines.packing import Sizes
+from pipelines.philox import derive_key, permutation
 from pipelines.reader import read_windows
+from pipelines.shuffle import Order, part_jobs, remove_parts, write_gathered, write_part
 from pipelines.sources import build_index
 from training.config import TrainConfig
 from training.encoders import Encoder, build_encoder
@@ -189,6 +199,53 @@ def _ablate(arguments: argparse.Namespace, output: str) -> None:
         print(f"{name:<18} kNN {spread(accuracies, '.1%')}", flush=True)
 
 
+def _stored(arguments: argparse.Namespace, folder: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """For each way to store the training images, by its name: where they are, and their windows."""
+    tables = [pq.read_table(path) for path in sorted(Path(arguments.cifar10).glob(arguments.train))]
+    table = pa.concat_tables(tables)
+    by_class, shuffled, packed = (f"{folder}/{name}" for name in ("by-class", "shuffled", "packed"))
+    order = permutation(derive_key(0, 0), len(table))
+    for place, rows in ((by_class, table.sort_by("label")), (shuffled, table.take(pa.array(order)))):
+        Path(place).mkdir()
+        pq.write_table(rows, f"{place}/train.parquet", row_group_size=1000)
+    _pack(by_class, packed)
+    return {
+        "shuffled": (shuffled, {}),
+        "packed": (packed, {}),
+        "by class": (by_class, {}),
+        "by class, windows of 1,024": (by_class, {"window_rows": 1024}),
+    }
+
+
+def _pack(source: str, dest: str) -> None:
+    """As `diptych data pack` does, in this process."""
+    data = DataConfig(train=source)
+    index = build_index(source, data)
+    size = Sizes.of(index.image_bytes, shard=None, group=None)
+    order = Order.of(0, int(index.rows.sum()), size.rows_per_shard)
+    parts = [write_part(job, data, dest, order) for job in part_jobs(index, size.rows_per_part)]
+    settings = {"labelled": True, "rows_per_group": size.rows_per_group, "classes": ()}
+    for number in range(order.shards):
+        write_gathered(number, dest, order, parts=len(parts), **settings)
+    remove_parts(dest)
+
+
+def _compare_orders(arguments: argparse.Namespace, output: str) -> None:
+    accuracies: dict[str, list[float]] = {}
+    stored = _stored(arguments, output)
+    for seed in range(arguments.seeds):
+        for name, (place, settings) in stored.items():
+            config = _config(arguments, output, seed, data=settings)
+            data = replace(config.data, train=place)
+            config = replace(config, data=data, name=f"{name}-{seed}".replace(" ", "-").replace(",", ""))
+            accuracies.setdefault(name, []).append(_diptych(config)[0])
+            index = _sets(config).train
+            mixing = run_mixing(make_plan(config, index), index, data)
+            print(f"seed {seed}  {name:<27} kNN {accuracies[name][-1]:.1%}  {mixing}", flush=True)
+    for name, values in accuracies.items():
+        print(f"{name:<27} kNN {spread(values, '.1%')}")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -199,13 +256,16 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ablations", action="store_true")
+    parser.add_argument("--orders", action="store_true")
     add_json_option(parser)
     arguments = parser.parse_args()
-    if arguments.ablations and arguments.json:
-        parser.error("--json holds what is measured against a peer; --ablations has none")
+    if (arguments.ablations or arguments.orders) and arguments.json:
+        parser.error("--json holds what is measured against a peer; --ablations and --orders have none")
     with tempfile.TemporaryDirectory() as output:
         if arguments.ablations:
             _ablate(arguments, output)
+        elif arguments.orders:
+            _compare_orders(arguments, output)
         else:
             write_json(arguments.json, _compare(arguments, output))
 

@@ -23,9 +23,13 @@ from benchmarks.comparison import add_json_option, write_json
 from benchmarks.scale_model import Curve, Expected, Link, Pieces, Traffic, expected, reading
 from benchmarks.scale_plan import Job, growth, print_simulation
 from pipelines.sources import build_index
+from pipelines.windows import window_rows
 from training.config import TrainConfig
 
 _DIGITS = 2048
+
+# Of the images that are only on paper, and have no bytes.
+_WINDOW_ROWS = 1024
 
 _HEADER = """\
          images/s, gradients   communi-           read, Gbit/s    sent, Gbit/s   epoch   held
@@ -165,10 +169,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = _config(arguments, folder)
         if arguments.workers:
-            _print_expected(arguments, *_pieces(arguments, config), config.data.window_rows)
+            rows = window_rows(build_index(config.data.train, config.data), config.data)
+            _print_expected(arguments, *_pieces(arguments, config), rows)
     comparisons = []
     if arguments.shards:
-        job = Job(1, arguments.lanes, arguments.batch_size, config.data.window_rows)
+        job = Job(1, arguments.lanes, arguments.batch_size, _WINDOW_ROWS)
         rounds = max(1, arguments.rounds // 2)
         costs = print_simulation(
             arguments.shards, arguments.serving, job, groups=arguments.groups, rounds=rounds

@@ -24,11 +24,11 @@ from cluster.digits import scattered_digits
 from pipelines import storage
 from pipelines.feed import Device, training_views
 from pipelines.packing import Sizes
-from pipelines.plan import Plan
 from pipelines.reader import read_windows
 from pipelines.shards import write_shards
 from pipelines.sources import Index
 from pipelines.views import Views
+from pipelines.windows import training_plan
 from training.batch_norm import synchronize_batch_norm
 from training.config import TrainConfig, shipped_config
 from training.gather import Gather, LocalGather, ProcessGroupGather
@@ -90,7 +90,7 @@ def stored_bytes(index: Index) -> float:
 
 def image_bytes(config: TrainConfig, index: Index) -> float:
     """The mean encoded image's bytes, of those in the first window."""
-    plan = Plan(index.rows, config.seed, 1, 1, config.data.window_rows)
+    plan = training_plan(index, config.data, seed=config.seed, lanes=1, batch_size=1)
     (table,) = read_windows(index, config.data, islice(plan.windows(range(1), 0, 1), 1))
     return statistics.mean(len(image.as_buffer()) for image in table["image"] if image.is_valid)
 
@@ -100,7 +100,7 @@ def view_seconds(config: TrainConfig, index: Index) -> float:
     images = int(index.rows.sum())
     batch = min(_VIEW_BATCH, images // 4)
     steps = min(_VIEW_STEPS, images // batch)
-    plan = Plan(index.rows, config.seed, 1, batch, config.data.window_rows)
+    plan = training_plan(index, config.data, seed=config.seed, lanes=1, batch_size=batch)
     tables = list(read_windows(index, config.data, plan.windows(range(1), 0, steps)))
     views = training_views(
         tables, plan, range(1), config.data.views, Device(1), start_step=0, stop_step=steps

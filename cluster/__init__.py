@@ -6,10 +6,11 @@ from pipelines.exports import lazily
 
 if TYPE_CHECKING:
     from cluster.columns import Columns
-    from cluster.data import run_embed, run_inspect, run_pack, run_preview
+    from cluster.data import run_embed, run_pack, run_preview
     from cluster.doctor import run_doctor
     from cluster.evaluate import run_evaluation
     from cluster.export import run_export
+    from cluster.inspection import run_inspect
     from cluster.local import cluster
     from cluster.request import EvaluationRequest
     from cluster.scale import run_scale
@@ -21,10 +22,11 @@ __getattr__ = lazily(
     __name__,
     {
         "cluster.columns": ("Columns",),
-        "cluster.data": ("run_embed", "run_inspect", "run_pack", "run_preview"),
+        "cluster.data": ("run_embed", "run_pack", "run_preview"),
         "cluster.doctor": ("run_doctor",),
         "cluster.evaluate": ("run_evaluation",),
         "cluster.export": ("run_export",),
+        "cluster.inspection": ("run_inspect",),
         "cluster.local": ("cluster",),
         "cluster.request": ("EvaluationRequest",),
         "cluster.scale": ("run_scale",),

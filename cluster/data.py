@@ -1,34 +1,25 @@
-"""`diptych data`: pack, inspect, preview and embed a data set on the cluster."""
+"""`diptych data`: pack, preview and embed a data set on the cluster."""
 
 import hashlib
-import json
-import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import pyarrow as pa
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from tqdm import tqdm
 
 from cluster.columns import Columns
-from cluster.listing import read_index
+from cluster.listing import absolute, image_bar, read_index
 from cluster.local import cluster
-from cluster.progress import bar, warn
+from cluster.progress import warn
 from pipelines import destination, storage, torchvision_source
 from pipelines.config import DataConfig
 from pipelines.decoding import screened
 from pipelines.labels import label_names
-from pipelines.mixing import Mixing, measure
 from pipelines.packing import (
     ShardJob,
     Sizes,
-    all_readings,
     finished_shards,
     good_rows,
     mean_bytes,
@@ -38,7 +29,7 @@ from pipelines.packing import (
 )  # fmt: skip
 from pipelines.preview import contact_sheet
 from pipelines.quarantine import BESIDE_SHARDS, Quarantine, Quarantined, decode
-from pipelines.reader import Reading, read_pieces
+from pipelines.reader import read_pieces
 from pipelines.shuffle import (
     Order,
     direct_jobs,
@@ -49,9 +40,6 @@ from pipelines.shuffle import (
     write_part,
 )  # fmt: skip
 from pipelines.sources import Index
-from pipelines.survey import Survey, report, survey
-from pipelines.windows import training_plan, window_rows
-from training.config import TrainConfig
 
 _Job = TypeVar("_Job")
 
@@ -61,9 +49,6 @@ _SAMPLE = 64
 # Images that a task reads at a time; features of 8,192 images of 2,048 numbers are 64 MiB.
 _WINDOW_ROWS, _EMBEDDED_ROWS = 512, 8192
 _EMBEDDER_CPUS = 2
-
-# Reasons and classes that a table on the terminal shows.
-_SHOWN = 20
 
 
 def run_pack(
@@ -81,7 +66,7 @@ def run_pack(
     In a random order, for the seed `shuffle`, or in the source's. Raises ValueError where source or dest will
     not do, before anything is written.
     """
-    source, dest = _absolute(source), storage.absolute(dest)
+    source, dest = absolute(source), storage.absolute(dest)
     data = columns.data(source)
     index = _index(source, dest, data)
     wanted = {
@@ -117,7 +102,7 @@ def _shuffle(
     def reports(jobs: Iterable[int], most: int) -> Iterator[pa.Table]:
         there = finished_parts(dest)
         missing = (job for job in part_jobs(index, noted["rows_per_part"]) if job.number not in there)
-        with _bar("shuffle", index) as shown:
+        with image_bar("shuffle", index) as shown:
             for done in _mapped(partial(write_part, data=data, dest=dest, order=order), missing):
                 shown.update(done["images"][0].as_py())
         work = partial(write_gathered, order=order, parts=parts, labelled=index.has_labels, **written)
@@ -150,7 +135,7 @@ def run_embed(
     from training.embed import Embedder  # torch takes seconds to import.
     from training.export import read_trained
 
-    run, source, dest = storage.absolute(run.rstrip("/")), _absolute(source), storage.absolute(dest)
+    run, source, dest = storage.absolute(run.rstrip("/")), absolute(source), storage.absolute(dest)
     trained = read_trained(run, checkpoint, warn)
     data = replace(trained.config.data, train=source, **columns.given)
     index = _index(source, dest, data)
@@ -178,44 +163,6 @@ def run_embed(
     _write(dest, index, jobs, noted["rows_per_shard"], reports)
 
 
-def run_inspect(
-    uri: str,
-    columns: Columns = Columns(),  # noqa: B008
-    *,
-    decode: bool = False,
-    as_json: bool = False,
-) -> dict[str, Any]:
-    """Print what the images at `uri` are, and return it; raises ValueError where there are none."""
-    uri = _absolute(uri)
-    data = columns.data(uri)
-    index = _index(uri, None, data)
-    readings = all_readings(index, _WINDOW_ROWS)
-    found = Survey()
-    with cluster(cpus=1), _bar("inspect", index) as shown:
-        from pipelines.stream import map_jobs
-
-        for table in map_jobs(readings, partial(_survey, data=data, decode=decode)):
-            part: Survey = pickle.loads(table["found"][0].as_py())
-            found.add(part)
-            shown.update(part.images + part.bad_images)
-    rows = window_rows(index, data)
-    values = report(index, found, label_names(index), rows, _mixing(index, data, found))
-    if as_json:
-        print(json.dumps(values, indent=1))
-    else:
-        _print_report(values)
-    return values
-
-
-def _mixing(index: Index, data: DataConfig, found: Survey) -> Mixing | None:
-    """The mixing of a run's batches by default; None without labels, and where there are too few images."""
-    if not index.has_labels or index.rows.sum() < TrainConfig.batch_size:
-        return None
-    settings = {"seed": TrainConfig.seed, "lanes": TrainConfig.lanes, "batch_size": TrainConfig.batch_size}
-    labels = np.concatenate(found.row_labels)
-    return measure(training_plan(index, data, **settings), labels.__getitem__)
-
-
 def run_preview(
     uri: str,
     output: str,
@@ -227,7 +174,7 @@ def run_preview(
     images: int = 12,
 ) -> None:
     """Write a contact sheet of images that lie evenly over the data set at `uri`, with both views of each."""
-    uri, output = _absolute(uri), storage.absolute(output)
+    uri, output = absolute(uri), storage.absolute(output)
     settings = {"recipe": recipe, "view": {"size": size} if size else None}
     given = {name: value for name, value in settings.items() if value is not None}
     data = DataConfig(train=uri, **columns.given, **given)
@@ -243,13 +190,6 @@ def run_preview(
     print(
         f"{output}: {min(images, len(good_rows(table)))} images, the first and the second view of each below"
     )
-
-
-def _absolute(uri: str) -> str:
-    """`uri` as it means the same in every process."""
-    if uri.startswith(torchvision_source.SCHEME):
-        return torchvision_source.absolute(uri)
-    return storage.absolute(uri)
 
 
 def _index(uri: str, dest: str | None, data: DataConfig) -> Index:
@@ -287,7 +227,7 @@ def _write(
     finished, shards = finished_shards(dest), -(-int(index.rows.sum()) // rows_per_shard)
     total = Counter(shards=len(finished))
     bad: list[Quarantined] = []
-    with _bar("write", index) as shown:
+    with image_bar("write", index) as shown:
 
         def count(report: pa.Table) -> None:
             row = report.to_pylist()[0]
@@ -312,47 +252,3 @@ def _write(
         f"{dest}: {total['images']:,} images in {total['shards']:,} shards, {total['bytes'] / 2**20:,.1f} MiB"
         + (f"; {len(bad):,} bad left out: {dest}/{BESIDE_SHARDS}" if bad else "")
     )
-
-
-def _bar(what: str, index: Index) -> tqdm:
-    return bar(total=int(index.rows.sum()), desc=what, unit="image", smoothing=0.1)
-
-
-def _survey(reading: Reading, data: DataConfig, decode: bool) -> pa.Table:
-    return pa.table({"found": [pickle.dumps(survey(reading, data, decode=decode))]})
-
-
-def _print_report(values: dict[str, Any]) -> None:
-    console = Console()
-    about = Table(title=values["uri"], show_header=False, title_justify="left")
-    layout = f"{values['layout']}: {values['files']:,} files, {values['fragments']:,} fragments"
-    about.add_row("layout", f"{layout} of at most {values['largest_fragment_rows']:,} rows")
-    about.add_row("images", f"{values['images']:,}, and {values['bad_images']:,} bad")
-    about.add_row("bytes", f"{values['bytes']:,}, {values['mean_bytes']:,} an image")
-    for name in ("height", "width", "pixels"):
-        about.add_row(name, ", ".join(f"{key} {value:,}" for key, value in values[name].items()))
-    about.add_row("formats", ", ".join(f"{name} {count:,}" for name, count in values["formats"].items()))
-    if values["no_labels"]:
-        about.add_row("labels", escape(f"none: {values['no_labels']}"))
-    if values["mixing"]:
-        about.add_row("mixing", f"{Mixing(**values['mixing'])}; windows of {values['window_rows']:,} images")
-    console.print(about)
-    _print_counts(console, "class", values["classes"].items())
-    _print_counts(
-        console, "bad", [(bad["reason"], bad["images"], *bad["examples"][:1]) for bad in values["bad"]]
-    )
-    for hint in values["hints"]:
-        console.print(f"hint: {hint}", markup=False, highlight=False)
-
-
-def _print_counts(console: Console, what: str, rows: Iterable[tuple]) -> None:
-    """A table of a name, its count and what else there is, cut where it is long."""
-    rows = list(rows)
-    if not rows:
-        return
-    table = Table(what, "images", *(["such as"] if len(rows[0]) > 2 else []))
-    for name, count, *others in rows[:_SHOWN]:
-        table.add_row(escape(name), f"{count:,}", *map(escape, others))
-    if len(rows) > _SHOWN:
-        table.add_row(f"and {len(rows) - _SHOWN:,} more", f"{sum(row[1] for row in rows[_SHOWN:]):,}")
-    console.print(table)

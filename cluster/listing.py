@@ -2,7 +2,10 @@
 
 import sys
 
-from cluster.progress import counted
+from tqdm import tqdm
+
+from cluster.progress import bar, counted
+from pipelines import storage, torchvision_source
 from pipelines.config import DataConfig
 from pipelines.sources import Index, build_index
 
@@ -14,3 +17,15 @@ def read_index(uri: str, data: DataConfig, classes: tuple[str, ...] = ()) -> Ind
     if index.passed_over:
         print(index.passed_over, file=sys.stderr)
     return index
+
+
+def absolute(uri: str) -> str:
+    """`uri` as it means the same in every process."""
+    if uri.startswith(torchvision_source.SCHEME):
+        return torchvision_source.absolute(uri)
+    return storage.absolute(uri)
+
+
+def image_bar(what: str, index: Index) -> tqdm:
+    """A progress bar over the images of `index`."""
+    return bar(total=int(index.rows.sum()), desc=what, unit="image", smoothing=0.1)

@@ -17,12 +17,17 @@ def say_mixing(config: TrainConfig, index: Index) -> Mixing | None:
     rows = min(plan.window_size, plan.lane_rows)
     print(f"windows of {rows:,} images in {plan.lanes} lanes{_memory(config, index)}")
     mixing = run_mixing(plan, index, config.data)
-    if mixing is None:
-        return None
-    print(f"mixing: {mixing}")
-    if mixing.is_poor:
+    print(f"mixing: {mixing or _unmeasured(index)}")
+    if mixing and mixing.is_poor:
         warn(f"images of {config.data.train} are stored by class, and batches are mixed badly: {WAY_OUT}")
     return mixing
+
+
+def _unmeasured(index: Index) -> str:
+    """Why nothing was measured."""
+    if index.random_access:
+        return "each image is read by itself, and batches are those of a full shuffle"
+    return "not known, since no labels tell whether images are stored by class"
 
 
 def _memory(config: TrainConfig, index: Index) -> str:

@@ -88,7 +88,8 @@ def write_part(job: PartJob, data: DataConfig, dest: str, order: Order) -> pa.Ta
 
     Raises ValueError where the source cannot be read, OSError where nothing can be written.
     """
-    table = read_pieces(job.reading, data, own_bytes=True).select(_KEPT)
+    # In one chunk: of several, each `take` would first make one.
+    table = read_pieces(job.reading, data, own_bytes=True).select(_KEPT).combine_chunks()
     samples = table["sample"].to_numpy()
     places, ends = order.sorted(samples), order.ends(samples)
     out, trailer = io.BytesIO(), np.zeros(order.shards + 1, _TRAILER)

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cluster.mixing import say_mixing
@@ -46,6 +48,20 @@ def test_images_in_turns_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[s
     index, config = _listed(tmp_path, by_class=False)
     assert say_mixing(config, index)
     assert not capsys.readouterr().err
+
+
+def test_what_is_not_measured_is_said_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "folder").mkdir()
+    for number in range(40):
+        (tmp_path / "folder" / f"{number}.png").write_bytes(b"image")
+    unlabelled = pa.table({"image": [b"image"] * 40})
+    pq.write_table(unlabelled, tmp_path / "unlabelled.parquet", row_group_size=10)
+    for name, said in (("folder", "those of a full shuffle"), ("unlabelled.parquet", "not known")):
+        config = _config(str(tmp_path / name))
+        assert say_mixing(config, build_index(config.data.train, config.data)) is None
+        shown = capsys.readouterr()
+        assert said in shown.out
+        assert not shown.err
 
 
 @pytest.mark.parametrize(
