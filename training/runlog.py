@@ -33,13 +33,22 @@ class RunLog:
         """Write down that so many workers go on from the step so far."""
         self._append({"step": self.last_step, "epoch": self._epoch(self.last_step), "workers": workers})
 
-    def step(self, done: int, loss: float, rate: float, spent: Mapping[str, float]) -> None:
+    def step(
+        self,
+        done: int,
+        loss: float,
+        rate: float,
+        spent: Mapping[str, float],
+        view_matching: float | None = None,
+    ) -> None:
         """Note a step; a loss that is not finite is that of one that was skipped."""
         now = time.monotonic()
         line: dict[str, Any] = {"step": done, "epoch": self._epoch(done)}
         if math.isfinite(loss):
             images_per_second = self._plan.batch_size / (now - self._stepped_at)
             line |= {"loss": loss, "learning_rate": rate, "images_per_second": images_per_second, **spent}
+            if view_matching is not None:
+                line["view_matching"] = view_matching
         else:
             self._skipped += 1
             line |= {"skipped": self._skipped}

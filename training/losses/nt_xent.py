@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.gather import Gather, LocalGather
+from training.losses.matching import Matching, nearer
 from training.losses.rows import NO_NEGATIVES, unit_rows
 
 # Side of the blocks of similarities, of which two exist at a time: on a CPU they stay in its cache, a GPU
@@ -26,6 +27,7 @@ def nt_xent(
     *,
     temperature: float,
     gather: Gather | None = None,
+    matching: Matching | None = None,
 ) -> Float[Tensor, ""]:
     """NT-Xent of the global batch: row i of `first` and `second` are projections of two views of one image.
 
@@ -33,7 +35,8 @@ def nt_xent(
     the global batch's 2N projections; each gets `world_size` times the gradient of that mean with respect
     to its own rows, so that DistributedDataParallel's mean over workers is the gradient of the global
     loss. Every worker must bring the same number of rows. Computed in float32, or in float64 where the
-    projections are or the temperature is below 0.02.
+    projections are or the temperature is below 0.02. `matching` gets the batch's view matching, out of the
+    same similarities.
 
     Chen et al. 2020, eq. 1. Raises ValueError if the two shapes differ, the temperature is below 0.002 or
     there is but one pair.
@@ -43,7 +46,10 @@ def nt_xent(
     with torch.autocast(first.device.type, enabled=False):
         rows = unit_rows(first, second)
         exact = rows if temperature * _FLOAT_EXPONENT >= 1 else rows.double()
-        return _NTXent.apply(exact, temperature, gather or LocalGather()).to(rows.dtype)
+        loss, share = _NTXent.apply(exact, temperature, gather or LocalGather(), matching is not None)
+        if matching is not None:
+            matching.share = share
+        return loss.to(rows.dtype)
 
 
 class _NTXent(torch.autograd.Function):
@@ -51,8 +57,8 @@ class _NTXent(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, local: Float[Tensor, "2n dim"], temperature: float, gather: Gather
-    ) -> Float[Tensor, ""]:
+        ctx: Any, local: Float[Tensor, "2n dim"], temperature: float, gather: Gather, matches: bool
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None]:
         # Scaled so that 2 to the power of a product is exp(similarity / temperature): exp2 takes a third of
         # exp's time. Unit vectors bound the exponents, so that no maximum need be subtracted.
         scale = math.sqrt(math.log2(math.e) / temperature)
@@ -62,17 +68,25 @@ class _NTXent(torch.autograd.Function):
         # This worker's rows first: the block of its own similarities is symmetric.
         own_first = -gather.rank * len(local)
         everyone = everyone.roll(own_first, dims=0)
-        negatives = gather.rows(_negatives(everyone, len(local))).roll(own_first)
         exponents = _positive_exponents(everyone, gather.world_size)
+        own, largest = _negatives(everyone, len(local), with_largest=matches)
+        if largest is not None:
+            matched = nearer(exponents[: len(local)], largest.log2(), max(1.0, scale**2))
+            own = torch.stack([own, matched.to(own.dtype)], dim=1)
+        negatives, *found = gather.rows(own.view(len(local), -1)).unbind(1)
+        negatives = negatives.roll(own_first)
+        share = found[0].mean() if found else None
+        if share is not None:
+            ctx.mark_non_differentiable(share)
         ctx.save_for_backward(everyone, negatives, exponents)
         ctx.temperature, ctx.scale, ctx.world_size = temperature, scale, gather.world_size
         # log(1 + negatives / positive), which loses no digits where the positive is nearly all of the sum.
         losses = F.softplus(negatives.log() - exponents * math.log(2))
         # In rank order again, so that all workers add up the same way.
-        return losses.roll(-own_first).mean()
+        return losses.roll(-own_first).mean(), share
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Float[Tensor, ""]) -> tuple[Float[Tensor, "2n dim"], None, None]:
+    def backward(ctx: Any, *upstream: Float[Tensor, ""]) -> tuple[Float[Tensor, "2n dim"], None, None, None]:
         everyone, negatives, exponents = ctx.saved_tensors
         rows = len(everyone) // ctx.world_size
         shares = (negatives + exponents.exp2()).reciprocal()
@@ -83,7 +97,7 @@ class _NTXent(torch.autograd.Function):
             lacking = lacking + lacking.roll(rows // 2)
             gradient.addcmul_(lacking[:, None], everyone[:rows].roll(rows // 2, dims=0), value=-1)
         # Of each worker's 2n rows the mean is taken over all, and DistributedDataParallel's over the workers.
-        return gradient * (upstream[0] / (ctx.temperature * ctx.scale * rows)), None, None
+        return gradient * (upstream[0] / (ctx.temperature * ctx.scale * rows)), None, None, None
 
 
 def _positive_exponents(everyone: Float[Tensor, "all dim"], world_size: int) -> Float[Tensor, " all"]:
@@ -92,14 +106,21 @@ def _positive_exponents(everyone: Float[Tensor, "all dim"], world_size: int) -> 
     return (views[:, :1] * views[:, 1:]).sum(-1).expand(-1, 2, -1).flatten()
 
 
-def _negatives(everyone: Float[Tensor, "all dim"], rows: int) -> Float[Tensor, " rows"]:
-    """Sum of the exponentials of each of the first `rows` with its negatives."""
+def _negatives(
+    everyone: Float[Tensor, "all dim"], rows: int, *, with_largest: bool
+) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"] | None]:
+    """Sum of the exponentials of each of the first `rows` with its negatives; and the largest of them."""
     sums = everyone.new_zeros(rows)
+    largest = torch.zeros_like(sums) if with_largest else None
     for block, columns, mirrored, exponentials in _blocks(everyone, rows):
         sums[block] += exponentials.sum(1)
         if mirrored:
             sums[columns] += exponentials.sum(0)
-    return sums
+        if largest is not None:
+            torch.maximum(largest[block], exponentials.amax(1), out=largest[block])
+            if mirrored:
+                torch.maximum(largest[columns], exponentials.amax(0), out=largest[columns])
+    return sums, largest
 
 
 def _weighted_negatives(
