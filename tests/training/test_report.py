@@ -197,7 +197,7 @@ def test_view_matching_is_shown_beside_its_chance() -> None:
     assert "views matched" not in dict(numbers(RunRecord(_CONFIG, _STEPS)))
     content = render_run(run, 0)
     assert _Page(content).text.count("View matching") == 1
-    drawn = content[content.index('Plotly.newPlot', content.index('id="curve-view_matching"')) :]
+    drawn = content[content.index("Plotly.newPlot", content.index('id="curve-view_matching"')) :]
     traces, _ = JSONDecoder().raw_decode(drawn[drawn.index("[") :])
     assert [trace["name"] for trace in traces] == ["run-7", "chance"]
     # 10 images are 20 views, and each has 19 others.

@@ -80,7 +80,9 @@ def _predicted(predictions: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor
 
 # With 1,100 images every one of four ranks has 550 rows, which is more than a block's 512.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize(("name", "n"), [*((name, 28) for name in _LOSSES), ("nt-xent", 1100), ("margin", 1100)])
+@pytest.mark.parametrize(
+    ("name", "n"), [*((name, 28) for name in _LOSSES), ("nt-xent", 1100), ("margin", 1100)]
+)
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_the_share_is_that_of_the_full_matrix_on_any_number_of_ranks(
     world_size: int, name: str, n: int, dtype: torch.dtype, run_ranks: Callable
@@ -102,7 +104,10 @@ def test_predictions_are_held_against_the_targets_of_all_other_views(
     predictions = (targets[0] + 0.2 * noise[0], targets[1] + 0.2 * noise[1])
     expected = _argmax_share(*predictions, of=targets)
     assert 0.1 < expected < 0.9
-    assert run_ranks(_predicted, world_size, predictions, targets) == [pytest.approx(expected, abs=1e-7)] * world_size
+    assert (
+        run_ranks(_predicted, world_size, predictions, targets)
+        == [pytest.approx(expected, abs=1e-7)] * world_size
+    )
 
 
 @pytest.mark.parametrize("name", _LOSSES)
