@@ -22,6 +22,7 @@ from training.gather import Gather, mean_over_workers
 from training.heads import Head, build_classifier, build_predictor, build_projector
 from training.losses import (
     byol_loss,
+    dcl,
     margin_triplet,
     nt_logistic,
     nt_xent,
@@ -36,6 +37,7 @@ ViewLoss = Callable[[Float[Tensor, "n dim"], Float[Tensor, "n dim"]], Float[Tens
 
 _TEMPERED = {
     "nt-xent": nt_xent,
+    "dcl": dcl,
     "nt-logistic": nt_logistic,
     "nt-logistic-semi-hard": semi_hard_nt_logistic,
 }

@@ -1,4 +1,4 @@
-"""NT-Xent of the global batch, without its 2N x 2N matrix."""
+"""NT-Xent and its decoupled form (DCL) of the global batch, without their 2N x 2N matrix."""
 
 import math
 from collections.abc import Iterator
@@ -38,12 +38,40 @@ def nt_xent(
     Chen et al. 2020, eq. 1. Raises ValueError if the two shapes differ, the temperature is below 0.002 or
     there is but one pair.
     """
+    return _loss(first, second, temperature, gather, decoupled=False)
+
+
+def dcl(
+    first: Float[Tensor, "n dim"],
+    second: Float[Tensor, "n dim"],
+    *,
+    temperature: float,
+    gather: Gather | None = None,
+) -> Float[Tensor, ""]:
+    """Decoupled contrastive loss: NT-Xent whose denominator has a row's negatives alone, not its positive.
+
+    So a row whose positive is near still learns from its negatives, which matters in small batches. It may
+    be below zero. Rows, value, gradient, precision and errors as in nt_xent.
+
+    Yeh et al. 2022, eq. 6.
+    """
+    return _loss(first, second, temperature, gather, decoupled=True)
+
+
+def _loss(
+    first: Float[Tensor, "n dim"],
+    second: Float[Tensor, "n dim"],
+    temperature: float,
+    gather: Gather | None,
+    *,
+    decoupled: bool,
+) -> Float[Tensor, ""]:
     if temperature * _DOUBLE_EXPONENT < 1:
         raise ValueError(f"temperature={temperature} is below {1 / _DOUBLE_EXPONENT:g}; try 0.1")
     with torch.autocast(first.device.type, enabled=False):
         rows = unit_rows(first, second)
         exact = rows if temperature * _FLOAT_EXPONENT >= 1 else rows.double()
-        return _NTXent.apply(exact, temperature, gather or LocalGather()).to(rows.dtype)
+        return _NTXent.apply(exact, temperature, gather or LocalGather(), decoupled).to(rows.dtype)
 
 
 class _NTXent(torch.autograd.Function):
@@ -51,7 +79,7 @@ class _NTXent(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, local: Float[Tensor, "2n dim"], temperature: float, gather: Gather
+        ctx: Any, local: Float[Tensor, "2n dim"], temperature: float, gather: Gather, decoupled: bool
     ) -> Float[Tensor, ""]:
         # Scaled so that 2 to the power of a product is exp(similarity / temperature): exp2 takes a third of
         # exp's time. Unit vectors bound the exponents, so that no maximum need be subtracted.
@@ -64,26 +92,30 @@ class _NTXent(torch.autograd.Function):
         everyone = everyone.roll(own_first, dims=0)
         negatives = gather.rows(_negatives(everyone, len(local))).roll(own_first)
         exponents = _positive_exponents(everyone, gather.world_size)
-        ctx.save_for_backward(everyone, negatives, exponents)
+        # The sum that each row's exponentials are shares of.
+        ctx.save_for_backward(everyone, negatives, negatives if decoupled else negatives + exponents.exp2())
         ctx.temperature, ctx.scale, ctx.world_size = temperature, scale, gather.world_size
-        # log(1 + negatives / positive), which loses no digits where the positive is nearly all of the sum.
-        losses = F.softplus(negatives.log() - exponents * math.log(2))
+        losses = negatives.log() - exponents * math.log(2)
+        if not decoupled:
+            # log(1 + negatives / positive) loses no digits where the positive is nearly all of the sum.
+            losses = F.softplus(losses)
         # In rank order again, so that all workers add up the same way.
         return losses.roll(-own_first).mean()
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Float[Tensor, ""]) -> tuple[Float[Tensor, "2n dim"], None, None]:
-        everyone, negatives, exponents = ctx.saved_tensors
+    def backward(ctx: Any, *upstream: Float[Tensor, ""]) -> tuple[Float[Tensor, "2n dim"], None, None, None]:
+        everyone, negatives, sums = ctx.saved_tensors
         rows = len(everyone) // ctx.world_size
-        shares = (negatives + exponents.exp2()).reciprocal()
+        shares = sums.reciprocal()
         with torch.autocast(everyone.device.type, enabled=False):
             gradient = _weighted_negatives(everyone, shares, rows)
-            # What a row's positive lacks of probability 1, in its own loss and in its positive's.
+            # What a row's positive lacks of probability 1, in its own loss and in its positive's; all of it,
+            # where the loss is decoupled.
             lacking = (negatives * shares)[:rows]
             lacking = lacking + lacking.roll(rows // 2)
             gradient.addcmul_(lacking[:, None], everyone[:rows].roll(rows // 2, dims=0), value=-1)
         # Of each worker's 2n rows the mean is taken over all, and DistributedDataParallel's over the workers.
-        return gradient * (upstream[0] / (ctx.temperature * ctx.scale * rows)), None, None
+        return gradient * (upstream[0] / (ctx.temperature * ctx.scale * rows)), None, None, None
 
 
 def _positive_exponents(everyone: Float[Tensor, "all dim"], world_size: int) -> Float[Tensor, " all"]:
