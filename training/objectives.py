@@ -23,6 +23,7 @@ from training.heads import Head, build_classifier, build_predictor, build_projec
 from training.losses import (
     Matching,
     byol_loss,
+    dcl,
     margin_triplet,
     nt_logistic,
     nt_xent,
@@ -38,6 +39,7 @@ ViewLoss = Callable[[Float[Tensor, "n dim"], Float[Tensor, "n dim"]], Float[Tens
 
 _TEMPERED = {
     "nt-xent": nt_xent,
+    "dcl": dcl,
     "nt-logistic": nt_logistic,
     "nt-logistic-semi-hard": semi_hard_nt_logistic,
 }

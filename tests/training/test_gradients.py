@@ -24,8 +24,9 @@ from training.objectives import BYOL, Objective, build_objective
 _LANES, _PARTS = 4, 3
 _FIELDS: dict[str, dict[str, Any]] = {
     "simclr": {"projector": {"hidden_dim": 32, "dim": 16}},
-    "byol": {"projector": {"hidden_dim": 32, "dim": 16}},
-    "supervised": {"supervised": {"classes": 5}},
+    "dcl": {"simclr": {"loss": "dcl"}, "projector": {"hidden_dim": 32, "dim": 16}},
+    "byol": {"objective": "byol", "projector": {"hidden_dim": 32, "dim": 16}},
+    "supervised": {"objective": "supervised", "supervised": {"classes": 5}},
 }
 
 
@@ -35,9 +36,7 @@ def _objective(
     """The objective in float32, its batch norms off unless asked for."""
     gather = ProcessGroupGather() if dist.is_initialized() else LocalGather()
     torch.manual_seed(0)
-    config = TrainConfig(
-        data=DataConfig(train="nowhere"), objective=name, encoder={"name": encoder}, **_FIELDS[name]
-    )  # pyright: ignore[reportArgumentType]
+    config = TrainConfig(data=DataConfig(train="nowhere"), encoder={"name": encoder}, **_FIELDS[name])  # pyright: ignore[reportArgumentType]
     index = Index("nowhere", "folder", None, True)  # pyright: ignore[reportArgumentType]
     objective = build_objective(config, index, gather, matching)
     if norm:
@@ -121,7 +120,7 @@ def _ranked(name: str) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
     return float(backward(mine)), _gradients(objective), objective.state_dict()
 
 
-@pytest.mark.parametrize("name", ["simclr", "byol"])
+@pytest.mark.parametrize("name", ["simclr", "dcl", "byol"])
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_leave_the_gradients_and_statistics_of_one_process(
     world_size: int, name: str, run_ranks: Callable

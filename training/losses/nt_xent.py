@@ -1,11 +1,11 @@
-"""NT-Xent of the global batch, without its 2N x 2N matrix."""
+"""NT-Xent and its decoupled form (DCL) of the global batch, without their 2N x 2N matrix."""
 
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,12 +41,44 @@ def nt_xent(
     Chen et al. 2020, eq. 1. Raises ValueError if the two shapes differ, the temperature is below 0.002 or
     there is but one pair.
     """
+    return _loss(first, second, temperature, gather, matching, decoupled=False)
+
+
+def dcl(
+    first: Float[Tensor, "n dim"],
+    second: Float[Tensor, "n dim"],
+    *,
+    temperature: float,
+    gather: Gather | None = None,
+    matching: Matching | None = None,
+) -> Float[Tensor, ""]:
+    """Decoupled contrastive loss: NT-Xent whose denominator has a row's negatives alone, not its positive.
+
+    So a row whose positive is near still learns from its negatives, which matters in small batches. It may
+    be below zero. Rows, value, gradient, precision, matching and errors as in nt_xent.
+
+    Yeh et al. 2022, eq. 6.
+    """
+    return _loss(first, second, temperature, gather, matching, decoupled=True)
+
+
+def _loss(
+    first: Float[Tensor, "n dim"],
+    second: Float[Tensor, "n dim"],
+    temperature: float,
+    gather: Gather | None,
+    matching: Matching | None,
+    *,
+    decoupled: bool,
+) -> Float[Tensor, ""]:
     if temperature * _DOUBLE_EXPONENT < 1:
         raise ValueError(f"temperature={temperature} is below {1 / _DOUBLE_EXPONENT:g}; try 0.1")
     with torch.autocast(first.device.type, enabled=False):
         rows = unit_rows(first, second)
         exact = rows if temperature * _FLOAT_EXPONENT >= 1 else rows.double()
-        loss, share = _NTXent.apply(exact, temperature, gather or LocalGather(), matching is not None)
+        loss, share = _NTXent.apply(
+            exact, temperature, gather or LocalGather(), decoupled, matching is not None
+        )
         if matching is not None:
             matching.share = share
         return loss.to(rows.dtype)
@@ -57,7 +89,12 @@ class _NTXent(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, local: Float[Tensor, "2n dim"], temperature: float, gather: Gather, matches: bool
+        ctx: Any,
+        local: Float[Tensor, "2n dim"],
+        temperature: float,
+        gather: Gather,
+        decoupled: bool,
+        matches: bool,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None]:
         # Scaled so that 2 to the power of a product is exp(similarity / temperature): exp2 takes a third of
         # exp's time. Unit vectors bound the exponents, so that no maximum need be subtracted.
@@ -70,34 +107,50 @@ class _NTXent(torch.autograd.Function):
         everyone = everyone.roll(own_first, dims=0)
         exponents = _positive_exponents(everyone, gather.world_size)
         own, largest = _negatives(everyone, len(local), with_largest=matches)
+        matched = None
         if largest is not None:
             matched = nearer(exponents[: len(local)], largest.log2(), max(1.0, scale**2))
-            own = torch.stack([own, matched.to(own.dtype)], dim=1)
-        negatives, *found = gather.rows(own.view(len(local), -1)).unbind(1)
+        negatives, share = _of_all(own, matched, gather)
         negatives = negatives.roll(own_first)
-        share = found[0].mean() if found else None
         if share is not None:
             ctx.mark_non_differentiable(share)
-        ctx.save_for_backward(everyone, negatives, exponents)
+        # The sum that each row's exponentials are shares of.
+        ctx.save_for_backward(everyone, negatives, negatives if decoupled else negatives + exponents.exp2())
         ctx.temperature, ctx.scale, ctx.world_size = temperature, scale, gather.world_size
-        # log(1 + negatives / positive), which loses no digits where the positive is nearly all of the sum.
-        losses = F.softplus(negatives.log() - exponents * math.log(2))
+        losses = negatives.log() - exponents * math.log(2)
+        if not decoupled:
+            # log(1 + negatives / positive) loses no digits where the positive is nearly all of the sum.
+            losses = F.softplus(losses)
         # In rank order again, so that all workers add up the same way.
         return losses.roll(-own_first).mean(), share
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Float[Tensor, ""]) -> tuple[Float[Tensor, "2n dim"], None, None, None]:
-        everyone, negatives, exponents = ctx.saved_tensors
+    def backward(
+        ctx: Any, *upstream: Float[Tensor, ""]
+    ) -> tuple[Float[Tensor, "2n dim"], None, None, None, None]:
+        everyone, negatives, sums = ctx.saved_tensors
         rows = len(everyone) // ctx.world_size
-        shares = (negatives + exponents.exp2()).reciprocal()
+        shares = sums.reciprocal()
         with torch.autocast(everyone.device.type, enabled=False):
             gradient = _weighted_negatives(everyone, shares, rows)
-            # What a row's positive lacks of probability 1, in its own loss and in its positive's.
+            # What a row's positive lacks of probability 1, in its own loss and in its positive's; all of it,
+            # where the loss is decoupled.
             lacking = (negatives * shares)[:rows]
             lacking = lacking + lacking.roll(rows // 2)
             gradient.addcmul_(lacking[:, None], everyone[:rows].roll(rows // 2, dims=0), value=-1)
         # Of each worker's 2n rows the mean is taken over all, and DistributedDataParallel's over the workers.
-        return gradient * (upstream[0] / (ctx.temperature * ctx.scale * rows)), None, None, None
+        return gradient * (upstream[0] / (ctx.temperature * ctx.scale * rows)), None, None, None, None
+
+
+def _of_all(
+    negatives: Float[Tensor, " rows"], matched: Bool[Tensor, " rows"] | None, gather: Gather
+) -> tuple[Float[Tensor, " all"], Float[Tensor, ""] | None]:
+    """Every worker's sums, in rank order, and the share of all rows that match: gathered in one go."""
+    columns = negatives[:, None]
+    if matched is not None:
+        columns = torch.stack([negatives, matched.to(negatives.dtype)], dim=1)
+    sums, *ones = gather.rows(columns).unbind(1)
+    return sums, ones[0].mean() if ones else None
 
 
 def _positive_exponents(everyone: Float[Tensor, "all dim"], world_size: int) -> Float[Tensor, " all"]:

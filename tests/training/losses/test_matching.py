@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from training.gather import LocalGather, ProcessGroupGather
 from training.losses import (
     Matching,
+    dcl,
     margin_triplet,
     nt_logistic,
     nt_xent,
@@ -26,6 +27,7 @@ _LOSSES: dict[str, tuple[Callable[..., Tensor], dict[str, float]]] = {
     "nt-xent": (nt_xent, {"temperature": 0.1}),
     "nt-xent, cold": (nt_xent, {"temperature": 0.01}),
     "nt-xent, hot": (nt_xent, {"temperature": 100.0}),
+    "dcl": (dcl, {"temperature": 0.1}),
     "nt-logistic": (nt_logistic, {"temperature": 0.2}),
     "margin": (margin_triplet, {"margin": 0.4}),
     "semi-hard": (semi_hard_triplet, {"margin": 0.3}),
