@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from cluster.startup import Startup
 from training.diagnostics import COLLAPSED_RANK
+from training.losses.matching import chance
 
 # How often a run's progress is told where it is no terminal that shows it.
 _LOG_SECONDS = 30.0
@@ -53,8 +54,8 @@ def warn(message: str) -> None:
 class RunBar:
     """The steps of a run on the terminal, a line for each evaluation, and one on how it started."""
 
-    def __init__(self, steps: int, done: int, startup: Startup) -> None:
-        self._steps, self._done = steps, done
+    def __init__(self, steps: int, done: int, batch_size: int, startup: Startup) -> None:
+        self._steps, self._done, self._chance = steps, done, chance(batch_size)
         self._startup: Startup | None = startup
         self._bar: tqdm | None = None
 
@@ -84,12 +85,18 @@ class RunBar:
         stages = {key: seconds for key, seconds in values.items() if key.endswith("_seconds")}
         waited = values["data_wait_seconds"] / sum(stages.values())
         self._bar.set_postfix_str(
-            f"epoch {values['epoch']}, loss {values['loss']:.3f}, learning rate "
+            f"epoch {values['epoch']}, loss {values['loss']:.3f}, {self._matched(values)}learning rate "
             f"{values['learning_rate']:.3g}, {values['images_per_second']:,.0f} images/s, "
             f"{waited:.0%} waiting for data",
             refresh=False,
         )
         self._bar.update(values["step"] - self._bar.n)
+
+    def _matched(self, values: dict[str, Any]) -> str:
+        """View matching, where the objective has one."""
+        if "view_matching" not in values:
+            return ""
+        return f"views matched {values['view_matching']:.1%} (chance {self._chance:.1%}), "
 
 
 def _noted(values: dict[str, Any]) -> Iterator[str]:

@@ -33,8 +33,9 @@ def run_scale(
         replace(scaled(config, coefficients, phi), name=f"{config.name}-{dimension}-phi{phi:g}")
         for phi in phis
     ]
-    base = encoder_cost(*_measured(scaled(config, coefficients, 0.0)))
+    base, grown = (encoder_cost(*_measured(scaled(config, coefficients, phi))) for phi in (0.0, 1.0))
     print(_described(coefficients))
+    print(f"measured, phi 1 costs {grown.multiply_adds / base.multiply_adds:.2f} times phi 0")
     print("  phi  depth  width  pixels    parameters  multiply-adds  of phi 0's  growth^phi")
     for phi, member in zip(phis, family, strict=True):
         size, cost = scaling(member.encoder), encoder_cost(*_measured(member))
@@ -82,5 +83,5 @@ def _described(coefficients: Coefficients) -> str:
     alpha, beta, gamma = coefficients
     return (
         f"depth {alpha:.4g}^phi, width {beta:.4g}^phi, resolution {gamma:.4g}^phi: "
-        f"multiply-adds grow {coefficients.growth:.3g} times with each phi"
+        f"by the equation multiply-adds grow {coefficients.growth:.3g} times with each phi"
     )

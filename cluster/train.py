@@ -144,7 +144,7 @@ def _launch(
     with (
         open_trackers(config) as trackers,
         cluster(most_workers(config) * config.cpus_per_worker, modules),
-        RunBar(steps, done, startup) as bar,
+        RunBar(steps, done, config.batch_size, startup) as bar,
         stop_signals("saving after this step", ended) as stop,
     ):
         startup.reached("cluster")

@@ -32,7 +32,7 @@ from tuning.compound import scoring
 from tuning.config import SearchConfig
 from tuning.report import write_search_report
 from tuning.trials import Trial, read_trials
-from tuning.variants import best_config, search_folder, search_space
+from tuning.variants import best_config, check_surface, search_folder, trial_points
 
 _FILE = "search.toml"
 
@@ -99,6 +99,7 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
     space = with_checkpoints(search.space)
     search = replace(search, train=train, space=space, output=storage.absolute(search.output))
     scoring(search)
+    check_surface(search)
     modules = _modules(search)
     if not read_trials(search_folder(search)):
         _check_checkpoints(search)
@@ -188,7 +189,7 @@ def _check_checkpoints(search: SearchConfig) -> None:
 
 def _count(search: SearchConfig) -> int:
     """How many trials there will be."""
-    return len(search.points(search_space(search)))  # tpe's are others, and as many.
+    return len(trial_points(search))  # tpe's are others, and as many.
 
 
 def _keep(search: SearchConfig) -> None:

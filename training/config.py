@@ -197,7 +197,7 @@ class TrainConfig:
     objective_options: dict[str, Option] = field(default_factory=dict)
     """What an objective of your own takes, by name."""
     temperature: Temperature | None = None
-    """Temperature of SimCLR's NT-Xent and NT-Logistic; unset: 0.1."""
+    """Temperature of SimCLR's NT-Xent, DCL and NT-Logistic; unset: 0.1."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
     simclr: SimCLRConfig = field(default_factory=SimCLRConfig)

@@ -37,6 +37,35 @@ def round_channels(channels: float) -> int:
     return rounded if rounded >= 0.9 * channels else rounded + 8
 
 
+def last_map_side(size: int) -> int:
+    """Side of the last feature maps that a view of `size` pixels a side gives."""
+    return math.ceil(size / (2 * math.prod(stage.stride for stage in _BASE)))
+
+
+def count_multiply_adds(width: float, depth: float, size: int) -> int:
+    """Multiply-adds of an EfficientNet for an image of `size` pixels a side, in microseconds.
+
+    The same number as training/cost.py counts by running the network, which takes a quarter of a second.
+    """
+    channels, side = round_channels(_STEM * width), math.ceil(size / 2)
+    total = 3 * 3**2 * channels * side**2
+    for stage in _BASE:
+        outgoing = round_channels(width * stage.channels)
+        for layer in range(math.ceil(depth * stage.layers)):
+            wide = channels * stage.expansion
+            total += channels * wide * side**2 if stage.expansion != 1 else 0
+            side = math.ceil(side / stage.stride) if layer == 0 else side
+            per_pixel = stage.kernel**2 * wide + wide * outgoing
+            total += per_pixel * side**2 + 2 * wide * _squeezed(channels)
+            channels = outgoing
+    return total + channels * round_channels(_HEAD * width) * side**2
+
+
+def _squeezed(channels: int) -> int:
+    """Width between the two layers of a block's excitation."""
+    return max(1, channels // 4)
+
+
 class EfficientNet(nn.Module):
     """A trunk whose weights are named as in torchvision's EfficientNet; `dim` is its features' width.
 
@@ -103,7 +132,7 @@ class _Block(nn.Module):
             Conv2dNormActivation(
                 wide, wide, stage.kernel, stride=stride, groups=wide, activation_layer=nn.SiLU
             ),
-            SqueezeExcitation(wide, max(1, channels // 4), activation=nn.SiLU),
+            SqueezeExcitation(wide, _squeezed(channels), activation=nn.SiLU),
             Conv2dNormActivation(wide, width, 1, activation_layer=None),
         ]
         self.block = nn.Sequential(*layers)

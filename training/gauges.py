@@ -11,6 +11,7 @@ _GAUGES = {
     "learning_rate": "Learning rate of the last step shown",
     "images_per_second": "Images a second, over all workers",
     "data_wait_seconds": "Seconds of the last step shown that rank 0 waited for data",
+    "view_matching": "Share of the last step's views whose nearest other view in the batch is their partner",
     "knn_top1": "kNN accuracy, from 0 to 1",
     "effective_rank": "Effective rank of the features",
     "skipped": "Steps skipped so far, whose loss or gradient was not finite",

@@ -53,7 +53,9 @@ def _as_written(value: Any) -> Any:
 
 
 Option = Annotated[bool | int | float | str, BeforeValidator(_as_written)]
-ContrastiveLoss = Literal["nt-xent", "nt-logistic", "nt-logistic-semi-hard", "margin", "margin-semi-hard"]
+ContrastiveLoss = Literal[
+    "nt-xent", "dcl", "nt-logistic", "nt-logistic-semi-hard", "margin", "margin-semi-hard"
+]
 ProjectorKind = Literal["non-linear", "linear", "none"]
 
 # At lower ones NT-Xent's exponentials leave float64.
@@ -84,8 +86,9 @@ class SimCLRConfig:
     """What SimCLR alone has. Chen et al. 2020."""
 
     loss: ContrastiveLoss | None = None
-    """nt-xent, nt-logistic, margin (triplets), or one of the latter two over each row's nearest semi-hard
-    negative alone, nt-logistic-semi-hard or margin-semi-hard; unset: nt-xent."""
+    """nt-xent, dcl (the same without the positive in the denominator; Yeh et al. 2022), nt-logistic, margin
+    (triplets), or one of the latter two over each row's nearest semi-hard negative alone,
+    nt-logistic-semi-hard or margin-semi-hard; unset: nt-xent."""
     margin: Annotated[float, Field(ge=0, le=2)] | None = None
     """By how much the cosine similarity of a positive should exceed a negative's in triplets; unset: 0.4."""
 

@@ -21,10 +21,13 @@ from training.encoders import Encoder, build_encoder
 from training.gather import Gather, mean_over_workers
 from training.heads import Head, build_classifier, build_predictor, build_projector
 from training.losses import (
+    Matching,
     byol_loss,
+    dcl,
     margin_triplet,
     nt_logistic,
     nt_xent,
+    predictions_matched,
     semi_hard_nt_logistic,
     semi_hard_triplet,
 )
@@ -36,6 +39,7 @@ ViewLoss = Callable[[Float[Tensor, "n dim"], Float[Tensor, "n dim"]], Float[Tens
 
 _TEMPERED = {
     "nt-xent": nt_xent,
+    "dcl": dcl,
     "nt-logistic": nt_logistic,
     "nt-logistic-semi-hard": semi_hard_nt_logistic,
 }
@@ -99,14 +103,22 @@ class BYOL(Objective):
     """
 
     def __init__(
-        self, encoder: Encoder, projector: Head, predictor: nn.Module, *, tau_base: float, gather: Gather
+        self,
+        encoder: Encoder,
+        projector: Head,
+        predictor: nn.Module,
+        *,
+        tau_base: float,
+        gather: Gather,
+        matching: Matching | None = None,
     ) -> None:
+        """`matching` gets each step's view matching."""
         super().__init__(encoder)
         self.projector = projector
         self.predictor = predictor
         self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.target_projector = copy.deepcopy(projector).requires_grad_(False)
-        self._tau_base, self._gather = tau_base, gather
+        self._tau_base, self._gather, self._matching = tau_base, gather, matching
 
     def embed(self, views: Views) -> list[Float[Tensor, "n dim"]]:
         """Both views' predictions, then what the average makes of them."""
@@ -118,10 +130,14 @@ class BYOL(Objective):
 
     def loss(self, embedded: list[Float[Tensor, "n dim"]], views: Views) -> Float[Tensor, ""]:
         """The mean of both directions' distances, summed; in [0, 8]."""
-        *predictions, first, second = embedded
+        *both, first, second = embedded
+        predictions = torch.cat(both)
+        if self._matching is not None:
+            targets = torch.cat([first, second])
+            self._matching.share = predictions_matched(predictions, targets, gather=self._gather)
         # Each view's prediction is held against the target of the other.
         targets = torch.cat([second, first]).detach()
-        return 2 * byol_loss(torch.cat(predictions), targets, gather=self._gather)
+        return 2 * byol_loss(predictions, targets, gather=self._gather)
 
     @torch.no_grad()
     def after_step(self, step: int, steps: int) -> None:
@@ -221,8 +237,13 @@ def load_initial(encoder: Encoder, checkpoint: str) -> None:
         ) from error
 
 
-def build_objective(config: TrainConfig, index: Index, gather: Gather) -> Objective:
-    """The objective that `config` names, for the images of `index`; weights from torch's global generator."""
+def build_objective(
+    config: TrainConfig, index: Index, gather: Gather, matching: Matching | None = None
+) -> Objective:
+    """The objective that `config` names, for the images of `index`; weights from torch's global generator.
+
+    `matching` gets each step's view matching where the objective is SimCLR's or BYOL's.
+    """
     encoder = build_encoder(config.encoder)
     if config.init:
         load_initial(encoder, config.init)
@@ -240,12 +261,13 @@ def build_objective(config: TrainConfig, index: Index, gather: Gather) -> Object
     projector = build_projector(config.projector, encoder.dim, config.objective)
     if config.objective == "byol":
         predictor = build_predictor(config.byol, projector.dim)
-        return BYOL(encoder, projector, predictor, tau_base=tau_base(config.byol), gather=gather)
-    return SimCLR(encoder, projector, _view_loss(config, gather))
+        decay = tau_base(config.byol)
+        return BYOL(encoder, projector, predictor, tau_base=decay, gather=gather, matching=matching)
+    return SimCLR(encoder, projector, partial(_view_loss(config), gather=gather, matching=matching))
 
 
-def _view_loss(config: TrainConfig, gather: Gather) -> ViewLoss:
+def _view_loss(config: TrainConfig) -> Callable[..., Float[Tensor, ""]]:
     name = contrastive_loss(config.simclr)
     if name in _TRIPLETS:
-        return partial(_TRIPLETS[name], margin=margin(config.simclr), gather=gather)
-    return partial(_TEMPERED[name], temperature=temperature(config.temperature), gather=gather)
+        return partial(_TRIPLETS[name], margin=margin(config.simclr))
+    return partial(_TEMPERED[name], temperature=temperature(config.temperature))

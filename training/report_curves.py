@@ -1,7 +1,7 @@
 """The curves of one run, or of several over each other."""
 
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.offline import get_plotlyjs
 
+from training.config import TrainConfig
+from training.losses.matching import chance
 from training.report_run import STAGES, RunRecord
 
 # Readable on a light page and on a dark one.
@@ -49,10 +51,16 @@ class _Curve:
     axis: str = ""
     scale: float = 1.0
     flat: str = ""  # What the first of its lines may have beside it, to be compared with.
+    chance: Callable[[TrainConfig], float] | None = None  # What it comes to by chance.
 
 
 _CURVES = (
     _Curve("loss", "Loss", "Of each step's batch."),
+    _Curve(
+        "view_matching", "View matching",
+        "Views whose nearest other view in the batch is their partner; dashed: by chance.",
+        "%", 100, chance=lambda config: chance(config.batch_size),
+    ),
     _Curve(
         "knn_top1", "kNN accuracy", "Of images that are not trained on; dashed: of their raw pixels.",
         "top-1, %", 100, "knn_top1_pixels",
@@ -114,16 +122,21 @@ def _drawn(curve: _Curve, runs: Mapping[str, RunRecord]) -> str:
         mode = "lines+markers" if len(rows) < _FEW else "lines"
         line = {"color": colour, "width": 1.75}
         figure.add_scatter(x=rows[:, 0], y=rows[:, 1], mode=mode, name=name, line=line)
-        if curve.flat in lines[0]:
+        for label, flat in _compared(curve, run, lines[0]).items():
             figure.add_scatter(
-                x=rows[[0, -1], 0], y=[curve.scale * lines[0][curve.flat]] * 2, mode="lines",
-                name="raw pixels",
+                x=rows[[0, -1], 0], y=[curve.scale * flat] * 2, mode="lines", name=label,
                 line={"color": colour if len(runs) > 1 else _GREY, "dash": "dash", "width": 1.25},
             )  # fmt: skip
     if curve.scale == 100 or curve.key in ("images_per_second", "learning_rate"):
         figure.update_yaxes(rangemode="tozero")
     about = curve.about + (f" Means of {coarsest:,} steps." if coarsest > 1 else "")
     return _framed(curve.key, curve.title, about, _styled(figure, "step", curve.axis))
+
+
+def _compared(curve: _Curve, run: RunRecord, first: Mapping[str, Any]) -> dict[str, float]:
+    """What a run's curve is drawn beside, by name; `first` is the first line that has it."""
+    flat = {"raw pixels": first[curve.flat]} if curve.flat in first else {}
+    return flat | ({"chance": curve.chance(run.config)} if curve.chance else {})
 
 
 def _times(runs: Mapping[str, RunRecord]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from training.losses.matching import chance
 from training.objective_config import objective_title
 from training.record import to_values
 from training.report_run import RunRecord
@@ -16,6 +17,9 @@ _ACCURACIES = {
     "linear_top1": "linear probe",
     "top1": "classifier",
 }
+
+# Steps whose view matching is taken together: a single one's is that of few images.
+_LAST_STEPS = 50
 
 # Where one part of a path or of a dotted key ends.
 _JOINT = re.compile("(?<=[/._])(?=[A-Za-z])")
@@ -117,11 +121,21 @@ def _progress(run: RunRecord) -> list[tuple[str, str]]:
     rates = sorted(line["images_per_second"] for line in run.steps)
     return [
         ("last loss", f"{last['loss']:.3f}"),
+        *_matching(run),
         ("steps", f"{last['step']:,}" + (f" of {config.steps:,}" if config.steps else "")),
         ("epochs", f"{last['epoch']}" + ("" if config.steps else f" of {config.epochs}")),
         ("images/s, median", f"{rates[len(rates) // 2]:,.0f}"),
         ("spent in steps", duration(run.seconds)),
     ]
+
+
+def _matching(run: RunRecord) -> list[tuple[str, str]]:
+    """View matching of the last steps, where the objective has one."""
+    shares = [line["view_matching"] for line in run.having("view_matching")[-_LAST_STEPS:]]
+    if not shares:
+        return []
+    by_chance = chance(run.config.batch_size)
+    return [("views matched", f"{sum(shares) / len(shares):.1%} (chance {by_chance:.1%})")]
 
 
 def _faults(run: RunRecord) -> list[tuple[str, str]]:

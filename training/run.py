@@ -31,6 +31,7 @@ from training.evaluator import Evaluator, Sets
 from training.faults import NonFiniteError, StoppedError
 from training.gradients import Backward, micro_batches, whole_batch
 from training.loop import fit
+from training.losses import Matching
 from training.objectives import Objective, build_objective
 from training.optimizers import build_optimizer, learning_rate, load_moments, peak_learning_rate
 from training.process import Worker
@@ -112,7 +113,7 @@ class _Run:
         self.config, self.sets, self.worker = config, sets, worker.without(self.quarantine.crashes)
         self.careful_until = careful_until
         self.index = sets.train
-        self.stages = Stages()
+        self.stages, self.matching = Stages(), Matching()
         self.plan = make_plan(config, sets.train)
         self.steps = total_steps(config, self.plan)
         self.stop_step = self.steps if until is None else min(until, self.steps)
@@ -223,7 +224,7 @@ class _Run:
         gather = TimedGather(self.worker.gather, self.stages)
         # A checkpoint has what `init` would give, which may be gone by now.
         config = replace(self.config, init=None) if resumed else self.config
-        objective = build_objective(config, self.index, gather)
+        objective = build_objective(config, self.index, gather, self.matching)
         objective.to(self.worker.device)
         # Convolutions are faster so, on CPUs by 1.4 times.
         objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -327,9 +328,9 @@ class _Run:
             self.objective.after_step(done - 1, self.steps)
             if self.average:
                 self.average.update_parameters(self.objective)
-        spent = self.stages.take()
+        spent, matching = self.stages.take(), self.matching.take()
         if self.log:
-            self.log.step(done, value, rate, spent)
+            self.log.step(done, value, rate, spent, view_matching=matching)
         every = self.config.evaluation.every_epochs * self.plan.steps_per_epoch
         score = None
         if done == self.steps or (every and done % every == 0):

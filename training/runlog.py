@@ -44,13 +44,22 @@ class RunLog:
         if resumed and last < self.last_step:
             self.warn(f"metrics.jsonl lacks steps {last + 1} to {self.last_step}: they could not be written")
 
-    def step(self, done: int, loss: float, rate: float, spent: Mapping[str, float]) -> None:
+    def step(
+        self,
+        done: int,
+        loss: float,
+        rate: float,
+        spent: Mapping[str, float],
+        view_matching: float | None = None,
+    ) -> None:
         """Note a step; a loss that is not finite is that of one that was skipped."""
         now = time.monotonic()
         line: dict[str, Any] = {"step": done, "epoch": self._epoch(done)}
         if math.isfinite(loss):
             images_per_second = self._plan.batch_size / (now - self._stepped_at)
             line |= {"loss": loss, "learning_rate": rate, "images_per_second": images_per_second, **spent}
+            if view_matching is not None:
+                line["view_matching"] = view_matching
         else:
             self._skipped += 1
             line |= {"skipped": self._skipped}

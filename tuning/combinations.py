@@ -9,10 +9,13 @@ from ray.tune.search import Searcher
 from tuning.config import SearchConfig
 from tuning.room import SCORE, Room
 from tuning.space import Distribution, Point, active, drawn_points
-from tuning.variants import search_space
+from tuning.variants import offered, search_space
 
 # How often Optuna is asked again where it gives a combination that was there before.
 _TRIES = 20
+
+# The same where all but a few in a hundred combinations may cost too much.
+_TRIES_ON_THE_SURFACE = 200
 
 
 class Combinations(Searcher):
@@ -24,7 +27,7 @@ class Combinations(Searcher):
     def __init__(self, search: SearchConfig, points: list[Point], room: Room) -> None:
         super().__init__(metric=SCORE, mode="max")
         self._search, self._space, self._room = search, search_space(search), room
-        self._first = points
+        self._first, self._offered = points, offered(search)
         self._count = search.trials if search.searcher == "tpe" else len(points)
         self._points: dict[str, Point] = {}
         self._scores: dict[str, float] = {}
@@ -68,14 +71,14 @@ class Combinations(Searcher):
     def _drawn(self, number: int) -> Point | None:
         study = self._study(number)
         before = list(self._points.values())
-        for _ in range(_TRIES):
+        for _ in range(_TRIES_ON_THE_SURFACE if self._search.compound else _TRIES):
             trial = study.ask()
             point = self._ask(trial)
-            if point not in before:
+            if point not in before and self._offered(point):
                 return point
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
         # Where few are left, Optuna gives those that did well over and over.
-        others = drawn_points(self._space, self._search.seed, number + 1)
+        others = drawn_points(self._space, self._search.seed, number + 1, self._offered)
         return next((point for point in others if point not in before), None)
 
     def _study(self, number: int) -> optuna.Study:

@@ -1,7 +1,8 @@
 """EfficientNet's compound scaling of a training config: depth, width and resolution together. Pure.
 
 Tan and Le 2019, eq. 3: d = alpha^phi, w = beta^phi, r = gamma^phi with alpha * beta^2 * gamma^2 near 2, so
-that the multiply-adds, which grow with d * w^2 * r^2, double with each phi.
+that the multiply-adds, which grow with d * w^2 * r^2, double with each phi. Layers, channels in eights and
+the sides of feature maps are whole numbers, so that with small images they may grow 7 times as well.
 """
 
 import math
@@ -31,6 +32,9 @@ class Coefficients(NamedTuple):
         return self.alpha * self.beta**2 * self.gamma**2
 
 
+# By how much the cost shall grow with each phi, and how far it may be from that.
+_GROWTH, _TOLERANCE = 2.0, 0.1
+
 # What Tan and Le found for B0 (section 3.3), and what doubles the cost by one dimension alone.
 COEFFICIENTS: dict[Dimension, Coefficients] = {
     "compound": Coefficients(1.2, 1.1, 1.15),
@@ -59,7 +63,7 @@ def scaled(config: TrainConfig, coefficients: Coefficients, phi: float) -> Train
             "set encoder.name=efficientnet-b0" if encoder.name in EFFICIENTNETS else "only EfficientNets"
         )
         raise ValueError(f"encoder.name={encoder.name} cannot be scaled: {way_out}")
-    base = _base(config)
+    base = base_of(config)
     if base.width == base.depth == 1:  # The config says by itself how it was scaled, and can be again.
         said = {
             **coefficients._asdict(),
@@ -81,7 +85,7 @@ def scaled(config: TrainConfig, coefficients: Coefficients, phi: float) -> Train
     )
 
 
-def on_surface(u: float, v: float, growth: float = 2.0) -> Coefficients:
+def on_surface(u: float, v: float, growth: float = _GROWTH) -> Coefficients:
     """Two numbers from 0 to 1 to coefficients of 1 and more whose multiply-adds grow by `growth`.
 
     Uniform numbers give logarithms that are uniform on that triangle: each way to share the growth out
@@ -89,6 +93,32 @@ def on_surface(u: float, v: float, growth: float = 2.0) -> Coefficients:
     """
     depth, width, resolution = 1 - math.sqrt(u), math.sqrt(u) * v, math.sqrt(u) * (1 - v)
     return Coefficients(growth**depth, growth ** (width / 2), growth ** (resolution / 2))
+
+
+def doubles_the_cost(base: Scaling, coefficients: Coefficients) -> bool:
+    """Whether phi = 1 costs twice the multiply-adds of phi = 0, which is `base`, within 10 %, as measured.
+
+    Never where it turns the last feature maps from 1 x 1 into 2 x 2, which is more than a scaling: their
+    kernels then see more than one place.
+    """
+    from training.efficientnet import count_multiply_adds, last_map_side  # Imports torchvision.
+
+    alpha, beta, gamma = coefficients
+    grown = Scaling(base.width * beta, base.depth * alpha, round(base.resolution * gamma))
+    if last_map_side(base.resolution) == 1 < last_map_side(grown.resolution):
+        return False
+    growth = count_multiply_adds(*grown) / count_multiply_adds(*base)
+    return abs(growth / _GROWTH - 1) <= _TOLERANCE
+
+
+def next_good_size(size: int) -> int:
+    """The next larger side of a view, in pixels, whose feature maps have room to grow: 32 k + 4.
+
+    An EfficientNet halves a view's side five times, rounding up: at a multiple of 32 one pixel more makes all
+    of its maps larger.
+    """
+    stride = 32
+    return next(side for side in range(size + 1, size + stride + 1) if side % stride == 4)
 
 
 def scoring(search: SearchConfig) -> Callable[[TrainConfig, float], float]:
@@ -112,8 +142,8 @@ def score(accuracy: float, multiply_adds: float, target: float) -> float:
     return accuracy * (multiply_adds / target) ** -0.07
 
 
-def _base(config: TrainConfig) -> Scaling:
-    """What phi = 0 stands for."""
+def base_of(config: TrainConfig) -> Scaling:
+    """The size of the network that phi = 0 stands for, and of its views."""
     encoder = config.encoder
     if any(getattr(encoder, name) for name in Coefficients._fields):
         encoder = replace(encoder, phi=0.0)

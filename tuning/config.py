@@ -1,5 +1,6 @@
 """What the user can set about a search."""
 
+from collections.abc import Callable
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -47,8 +48,9 @@ class SearchConfig:
     """For each searched key its distribution, such as `temperature = { loguniform = [0.05, 1.0] }`; with
     `when = { "optimizer.name" = "sgd" }` it is searched where that other key has that value alone."""
     compound: bool = False
-    """Search EfficientNet's alpha, beta and gamma too, where alpha * beta^2 * gamma^2 = 2, at phi = 1. Trials
-    are then ranked by accuracy * (multiply-adds / twice those of phi 0)^-0.07."""
+    """Search EfficientNet's alpha, beta and gamma too, at phi = 1: where alpha * beta^2 * gamma^2 = 2, and
+    phi 1 costs 1.8 to 2.2 times the multiply-adds of phi 0 at `train.data.view.size`. Trials are then ranked
+    by accuracy * (multiply-adds / twice those of phi 0)^-0.07."""
     metric: Annotated[str, AfterValidator(_metric)] = "knn"
     """Accuracy by which trials are ranked: knn, or linear, a linear probe's. Never the loss, whose scale
     temperature and batch size move, and never on the test images."""
@@ -109,11 +111,14 @@ class SearchConfig:
             return {}
         return parse_space(self.space, self.train)
 
-    def points(self, space: Space) -> list[Point]:
-        """The combinations of `space` that are tried, where none is chosen by how those before it did."""
+    def points(self, space: Space, kept: Callable[[Point], bool] = lambda point: True) -> list[Point]:
+        """The combinations of `space` that are tried, where none is chosen by how those before it did.
+
+        What is drawn is tried if `kept` says so.
+        """
         if self.searcher == "grid":
             return grid_points(space)
-        return drawn_points(space, self.seed, self.trials)
+        return drawn_points(space, self.seed, self.trials, kept)
 
     def _check_grid(self, space: Space) -> None:
         if self.compound:

@@ -32,7 +32,7 @@ from tuning.room import EVALUATIONS, FINISHED, SCORE, Room
 from tuning.space import Point
 from tuning.strategies import member_number, param_space, scheduler, searcher, waits
 from tuning.trials import Trial
-from tuning.variants import branched, search_space, trial_config
+from tuning.variants import branched, trial_config, trial_points
 
 # The searcher says itself when there is no other trial.
 _UNTIL_IT_ENDS = 10**9
@@ -68,7 +68,7 @@ def run_search(
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     shared = _Shared(search, sets, book.stopped())
     with scratch_folder() as scratch:
-        points = book.points() if search.searcher == "tpe" else search.points(search_space(search))
+        points = book.points() if search.searcher == "tpe" else trial_points(search)
         tune.Tuner(
             tune.with_resources(tune.with_parameters(_Trial, shared=shared), _resources(search, room.size)),
             param_space=param_space(search),

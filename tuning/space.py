@@ -3,7 +3,7 @@
 import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -22,6 +22,8 @@ _NOT_SEARCHED = ("data.train", "data.test", "evaluation", "branch_from", *NOT_ID
 
 # A few choices give few distinct points; after so many draws for each there are no more of them.
 _DRAWS_PER_POINT = 100
+# Counted in, so that a single point is found too where but a few in a hundred are kept.
+_SPARE_POINTS = 10
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -146,14 +148,16 @@ def active(space: Space, point: Point) -> Point:
     return kept
 
 
-def drawn_points(space: Space, seed: int, count: int) -> list[Point]:
-    """The first `count` distinct points of those that `seed` draws; fewer where there are no more."""
+def drawn_points(
+    space: Space, seed: int, count: int, kept: Callable[[Point], bool] = lambda point: True
+) -> list[Point]:
+    """The first `count` distinct points that `seed` draws and `kept` keeps; fewer where there are no more."""
     generator = random.Random(seed)
     draws = (
         {key: distribution.draw(generator) for key, distribution in space.items()}
-        for _ in range(count * _DRAWS_PER_POINT)
+        for _ in range((count + _SPARE_POINTS) * _DRAWS_PER_POINT)
     )
-    return list(itertools.islice(_distinct(space, draws), count))
+    return list(itertools.islice(filter(kept, _distinct(space, draws)), count))
 
 
 def grid_points(space: Space) -> list[Point]:

@@ -1,5 +1,6 @@
 """From a point of a search's space to the training config of a trial, whose hash is the trial's identity."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -7,12 +8,18 @@ from pipelines import storage
 from training.checkpoint import Checkpoints, checkpoint_bytes
 from training.config import TrainConfig, config_hash
 from training.record import read_config
-from tuning.compound import on_surface, scaled
+from tuning.compound import base_of, doubles_the_cost, next_good_size, on_surface, scaled
 from tuning.config import SearchConfig
-from tuning.space import Distribution, Point, Space, active, with_values
+from tuning.space import Distribution, Point, Space, active, drawn_points, with_values
 
 # Two numbers that stand for a point of the surface of alpha, beta and gamma.
 _SURFACE = ("compound.u", "compound.v")
+
+# Points that are looked at before a search for coefficients, and how many of them it must be able to try.
+_LOOKS, _LEAST_SHARE = 1000, 0.02
+
+# Searched keys that may change what phi = 0 costs.
+_SIZES = ("encoder.", "data.view.size")
 
 # A population's members wait for each other: none is more evaluations ahead than one.
 _AHEAD = 2
@@ -22,6 +29,42 @@ def search_space(search: SearchConfig) -> Space:
     """All that is drawn for a trial: values of config keys, and a point of the surface of coefficients."""
     surface = {key: Distribution("uniform", (0.0, 1.0)) for key in _SURFACE} if search.compound else {}
     return search.distributions | surface
+
+
+def trial_points(search: SearchConfig) -> list[Point]:
+    """The points that are tried, where none is chosen by how those before it did."""
+    return search.points(search_space(search), offered(search))
+
+
+def offered(search: SearchConfig) -> Callable[[Point], bool]:
+    """Whether the search may try a point: one for coefficients tries networks of twice the cost alone."""
+    if not search.compound:
+        return lambda point: True
+    space, base = search_space(search), base_of(search.train)
+
+    def costs_twice(point: Point) -> bool:
+        values = active(space, point)
+        coefficients = on_surface(*(values[key] for key in _SURFACE))
+        sizes = {key: value for key, value in values.items() if key.startswith(_SIZES)}
+        phi_0 = base_of(with_values(search.train, sizes)) if sizes else base
+        return doubles_the_cost(phi_0, coefficients)
+
+    return costs_twice
+
+
+def check_surface(search: SearchConfig) -> None:
+    """Raises ValueError where a search for coefficients has too few networks of twice the cost to offer."""
+    if not search.compound:
+        return
+    points = drawn_points(search_space(search), search.seed, _LOOKS)
+    found = sum(map(offered(search), points))
+    if found < _LEAST_SHARE * len(points):
+        size = search.train.data.view.size
+        raise ValueError(
+            f"compound=true: with train.data.view.size={size}, {found} of {len(points)} networks on "
+            "alpha * beta^2 * gamma^2 = 2 cost twice phi 0 within 10 %, too few to search among; "
+            f"try train.data.view.size={next_good_size(size)}"
+        )
 
 
 def search_folder(search: SearchConfig) -> str:

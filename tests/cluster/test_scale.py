@@ -7,6 +7,8 @@ import pytest
 
 from cluster.cli import main
 from training.config import TrainConfig
+from training.cost import encoder_cost
+from training.encoder_config import EncoderConfig
 
 _BASE = "simclr-imagenet-efficientnet-b0"
 
@@ -18,7 +20,14 @@ def _configs(folder: Path) -> dict[str, TrainConfig]:
 def test_a_family_is_written_and_what_it_costs_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     main(["scale", _BASE, "--train", "/data", "--output", str(tmp_path), "--phi", "0", "--phi", "2"])
     said = capsys.readouterr().out
-    assert "multiply-adds grow 1.92 times with each phi" in said
+    assert "by the equation multiply-adds grow 1.92 times with each phi" in said
+    # 224 pixels give last maps of 7 x 7, and 258 of 9 x 9.
+    zero, one = (
+        encoder_cost(EncoderConfig(name="efficientnet", alpha=1.2, beta=1.1, phi=phi), size).multiply_adds
+        for phi, size in ((0.0, 224), (1.0, 258))
+    )
+    assert one / zero == pytest.approx(2.73, abs=0.2)
+    assert f"measured, phi 1 costs {one / zero:.2f} times phi 0" in said
     assert "    0   1.00   1.00     224     4,007,548    384,534,752        1.00        1.00" in said
     configs = _configs(tmp_path)
     assert set(configs) == {f"{_BASE}-compound-phi0", f"{_BASE}-compound-phi2"}

@@ -92,7 +92,14 @@ _VIT = {"encoder": {"name": "torchvision:vit_b_16"}}
     [
         *(
             (_ONE | {"simclr": {"loss": loss}}, "batch_size=1 leaves SimCLR no other image .*; try .* 2$")
-            for loss in ("nt-xent", "nt-logistic", "nt-logistic-semi-hard", "margin", "margin-semi-hard")
+            for loss in (
+                "nt-xent",
+                "dcl",
+                "nt-logistic",
+                "nt-logistic-semi-hard",
+                "margin",
+                "margin-semi-hard",
+            )
         ),
         ({"batch_size": 1, "lanes": 4}, "try --batch-size 4$"),
         (_ONE | _VIT | {"projector": {"kind": "none"}}, "leaves SimCLR no other image"),

@@ -1,6 +1,7 @@
 """Micro-batches leave the gradients of the whole batch, on any number of ranks, in less memory."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipelines.config import DataConfig
 from pipelines.sources import Index
@@ -16,25 +18,27 @@ from training.batch_norm import synchronize_batch_norm
 from training.config import TrainConfig
 from training.gather import LocalGather, ProcessGroupGather
 from training.gradients import micro_batches, split, whole_batch
-from training.objectives import Objective, build_objective
+from training.losses import Matching
+from training.objectives import BYOL, Objective, build_objective
 
 _LANES, _PARTS = 4, 3
 _FIELDS: dict[str, dict[str, Any]] = {
     "simclr": {"projector": {"hidden_dim": 32, "dim": 16}},
-    "byol": {"projector": {"hidden_dim": 32, "dim": 16}},
-    "supervised": {"supervised": {"classes": 5}},
+    "dcl": {"simclr": {"loss": "dcl"}, "projector": {"hidden_dim": 32, "dim": 16}},
+    "byol": {"objective": "byol", "projector": {"hidden_dim": 32, "dim": 16}},
+    "supervised": {"objective": "supervised", "supervised": {"classes": 5}},
 }
 
 
-def _objective(name: str, *, encoder: str = "resnet8", norm: bool = False) -> Objective:
+def _objective(
+    name: str, *, encoder: str = "resnet8", norm: bool = False, matching: Matching | None = None
+) -> Objective:
     """The objective in float32, its batch norms off unless asked for."""
     gather = ProcessGroupGather() if dist.is_initialized() else LocalGather()
     torch.manual_seed(0)
-    config = TrainConfig(
-        data=DataConfig(train="nowhere"), objective=name, encoder={"name": encoder}, **_FIELDS[name]
-    )  # pyright: ignore[reportArgumentType]
+    config = TrainConfig(data=DataConfig(train="nowhere"), encoder={"name": encoder}, **_FIELDS[name])  # pyright: ignore[reportArgumentType]
     index = Index("nowhere", "folder", None, True)  # pyright: ignore[reportArgumentType]
-    objective = build_objective(config, index, gather)
+    objective = build_objective(config, index, gather, matching)
     if norm:
         return synchronize_batch_norm(objective.double(), gather)  # pyright: ignore[reportReturnType]
     for module in objective.modules():
@@ -69,6 +73,31 @@ def test_gradients_and_loss_are_the_whole_batchs_without_batch_norm(name: str):
     _assert_equal(_gradients(parts), _gradients(whole), 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["simclr", "byol"])
+def test_view_matching_is_that_of_the_whole_batch(name: str, dtype: torch.dtype):
+    first, _ = _views().images
+    noise = torch.randn(first.shape, generator=torch.Generator().manual_seed(0))
+    views = replace(_views(), images=(first, first + 0.6 * noise))
+    matching = Matching()
+    objective = _objective(name, matching=matching)
+    if isinstance(objective, BYOL):
+        objective.predictor = nn.Identity()  # An untrained predictor's predictions are near to no target.
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        embedded = [F.normalize(rows.double(), dim=1) for rows in objective.embed(views)]
+    # BYOL's predictions are held against its targets.
+    similarities = torch.cat(embedded[:2]) @ torch.cat(embedded[-2:]).T
+    nearest = similarities.fill_diagonal_(-torch.inf).argmax(1)
+    expected = float((nearest == torch.arange(48).roll(24)).double().mean())
+    assert 0.2 < expected < 0.95
+    whole_batch(objective, dtype=dtype)(views)
+    # In bfloat16 rounding may decide for a view or two.
+    tolerance = 2.5 / 48 if dtype == torch.bfloat16 else 1e-6
+    assert matching.take() == pytest.approx(expected, abs=tolerance)
+    micro_batches(objective, lanes=_LANES, parts=_PARTS, gather=LocalGather(), dtype=dtype)(views)
+    assert matching.take() == pytest.approx(expected, abs=tolerance)
+
+
 def test_a_micro_batch_is_an_equal_part_of_every_lane():
     pieces = split(_views(), _LANES, _PARTS)
     assert [piece.samples.tolist() for piece in pieces] == [
@@ -91,7 +120,7 @@ def _ranked(name: str) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
     return float(backward(mine)), _gradients(objective), objective.state_dict()
 
 
-@pytest.mark.parametrize("name", ["simclr", "byol"])
+@pytest.mark.parametrize("name", ["simclr", "dcl", "byol"])
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_leave_the_gradients_and_statistics_of_one_process(
     world_size: int, name: str, run_ranks: Callable

@@ -16,6 +16,7 @@ _SETTINGS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
     ({"temperature": 0.1}, {}, {"objective": "byol"}, "objective=byol"),
     ({"temperature": 0.1}, {"simclr": {"loss": "nt-logistic"}}, {"objective": "supervised"}, "supervised"),
     ({"temperature": 0.1}, {"simclr": {"loss": "nt-xent"}}, {"simclr": {"loss": "margin"}}, "loss=margin"),
+    ({"temperature": 0.1}, {"simclr": {"loss": "dcl"}}, {"objective": "byol"}, "objective=byol"),
     ({"simclr": {"margin": 0.0}}, {"simclr": {"loss": "margin"}}, {}, "simclr.loss=nt-xent"),
     ({"simclr": {"margin": 0.8}}, {"simclr": {"loss": "margin-semi-hard"}}, {"objective": "byol"}, "byol"),
     ({"simclr": {"loss": "nt-xent"}}, {}, {"objective": "supervised"}, "objective=supervised"),

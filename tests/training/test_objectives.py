@@ -40,6 +40,7 @@ from training.run import run_uri, train
 
 _OBJECTIVES: dict[str, dict[str, Any]] = {
     "simclr": {"temperature": 1.0},
+    "dcl": {"simclr": {"loss": "dcl"}, "temperature": 1.0},
     "nt-logistic": {"simclr": {"loss": "nt-logistic"}, "temperature": 1.0},
     "margin": {"simclr": {"loss": "margin"}},
     "nt-logistic-semi-hard": {"simclr": {"loss": "nt-logistic-semi-hard"}},

@@ -3,7 +3,9 @@
 import base64
 import io
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
+from json import JSONDecoder
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +188,21 @@ def test_left_out_images_are_counted_by_reason_and_their_reasons_escaped() -> No
     assert text[text.index("is <torn>") + 1] == "3"
     assert text[text.index("has no header") + 1] == "1"
     assert "<torn>" not in page
+
+
+def test_view_matching_is_shown_beside_its_chance() -> None:
+    steps = [{**line, "view_matching": 0.1 * line["step"]} for line in _STEPS]
+    run = RunRecord(replace(_CONFIG, batch_size=10), steps)
+    assert dict(numbers(run))["views matched"] == "30.0% (chance 5.3%)"
+    assert "views matched" not in dict(numbers(RunRecord(_CONFIG, _STEPS)))
+    content = render_run(run, 0)
+    assert _Page(content).text.count("View matching") == 1
+    drawn = content[content.index("Plotly.newPlot", content.index('id="curve-view_matching"')) :]
+    traces, _ = JSONDecoder().raw_decode(drawn[drawn.index("[") :])
+    assert [trace["name"] for trace in traces] == ["run-7", "chance"]
+    # 10 images are 20 views, and each has 19 others.
+    assert traces[1]["y"] == pytest.approx([100 / 19] * 2)
+    assert "View matching" not in _Page(render_run(RunRecord(_CONFIG, _STEPS), 0)).text
 
 
 def test_many_steps_are_drawn_as_means_of_equally_many() -> None:

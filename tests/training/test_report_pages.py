@@ -266,7 +266,7 @@ def test_a_browser_shows_all_of_it_without_a_network(
     assert {name for name, _, _ in plots} == {
         f"curve-{key}"
         for key in (
-            "loss", "learning_rate", "knn_top1", "alignment", "uniformity", "effective_rank",
+            "loss", "view_matching", "learning_rate", "knn_top1", "alignment", "uniformity", "effective_rank",
             "images_per_second", "stages",
         )
     }  # fmt: skip

@@ -1,16 +1,34 @@
 """Compound scaling against Tan and Le's equation, and what the scaled networks really cost."""
 
 import math
+import random
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines.config import DataConfig
 from training.config import TrainConfig
 from training.cost import encoder_cost
-from training.encoder_config import EncoderConfig
-from tuning.compound import COEFFICIENTS, Coefficients, Dimension, coefficients_of, on_surface, scaled, score
+from training.efficientnet import EfficientNet, count_multiply_adds, last_map_side
+from training.encoder_config import EncoderConfig, Scaling
+from tuning.combinations import Combinations
+from tuning.compound import (
+    COEFFICIENTS,
+    Coefficients,
+    Dimension,
+    coefficients_of,
+    doubles_the_cost,
+    next_good_size,
+    on_surface,
+    scaled,
+    score,
+)
+from tuning.config import SearchConfig
+from tuning.room import SCORE, Room
+from tuning.space import Point
+from tuning.variants import check_surface, trial_config, trial_points
 
 
 def _config(size: int = 224, **encoder: Any) -> TrainConfig:
@@ -88,6 +106,103 @@ def test_measured_multiply_adds_grow_as_the_equation_says(dimension: Dimension) 
     growth = math.sqrt(costs[2] / costs[1])
     assert growth == pytest.approx(COEFFICIENTS[dimension].growth, rel=0.06)
     assert costs[1] / costs[0] == pytest.approx(COEFFICIENTS[dimension].growth ** 2, rel=0.3)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_multiply_adds_are_counted_as_the_network_s_own_operations(seed: int) -> None:
+    generator = random.Random(seed)
+    width, depth = (math.exp(generator.uniform(-1, 1)) for _ in range(2))
+    size = generator.randint(8, 160)
+    config = EncoderConfig(name="efficientnet", width=width, depth=depth)
+    assert count_multiply_adds(width, depth, size) == encoder_cost(config, size).multiply_adds
+
+
+@pytest.mark.parametrize("size", [8, 31, 32, 33, 64, 65, 100])
+def test_the_last_map_s_side_is_the_network_s(size: int) -> None:
+    seen = []
+    with torch.device("meta"):
+        trunk = EfficientNet(width=0.25, depth=0.5, drop_path=0.0, norm_eps=1e-5, norm_momentum=0.1).eval()
+        trunk.avgpool.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs[0].shape[2:]))
+        trunk(torch.empty(1, 3, size, size))
+    assert seen == [last_map_side(size)] * 2
+
+
+def _search(size: int, **fields: Any) -> SearchConfig:
+    train: dict[str, Any] = {
+        "data": {"train": "/data", "view": {"size": size}},
+        "encoder": {"name": "efficientnet-b0"},
+        "evaluation": {"every_epochs": 1},
+    }
+    return SearchConfig(compound=True, train=train | fields.pop("train", {}), **fields)  # pyright: ignore[reportArgumentType]
+
+
+def _cost(config: TrainConfig) -> int:
+    return encoder_cost(config.encoder, config.data.view.size).multiply_adds
+
+
+def _suggested(search: SearchConfig) -> list[Point]:
+    """What TPE tries, where resolution does well."""
+    combinations, points = Combinations(search, [], Room(1)), []
+    while point := combinations.suggest(f"t_{len(points)}"):
+        points.append(point)
+        combinations.on_trial_complete(f"t_{len(points) - 1}", {SCORE: -point["compound.v"]})
+    return points
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("searcher", ["random", "tpe"])
+@pytest.mark.parametrize("size", [40, 112])
+def test_all_that_is_tried_lies_on_the_surface_and_costs_twice_as_measured(
+    size: int, searcher: Any, seed: int
+) -> None:
+    search = _search(size, searcher=searcher, seed=seed, trials=4)
+    check_surface(search)
+    points = trial_points(search) if searcher == "random" else _suggested(search)
+    assert len({repr(point) for point in points}) == 4
+    target = 2 * _cost(scaled(search.train, COEFFICIENTS["compound"], 0.0))
+    for point in points:
+        config = trial_config(search, point)
+        encoder = config.encoder
+        assert encoder.alpha * encoder.beta**2 * encoder.gamma**2 == pytest.approx(2)  # pyright: ignore
+        assert 0.9 <= _cost(config) / target <= 1.1
+    again = _search(size, searcher=searcher, seed=seed, trials=4)
+    assert (trial_points(again) if searcher == "random" else _suggested(again)) == points
+
+
+def test_other_keys_that_change_the_cost_are_measured_along() -> None:
+    space = {"data.view.size": {"choice": [72, 96, 100]}, "encoder.drop_path": {"uniform": [0.0, 0.3]}}
+    points = trial_points(_search(100, space=space, trials=6))
+    assert {point["data.view.size"] for point in points} <= {72, 100}  # At 96 one in 300 is kept.
+    for point in points:
+        config = trial_config(_search(100, space=space), point)
+        base = scaled(config, coefficients_of(config), 0.0)
+        assert base.data.view.size == point["data.view.size"]
+        assert 1.8 <= _cost(config) / _cost(base) <= 2.2
+
+
+def test_no_size_that_makes_last_maps_of_2_x_2_is_offered() -> None:
+    generator = np.random.default_rng(0)
+    for size in (16, 24, 30, 32):
+        base = Scaling(1.0, 1.0, size)
+        kept = [
+            pair
+            for pair in (on_surface(*two) for two in generator.random((3000, 2)))
+            if doubles_the_cost(base, pair)
+        ]
+        assert kept
+        assert all(round(size * gamma) <= 32 for _, _, gamma in kept)
+
+
+@pytest.mark.parametrize(("size", "way_out"), [(32, 36), (96, 100), (224, 228)])
+def test_a_view_size_with_too_few_networks_of_twice_the_cost_is_refused_with_one_that_has_enough(
+    size: int, way_out: int
+) -> None:
+    with pytest.raises(
+        ValueError, match=rf"view.size={size}, \d+ of 1000 .* try train.data.view.size={way_out}$"
+    ):
+        check_surface(_search(size))
+    assert next_good_size(size) == way_out
+    check_surface(_search(way_out))
 
 
 def test_b0_without_a_classifier_costs_what_the_paper_says() -> None:

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.gather import Gather, LocalGather
+from training.losses.matching import Matching
 from training.losses.rows import mean_of_rows, semi_hard
 
 
@@ -14,12 +15,14 @@ def nt_logistic(
     *,
     temperature: float,
     gather: Gather | None = None,
+    matching: Matching | None = None,
 ) -> Float[Tensor, ""]:
     """-log sigmoid(s+ / T) - log sigmoid(-s- / T) for cosine similarities s, over all rows and negatives.
 
     Row i of `first` and `second` are projections of two views of one image; all other projections of the
     global batch are negatives. All workers get the mean over its rows and their negatives, and the gradient
-    of which DistributedDataParallel takes the mean (see mean_of_rows).
+    of which DistributedDataParallel takes the mean (see mean_of_rows). `matching` gets the batch's view
+    matching.
 
     Chen et al. 2020, table 2. Raises ValueError if the two shapes differ or there is but one pair.
     """
@@ -28,7 +31,7 @@ def nt_logistic(
         apart = F.softplus(negatives / temperature).sum(1) / (negatives.shape[1] - 2)
         return F.softplus(-positive / temperature) + apart
 
-    return mean_of_rows(first, second, losses, gather or LocalGather())
+    return mean_of_rows(first, second, losses, gather or LocalGather(), matching)
 
 
 def semi_hard_nt_logistic(
@@ -37,6 +40,7 @@ def semi_hard_nt_logistic(
     *,
     temperature: float,
     gather: Gather | None = None,
+    matching: Matching | None = None,
 ) -> Float[Tensor, ""]:
     """-log sigmoid(s+ / T) - log sigmoid(-s- / T), s- the nearest of a row's negatives farther than s+.
 
@@ -51,4 +55,4 @@ def semi_hard_nt_logistic(
         apart = F.softplus(semi_hard(positive, negatives) / temperature)
         return F.softplus(-positive / temperature) + apart
 
-    return mean_of_rows(first, second, losses, gather or LocalGather())
+    return mean_of_rows(first, second, losses, gather or LocalGather(), matching)

@@ -1,15 +1,16 @@
-"""NT-Xent of the global batch, without its 2N x 2N matrix."""
+"""NT-Xent and its decoupled form (DCL) of the global batch, without their 2N x 2N matrix."""
 
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from training.gather import Gather, LocalGather
+from training.losses.matching import Matching, nearer
 from training.losses.rows import NO_NEGATIVES, unit_rows
 
 # Side of the blocks of similarities, of which two exist at a time: on a CPU they stay in its cache, a GPU
@@ -26,6 +27,7 @@ def nt_xent(
     *,
     temperature: float,
     gather: Gather | None = None,
+    matching: Matching | None = None,
 ) -> Float[Tensor, ""]:
     """NT-Xent of the global batch: row i of `first` and `second` are projections of two views of one image.
 
@@ -33,17 +35,53 @@ def nt_xent(
     the global batch's 2N projections; each gets `world_size` times the gradient of that mean with respect
     to its own rows, so that DistributedDataParallel's mean over workers is the gradient of the global
     loss. Every worker must bring the same number of rows. Computed in float32, or in float64 where the
-    projections are or the temperature is below 0.02.
+    projections are or the temperature is below 0.02. `matching` gets the batch's view matching, out of the
+    same similarities.
 
     Chen et al. 2020, eq. 1. Raises ValueError if the two shapes differ, the temperature is below 0.002 or
     there is but one pair.
     """
+    return _loss(first, second, temperature, gather, matching, decoupled=False)
+
+
+def dcl(
+    first: Float[Tensor, "n dim"],
+    second: Float[Tensor, "n dim"],
+    *,
+    temperature: float,
+    gather: Gather | None = None,
+    matching: Matching | None = None,
+) -> Float[Tensor, ""]:
+    """Decoupled contrastive loss: NT-Xent whose denominator has a row's negatives alone, not its positive.
+
+    So a row whose positive is near still learns from its negatives, which matters in small batches. It may
+    be below zero. Rows, value, gradient, precision, matching and errors as in nt_xent.
+
+    Yeh et al. 2022, eq. 6.
+    """
+    return _loss(first, second, temperature, gather, matching, decoupled=True)
+
+
+def _loss(
+    first: Float[Tensor, "n dim"],
+    second: Float[Tensor, "n dim"],
+    temperature: float,
+    gather: Gather | None,
+    matching: Matching | None,
+    *,
+    decoupled: bool,
+) -> Float[Tensor, ""]:
     if temperature * _DOUBLE_EXPONENT < 1:
         raise ValueError(f"temperature={temperature} is below {1 / _DOUBLE_EXPONENT:g}; try 0.1")
     with torch.autocast(first.device.type, enabled=False):
         rows = unit_rows(first, second)
         exact = rows if temperature * _FLOAT_EXPONENT >= 1 else rows.double()
-        return _NTXent.apply(exact, temperature, gather or LocalGather()).to(rows.dtype)
+        loss, share = _NTXent.apply(
+            exact, temperature, gather or LocalGather(), decoupled, matching is not None
+        )
+        if matching is not None:
+            matching.share = share
+        return loss.to(rows.dtype)
 
 
 class _NTXent(torch.autograd.Function):
@@ -51,8 +89,13 @@ class _NTXent(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, local: Float[Tensor, "2n dim"], temperature: float, gather: Gather
-    ) -> Float[Tensor, ""]:
+        ctx: Any,
+        local: Float[Tensor, "2n dim"],
+        temperature: float,
+        gather: Gather,
+        decoupled: bool,
+        matches: bool,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None]:
         # Scaled so that 2 to the power of a product is exp(similarity / temperature): exp2 takes a third of
         # exp's time. Unit vectors bound the exponents, so that no maximum need be subtracted.
         scale = math.sqrt(math.log2(math.e) / temperature)
@@ -62,28 +105,52 @@ class _NTXent(torch.autograd.Function):
         # This worker's rows first: the block of its own similarities is symmetric.
         own_first = -gather.rank * len(local)
         everyone = everyone.roll(own_first, dims=0)
-        negatives = gather.rows(_negatives(everyone, len(local))).roll(own_first)
         exponents = _positive_exponents(everyone, gather.world_size)
-        ctx.save_for_backward(everyone, negatives, exponents)
+        own, largest = _negatives(everyone, len(local), with_largest=matches)
+        matched = None
+        if largest is not None:
+            matched = nearer(exponents[: len(local)], largest.log2(), max(1.0, scale**2))
+        negatives, share = _of_all(own, matched, gather)
+        negatives = negatives.roll(own_first)
+        if share is not None:
+            ctx.mark_non_differentiable(share)
+        # The sum that each row's exponentials are shares of.
+        ctx.save_for_backward(everyone, negatives, negatives if decoupled else negatives + exponents.exp2())
         ctx.temperature, ctx.scale, ctx.world_size = temperature, scale, gather.world_size
-        # log(1 + negatives / positive), which loses no digits where the positive is nearly all of the sum.
-        losses = F.softplus(negatives.log() - exponents * math.log(2))
+        losses = negatives.log() - exponents * math.log(2)
+        if not decoupled:
+            # log(1 + negatives / positive) loses no digits where the positive is nearly all of the sum.
+            losses = F.softplus(losses)
         # In rank order again, so that all workers add up the same way.
-        return losses.roll(-own_first).mean()
+        return losses.roll(-own_first).mean(), share
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Float[Tensor, ""]) -> tuple[Float[Tensor, "2n dim"], None, None]:
-        everyone, negatives, exponents = ctx.saved_tensors
+    def backward(
+        ctx: Any, *upstream: Float[Tensor, ""]
+    ) -> tuple[Float[Tensor, "2n dim"], None, None, None, None]:
+        everyone, negatives, sums = ctx.saved_tensors
         rows = len(everyone) // ctx.world_size
-        shares = (negatives + exponents.exp2()).reciprocal()
+        shares = sums.reciprocal()
         with torch.autocast(everyone.device.type, enabled=False):
             gradient = _weighted_negatives(everyone, shares, rows)
-            # What a row's positive lacks of probability 1, in its own loss and in its positive's.
+            # What a row's positive lacks of probability 1, in its own loss and in its positive's; all of it,
+            # where the loss is decoupled.
             lacking = (negatives * shares)[:rows]
             lacking = lacking + lacking.roll(rows // 2)
             gradient.addcmul_(lacking[:, None], everyone[:rows].roll(rows // 2, dims=0), value=-1)
         # Of each worker's 2n rows the mean is taken over all, and DistributedDataParallel's over the workers.
-        return gradient * (upstream[0] / (ctx.temperature * ctx.scale * rows)), None, None
+        return gradient * (upstream[0] / (ctx.temperature * ctx.scale * rows)), None, None, None, None
+
+
+def _of_all(
+    negatives: Float[Tensor, " rows"], matched: Bool[Tensor, " rows"] | None, gather: Gather
+) -> tuple[Float[Tensor, " all"], Float[Tensor, ""] | None]:
+    """Every worker's sums, in rank order, and the share of all rows that match: gathered in one go."""
+    columns = negatives[:, None]
+    if matched is not None:
+        columns = torch.stack([negatives, matched.to(negatives.dtype)], dim=1)
+    sums, *ones = gather.rows(columns).unbind(1)
+    return sums, ones[0].mean() if ones else None
 
 
 def _positive_exponents(everyone: Float[Tensor, "all dim"], world_size: int) -> Float[Tensor, " all"]:
@@ -92,14 +159,21 @@ def _positive_exponents(everyone: Float[Tensor, "all dim"], world_size: int) -> 
     return (views[:, :1] * views[:, 1:]).sum(-1).expand(-1, 2, -1).flatten()
 
 
-def _negatives(everyone: Float[Tensor, "all dim"], rows: int) -> Float[Tensor, " rows"]:
-    """Sum of the exponentials of each of the first `rows` with its negatives."""
+def _negatives(
+    everyone: Float[Tensor, "all dim"], rows: int, *, with_largest: bool
+) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"] | None]:
+    """Sum of the exponentials of each of the first `rows` with its negatives; and the largest of them."""
     sums = everyone.new_zeros(rows)
+    largest = torch.zeros_like(sums) if with_largest else None
     for block, columns, mirrored, exponentials in _blocks(everyone, rows):
         sums[block] += exponentials.sum(1)
         if mirrored:
             sums[columns] += exponentials.sum(0)
-    return sums
+        if largest is not None:
+            torch.maximum(largest[block], exponentials.amax(1), out=largest[block])
+            if mirrored:
+                torch.maximum(largest[columns], exponentials.amax(0), out=largest[columns])
+    return sums, largest
 
 
 def _weighted_negatives(

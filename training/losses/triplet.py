@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.gather import Gather, LocalGather
+from training.losses.matching import Matching
 from training.losses.rows import mean_of_rows, semi_hard
 
 
@@ -14,12 +15,14 @@ def margin_triplet(
     *,
     margin: float,
     gather: Gather | None = None,
+    matching: Matching | None = None,
 ) -> Float[Tensor, ""]:
     """max(s- - s+ + margin, 0) for cosine similarities s, over all rows and negatives.
 
     Row i of `first` and `second` are projections of two views of one image; all other projections of the
     global batch are negatives. All workers get the mean over its rows and their negatives, and the gradient
-    of which DistributedDataParallel takes the mean (see mean_of_rows).
+    of which DistributedDataParallel takes the mean (see mean_of_rows). `matching` gets the batch's view
+    matching.
 
     Chen et al. 2020, table 2. Raises ValueError if the two shapes differ or there is but one pair.
     """
@@ -27,7 +30,7 @@ def margin_triplet(
     def losses(positive: Float[Tensor, " rows"], negatives: Float[Tensor, "rows all"]) -> Tensor:
         return F.relu(negatives - positive[:, None] + margin).sum(1) / (negatives.shape[1] - 2)
 
-    return mean_of_rows(first, second, losses, gather or LocalGather())
+    return mean_of_rows(first, second, losses, gather or LocalGather(), matching)
 
 
 def semi_hard_triplet(
@@ -36,6 +39,7 @@ def semi_hard_triplet(
     *,
     margin: float,
     gather: Gather | None = None,
+    matching: Matching | None = None,
 ) -> Float[Tensor, ""]:
     """max(s- - s+ + margin, 0) for each row and the nearest of its negatives that are farther than s+.
 
@@ -49,4 +53,4 @@ def semi_hard_triplet(
     def losses(positive: Float[Tensor, " rows"], negatives: Float[Tensor, "rows all"]) -> Tensor:
         return F.relu(semi_hard(positive, negatives) - positive + margin)
 
-    return mean_of_rows(first, second, losses, gather or LocalGather())
+    return mean_of_rows(first, second, losses, gather or LocalGather(), matching)

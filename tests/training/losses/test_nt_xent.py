@@ -1,4 +1,4 @@
-"""NT-Xent against the same loss written out in float64, in one process and over real ranks."""
+"""NT-Xent and DCL against the same losses written out in float64, in one process and over real ranks."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.gather import ProcessGroupGather
-from training.losses import nt_xent
+from training.losses import dcl, nt_xent
 
 _TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
@@ -25,12 +25,26 @@ def _reference(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(logits, torch.arange(len(rows)).roll(len(first)))
 
 
+def _decoupled_reference(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """Yeh et al. 2022, eq. 6, over the full matrix of similarities: the positive is not in the sum either."""
+    rows = F.normalize(torch.cat([first, second]).double(), dim=1)
+    logits = rows @ rows.T / temperature
+    itself = torch.eye(len(rows), dtype=torch.bool)
+    positive = itself.roll(len(first), dims=0)
+    sums = logits.masked_fill(itself | positive, -torch.inf).logsumexp(1)
+    return (sums - logits[positive]).mean()
+
+
+_REFERENCES = {nt_xent: _reference, dcl: _decoupled_reference}
+both_losses = pytest.mark.parametrize("loss", list(_REFERENCES), ids=lambda loss: loss.__name__)
+
+
 def _reference_gradients(
-    first: Tensor, second: Tensor, temperature: float
+    first: Tensor, second: Tensor, temperature: float, loss: Callable[..., Tensor] = nt_xent
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     views = first.double().requires_grad_(), second.double().requires_grad_()
-    loss = _reference(views[0], views[1], temperature)
-    return loss.detach(), torch.autograd.grad(loss, views)
+    value = _REFERENCES[loss](views[0], views[1], temperature)
+    return value.detach(), torch.autograd.grad(value, views)
 
 
 def _projections(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -45,28 +59,32 @@ def _relative_error(actual: Tensor, expected: Tensor) -> float:
     return float((actual - expected).norm() / expected.norm())
 
 
-def _loss_and_gradients(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def _loss_and_gradients(
+    first: Tensor, second: Tensor, temperature: float, loss: Callable[..., Tensor] = nt_xent
+) -> tuple[Tensor, Tensor, Tensor]:
     """What one rank gets, with its own share of the rows."""
     gather = ProcessGroupGather()
     mine = [view.chunk(gather.world_size)[gather.rank].clone().requires_grad_() for view in (first, second)]
-    loss = nt_xent(mine[0], mine[1], temperature=temperature, gather=gather)
-    first_gradient, second_gradient = torch.autograd.grad(loss, mine)
-    return loss.detach(), first_gradient, second_gradient
+    value = loss(mine[0], mine[1], temperature=temperature, gather=gather)
+    first_gradient, second_gradient = torch.autograd.grad(value, mine)
+    return value.detach(), first_gradient, second_gradient
 
 
 # At 1,100 every one of four ranks has 550 rows, which is more than a block's 512.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("n", [4, 12, 36, 1100])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
+@both_losses
 def test_value_and_gradient_are_those_of_the_full_matrix(
-    world_size: int, n: int, dtype: torch.dtype, run_ranks: Callable
+    loss: Callable[..., Tensor], world_size: int, n: int, dtype: torch.dtype, run_ranks: Callable
 ) -> None:
     first, second = _projections(n, dtype)
-    expected_loss, expected_gradients = _reference_gradients(first, second, 0.1)
-    results = run_ranks(_loss_and_gradients, world_size, first, second, 0.1)
-    for loss, *_ in results:
-        assert loss.dtype == dtype
-        assert _relative_error(loss, expected_loss) < _TOLERANCE[dtype]
+    expected_loss, expected_gradients = _reference_gradients(first, second, 0.1, loss)
+    results = run_ranks(_loss_and_gradients, world_size, first, second, 0.1, loss)
+    for value, *_ in results:
+        assert value.dtype == dtype
+        # DCL may be next to nothing, the difference of two terms that are not.
+        assert float((value - expected_loss).abs()) < _TOLERANCE[dtype] * max(1, float(expected_loss.abs()))
     for view, expected in enumerate(expected_gradients, start=1):
         # DistributedDataParallel divides by the number of ranks, so each rank's gradient is that much larger.
         gradient = torch.cat([result[view] for result in results]) / world_size
@@ -75,12 +93,17 @@ def test_value_and_gradient_are_those_of_the_full_matrix(
 
 # Below 0.02 exponentials leave float32.
 @pytest.mark.parametrize("temperature", [0.002, 0.02, 0.05, 0.5, 1.0])
-def test_one_process_needs_no_process_group_at_any_temperature(temperature: float) -> None:
+@both_losses
+def test_one_process_needs_no_process_group_at_any_temperature(
+    loss: Callable[..., Tensor], temperature: float
+) -> None:
     views = [view.requires_grad_() for view in _projections(36, torch.float64)]
-    expected_loss, expected_gradients = _reference_gradients(*_projections(36, torch.float64), temperature)
-    loss = nt_xent(*views, temperature=temperature)
-    assert _relative_error(loss.detach(), expected_loss) < 1e-11
-    for gradient, expected in zip(torch.autograd.grad(loss, views), expected_gradients, strict=True):
+    expected_loss, expected_gradients = _reference_gradients(
+        *_projections(36, torch.float64), temperature, loss
+    )
+    value = loss(*views, temperature=temperature)
+    assert _relative_error(value.detach(), expected_loss) < 1e-11
+    for gradient, expected in zip(torch.autograd.grad(value, views), expected_gradients, strict=True):
         assert _relative_error(gradient, expected) < 1e-11
 
 
@@ -112,12 +135,13 @@ class _LargestTensor(TorchDispatchMode):
         return out
 
 
-def test_no_matrix_grows_with_the_square_of_the_pairs() -> None:
+@both_losses
+def test_no_matrix_grows_with_the_square_of_the_pairs(loss: Callable[..., Tensor]) -> None:
     largest = []
     for n in (600, 1100):
         views = [view.requires_grad_() for view in _projections(n, torch.float32)]
         with _LargestTensor() as watch:
-            torch.autograd.grad(nt_xent(*views, temperature=0.1), views)
+            torch.autograd.grad(loss(*views, temperature=0.1), views)
         largest.append(watch.numbers)
     assert largest == [512 * 512] * 2
 
@@ -156,12 +180,13 @@ def test_ranks_give_the_single_process_gradient_of_shared_weights(
         assert max(map(_relative_error, gradients, expected)) < 1e-12
 
 
-def test_gradient_is_that_of_finite_differences() -> None:
+@both_losses
+def test_gradient_is_that_of_finite_differences(loss: Callable[..., Tensor]) -> None:
     generator = torch.Generator().manual_seed(0)
     views = [
         torch.randn(5, 3, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2)
     ]
-    assert torch.autograd.gradcheck(lambda first, second: nt_xent(first, second, temperature=0.5), views)
+    assert torch.autograd.gradcheck(lambda first, second: loss(first, second, temperature=0.5), views)
 
 
 @pytest.mark.parametrize("n", [3, 50, 300])
@@ -169,6 +194,8 @@ def test_equal_similarities_give_the_loss_of_chance(n: int) -> None:
     projections = torch.eye(2 * n, dtype=torch.float64)
     loss = nt_xent(projections[:n], projections[n:], temperature=0.1)
     assert float(loss) == pytest.approx(math.log(2 * n - 1), rel=1e-12)
+    decoupled = dcl(projections[:n], projections[n:], temperature=0.1)
+    assert float(decoupled) == pytest.approx(math.log(2 * n - 2), rel=1e-12)
 
 
 def _gradients_in_autocast(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, ...]:
@@ -193,18 +220,21 @@ def test_autocast_does_not_lower_the_precision_inside(world_size: int, n: int, r
         assert _relative_error(gradient, expected) < 1e-6
 
 
-def test_bfloat16_projections_are_scored_in_float32() -> None:
+@both_losses
+def test_bfloat16_projections_are_scored_in_float32(loss: Callable[..., Tensor]) -> None:
     first, second = _projections(36, torch.bfloat16)
-    loss = nt_xent(first, second, temperature=0.1)
-    assert loss.dtype == torch.float32
-    assert _relative_error(loss, _reference(first, second, 0.1)) < 1e-6
+    value = loss(first, second, temperature=0.1)
+    assert value.dtype == torch.float32
+    assert _relative_error(value, _REFERENCES[loss](first, second, 0.1)) < 1e-6
 
 
-def test_views_of_different_shapes_are_refused() -> None:
+@both_losses
+def test_views_of_different_shapes_are_refused(loss: Callable[..., Tensor]) -> None:
     with pytest.raises(ValueError, match=r"one shape.*4, 8.*3, 8"):
-        nt_xent(torch.ones(4, 8), torch.ones(3, 8), temperature=0.1)
+        loss(torch.ones(4, 8), torch.ones(3, 8), temperature=0.1)
 
 
-def test_a_single_pair_is_refused() -> None:
+@both_losses
+def test_a_single_pair_is_refused(loss: Callable[..., Tensor]) -> None:
     with pytest.raises(ValueError, match="one pair has no negatives"):
-        nt_xent(torch.ones(1, 8), torch.ones(1, 8), temperature=0.1)
+        loss(torch.ones(1, 8), torch.ones(1, 8), temperature=0.1)
