@@ -116,7 +116,8 @@ def test_metrics_have_each_step_once_and_an_evaluation_at_either_end(runs: dict[
     assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
     stages = {f"{stage}_seconds" for stage in ("data_wait", "forward", "gather", "backward", "optimizer")}
     assert all(
-        set(line) == {"step", "epoch", "loss", "learning_rate", "images_per_second", "view_matching"} | stages
+        set(line)
+        == {"step", "epoch", "loss", "learning_rate", "images_per_second", "view_matching", "crc32"} | stages
         for line in steps
     )
     assert [line["step"] for line in lines if "knn_top1" in line] == [0, STEPS]

@@ -63,7 +63,9 @@ def run(bucket: str, pngs: list[bytes]) -> str:
     log = MetricsLog(run, 0)
     log.append(step=1, loss=0.5)
     log.flush()
-    Quarantine(run).add([Quarantined("a", "../b", "bad")], write=True)
+    quarantine = Quarantine(run)
+    quarantine.add([Quarantined("a", "../b", "bad")])
+    quarantine.write()
     return run
 
 
