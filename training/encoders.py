@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from training.encoder_config import (
     CIFAR_DEPTHS,
-    EFFICIENTNETS,
     RESNETS,
     TORCHVISION,
     EncoderConfig,
@@ -16,11 +15,6 @@ from training.encoder_config import (
 from training.resnet import cifar_resnet, imagenet_resnet
 
 _PIXELS_SIDE = 32
-
-# torchvision's, whose B5 to B7 keep what the paper's code has everywhere: epsilon and momentum.
-_NORM = {"norm_eps": 1e-5, "norm_momentum": 0.1}
-_NORM_FROM_B5 = {"norm_eps": 1e-3, "norm_momentum": 0.01}
-_FROM_B5 = tuple(EFFICIENTNETS)[5:]
 
 
 class Encoder(nn.Module):
@@ -47,12 +41,7 @@ def build_encoder(config: EncoderConfig) -> Encoder:
     from training.efficientnet import EfficientNet
 
     multipliers = scaling(config)
-    trunk = EfficientNet(
-        width=multipliers.width,
-        depth=multipliers.depth,
-        drop_path=drop_path(config),
-        **(_NORM_FROM_B5 if config.name in _FROM_B5 else _NORM),
-    )
+    trunk = EfficientNet(width=multipliers.width, depth=multipliers.depth, drop_path=drop_path(config))
     return Encoder(trunk, trunk.dim)
 
 
