@@ -12,7 +12,7 @@ from training.encoder_config import (
     drop_path,
     scaling,
 )
-from training.resnet import cifar_resnet, imagenet_resnet
+from training.resnet import cifar_resnet, imagenet_resnet, zero_last_scales
 
 _PIXELS_SIDE = 32
 
@@ -54,5 +54,9 @@ def raw_pixels(size: int) -> Encoder:
 def _resnet(config: EncoderConfig) -> tuple[nn.Module, int]:
     depth, plain, width = depth_of(config.name), config.name.startswith("plain"), int(config.width or 1)
     if depth in CIFAR_DEPTHS:
-        return cifar_resnet(depth, width=width, plain=plain)
-    return imagenet_resnet(depth, width=width, stem=config.stem or "imagenet", plain=plain)
+        trunk, dim = cifar_resnet(depth, width=width, plain=plain)
+    else:
+        trunk, dim = imagenet_resnet(depth, width=width, stem=config.stem or "imagenet", plain=plain)
+    if config.zero_init_residual:
+        zero_last_scales(trunk)
+    return trunk, dim
