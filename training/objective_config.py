@@ -76,7 +76,7 @@ class ProjectorConfig:
     layers: Annotated[int, Field(ge=2)] | None = None
     """Linear layers of the non-linear head, the last included; unset: 2."""
     hidden_dim: Count | None = None
-    """Width of the non-linear head's other layers; unset: 2048, BYOL's 4096."""
+    """Width of the non-linear head's other layers; unset: as wide as the features, BYOL's 4096."""
     dim: Count | None = None
     """Width of a projection; unset: 128, BYOL's 256."""
 
