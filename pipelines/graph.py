@@ -7,10 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 from nvidia.dali import fn, pipeline_def
-from nvidia.dali.types import DALIDataType, DALIImageType  # pyright: ignore[reportAttributeAccessIssue]
+from nvidia.dali.types import (  # pyright: ignore[reportAttributeAccessIssue]
+    DALIDataType,
+    DALIImageType,
+    DALIInterpType,
+)
 
 from pipelines.arguments import argument_names
 from pipelines.recipes import ViewRecipe
+
+# Keys' cubic with a = -0.5, as PIL's and TensorFlow's.
+_INTERPOLATIONS = {"bilinear": DALIInterpType.INTERP_LINEAR, "bicubic": DALIInterpType.INTERP_CUBIC}
 
 
 def build_crops(
@@ -56,7 +63,7 @@ def _crops(recipes: tuple[ViewRecipe, ...], names: list[tuple[str, ...]], source
     views = []
     for recipe, wanted in zip(recipes, names):  # noqa: B905 - DALI's compiler knows no strict=
         given, inputs = dict(zip(wanted, inputs)), inputs[len(wanted) :]  # noqa: B905
-        views.append(_cropped(images, recipe.size, _within(given, size, expected)))
+        views.append(_cropped(images, recipe, _within(given, size, expected)))
     return (*views, size)
 
 
@@ -86,7 +93,7 @@ def _within(given: dict[str, Any], size: Any, expected: Any) -> dict[str, Any]:
     return {**given, "start": given["start"] * same, "end": given["end"] * same + size * (same == 0)}
 
 
-def _cropped(images: Any, size: int, given: dict[str, Any]) -> Any:
+def _cropped(images: Any, recipe: ViewRecipe, given: dict[str, Any]) -> Any:
     """Crop, resize and flip in one step, then rotation. `given`: view_arguments.
 
     Where the region is scaled down, the filter also reads the pixels just outside it, which a crop followed
@@ -94,9 +101,10 @@ def _cropped(images: Any, size: int, given: dict[str, Any]) -> Any:
     """
     view: Any = fn.resize(
         images,
-        size=[size, size],
+        size=[recipe.size, recipe.size],
         roi_start=given["start"],
         roi_end=given["end"],
+        interp_type=_INTERPOLATIONS[recipe.interpolation],
         antialias=True,
         dtype=DALIDataType.UINT8,
     )

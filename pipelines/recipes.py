@@ -59,6 +59,8 @@ class ViewRecipe:
     """Area of the random crop as a share of the image's, lowest and highest."""
     crop_ratio: Range = (3 / 4, 4 / 3)
     """Width over height of the random crop, lowest and highest."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How the crop is resized, antialiased where it shrinks; bicubic as in SimCLR's and BYOL's code."""
     flip: Probability = 0.5
     """Probability of a horizontal flip."""
     rotate: Probability = 0.0
