@@ -29,7 +29,15 @@ from training.losses import (
     semi_hard_nt_logistic,
     semi_hard_triplet,
 )
-from training.objective_config import contrastive_loss, is_own, label_smoothing, margin, tau_base, temperature
+from training.objective_config import (
+    contrastive_loss,
+    is_own,
+    label_smoothing,
+    margin,
+    tau_base,
+    temperature,
+    views_apart,
+)
 
 # The loss of two views' projections.
 ViewLoss = Callable[[Float[Tensor, "n dim"], Float[Tensor, "n dim"]], Float[Tensor, ""]]
@@ -61,8 +69,8 @@ class Objective(nn.Module):
     def embed(self, views: Views) -> list[Float[Tensor, "n dim"]]:
         """What the loss is a function of, for each view: rows that depend on their own images alone.
 
-        But for batch norm. Both views go through the networks in one forward: apart, each would be
-        normalised by other batch statistics.
+        But for batch norm. Views that go through the networks in one forward are normalised by the same
+        batch statistics, and apart each by its own.
         """
 
     @abstractmethod
@@ -101,22 +109,29 @@ class BYOL(Objective):
     """
 
     def __init__(
-        self, encoder: Encoder, projector: Head, predictor: nn.Module, *, tau_base: float, gather: Gather
+        self,
+        encoder: Encoder,
+        projector: Head,
+        predictor: nn.Module,
+        *,
+        tau_base: float,
+        views_apart: bool,
+        gather: Gather,
     ) -> None:
         super().__init__(encoder)
         self.projector = projector
         self.predictor = predictor
         self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.target_projector = copy.deepcopy(projector).requires_grad_(False)
-        self._tau_base, self._gather = tau_base, gather
+        self._tau_base, self._views_apart, self._gather = tau_base, views_apart, gather
 
     def embed(self, views: Views) -> list[Float[Tensor, "n dim"]]:
         """Both views' predictions, then what the average makes of them."""
-        images = torch.cat(views.images)
-        predictions = self.predictor(self.projector(self.encoder(images)))
+        batches = views.images if self._views_apart else [torch.cat(views.images)]
+        predictions = [self.predictor(self.projector(self.encoder(images))) for images in batches]
         with torch.no_grad():
-            targets = self.target_projector(self.target_encoder(images))
-        return [*predictions.chunk(2), *targets.chunk(2)]
+            targets = [self.target_projector(self.target_encoder(images)) for images in batches]
+        return [*torch.cat(predictions).chunk(2), *torch.cat(targets).chunk(2)]
 
     def loss(self, embedded: list[Float[Tensor, "n dim"]], views: Views) -> Float[Tensor, ""]:
         """The mean of both directions' distances, summed; in [0, 8]."""
@@ -144,7 +159,7 @@ def target_decay(step: int, steps: int, *, base: float) -> float:
 
 
 class Supervised(Objective):
-    """Cross entropy with the labels, of both views: what a step costs is what it costs the others."""
+    """Cross entropy with the labels, of each view that there is."""
 
     def __init__(
         self,
@@ -242,7 +257,8 @@ def build_objective(config: TrainConfig, index: Index, gather: Gather) -> Object
     projector = build_projector(config.projector, encoder.dim, config.objective)
     if config.objective == "byol":
         predictor = build_predictor(config.byol, projector.dim)
-        return BYOL(encoder, projector, predictor, tau_base=tau_base(config.byol), gather=gather)
+        tau, apart = tau_base(config.byol), views_apart(config.byol)
+        return BYOL(encoder, projector, predictor, tau_base=tau, views_apart=apart, gather=gather)
     return SimCLR(encoder, projector, _view_loss(config, gather))
 
 
