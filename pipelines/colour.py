@@ -1,50 +1,140 @@
-"""Colour jitter and grey of a view as two 3 x 3 matrices, so that the pixels are touched once.
+"""Colour jitter and grey of views, as torchvision makes them: each step clamped, the hue shifted in HSV.
 
-Brightness, saturation and hue are linear in a pixel; contrast adds a share of the mean grey, which is
-linear in the view's mean colour. So any order of them is `A pixel + B mean`, exactly but for two things:
-the result is clamped once rather than after each step, and hue is a rotation about the grey axis where
-torchvision shifts it in HSV, which is not linear.
+In PyTorch, in place. All steps but that of the hue are `scale x pixel + share x grey`, so views whose hue
+comes in the same place of the order go through the steps together, whatever else their order is.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from pipelines.draws import BRIGHTNESS, CONTRAST, HUE, SATURATION, Draws
+from pipelines.recipes import ViewRecipe
 
-# ITU-R BT.601's weights of red, green and blue in a grey value, as PIL and torchvision use them.
-_LUMA = np.array([0.299, 0.587, 0.114])
-_TO_GREY = np.tile(_LUMA, (3, 1))
+# ITU-R BT.601's weights of red, green and blue in a grey value, as PIL has them and torchvision rounds them.
+_LUMA = (0.299, 0.587, 0.114)
 
+# So many bytes of views go through the steps at a time on a CPU, where they and what is computed of them stay
+# in a core's cache; all at once on a GPU.
+_CPU_BYTES = 2**18
 
-def colour_matrices(draws: Draws) -> tuple[Float[np.ndarray, "n 3 3"], Float[np.ndarray, "n 3 3"]]:
-    """Per sample A and B: a pixel's colour becomes A pixel + B mean, with the mean colour of the view."""
-    n = len(draws.flip)
-    rows = np.arange(n)
-    brightness, contrast, saturation, hue = np.where(draws.jitter[:, None], draws.factors, (1, 1, 1, 0)).T
-    steps = np.empty((n, 4, 3, 3))
-    steps[:, BRIGHTNESS] = brightness[:, None, None] * np.eye(3)
-    steps[:, CONTRAST] = contrast[:, None, None] * np.eye(3)
-    steps[:, SATURATION] = _towards_grey(saturation)
-    steps[:, HUE] = _hue_rotation(hue)
-    # Contrast pulls towards the mean grey of the view as the steps before it left it.
-    pull = np.zeros((n, 4))
-    pull[:, CONTRAST] = 1 - contrast
-    pixel, mean = np.tile(np.eye(3), (n, 1, 1)), np.zeros((n, 3, 3))
-    for kind in draws.order.T:
-        step, grey = steps[rows, kind], pull[rows, kind][:, None, None] * (_TO_GREY @ (pixel + mean))
-        pixel, mean = step @ pixel, step @ mean + grey
-    pixel[draws.grey], mean[draws.grey] = _TO_GREY @ pixel[draws.grey], _TO_GREY @ mean[draws.grey]
-    return pixel.astype(np.float32), mean.astype(np.float32)
+# Brightness, contrast, saturation and hue.
+_STEPS = 4
+
+# Below this chroma, in grey levels, the hue does not matter.
+_NO_CHROMA = 1e-3
+
+_Planes = Float[Tensor, "n 3 height width"]
 
 
-def _towards_grey(factor: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 3 3"]:
-    return factor[:, None, None] * np.eye(3) + (1 - factor)[:, None, None] * _TO_GREY
+class Colours:
+    """The jitter and the grey of a batch of views, with their draws."""
+
+    def __init__(self, recipe: ViewRecipe, draws: Draws, device: torch.device) -> None:
+        self._jitter, self._grey, self._device = draws.jitter & (recipe.jitter > 0), draws.grey, device
+        kinds, factors = draws.order, np.take_along_axis(draws.factors, draws.order, axis=1)
+        self._hue_step = np.argmax(kinds == HUE, axis=1)
+        # Of each view and step; a step of the hue has a scale of 1 and adds nothing.
+        adds = (kinds == BRIGHTNESS) & (recipe.brightness_by == "shift")
+        scale = np.where(adds | (kinds == HUE), 1.0, factors)
+        self._scale, self._shift, self._to_mean, self._to_grey, self._turns = (
+            values.astype(np.float32)
+            for values in (
+                scale,
+                np.where(adds, 255 * factors, 0),
+                np.where(kinds == CONTRAST, 1 - scale, 0),
+                np.where(kinds == SATURATION, 1 - scale, 0),
+                np.where(kinds == HUE, 6 * factors, 0),
+            )
+        )
+
+    def apply(self, planes: _Planes, rows: slice) -> None:
+        """Change `planes`, 0 to 255, the views of `rows` of the batch."""
+        first = rows.start or 0
+        for places in self._together(planes, rows):
+            alone = len(places) == 1
+            moved = torch.from_numpy(places).to(self._device)
+            views = planes[places[0] : places[0] + 1] if alone else planes.index_select(0, moved)
+            self._change(views, first + places)
+            if not alone:
+                planes.index_copy_(0, moved, views)
+        if len(grey := np.flatnonzero(self._grey[rows])):
+            planes[grey] = _luma(planes[grey])
+
+    def _together(self, planes: _Planes, rows: slice) -> Iterator[Int[np.ndarray, " some"]]:
+        """Places in `planes` of views that are jittered, their hue at the same step; not too many at once."""
+        most = len(planes) if planes.is_cuda else max(1, _CPU_BYTES // planes[0].nbytes)
+        for step in range(_STEPS):
+            places = np.flatnonzero(self._jitter[rows] & (self._hue_step[rows] == step))
+            for start in range(0, len(places), most):
+                yield places[start : start + most]
+
+    def _change(self, views: _Planes, rows: Int[np.ndarray, " some"]) -> None:
+        """Take views, `rows` of the batch, through the steps."""
+        for step in range(_STEPS):
+            if step != self._hue_step[rows[0]]:
+                self._mix(views, rows, step)
+            elif self._turns[rows, step].any():
+                _shift_hue(views, self._column(self._turns[rows, step]))
+
+    def _mix(self, views: _Planes, rows: Int[np.ndarray, " some"], step: int) -> None:
+        """A step of brightness, contrast or saturation, which may be another for each view."""
+        scale, shift, to_mean, to_grey = (
+            values[rows, step] for values in (self._scale, self._shift, self._to_mean, self._to_grey)
+        )
+        added: list[Tensor | float] = [self._column(shift)] if shift.any() else []
+        if to_mean.any():
+            added.append(_luma(views.mean(dim=(2, 3), keepdim=True)).mul_(self._column(to_mean)))
+        if to_grey.any():
+            added.append(_luma(views).mul_(self._column(to_grey)))
+        if added or (scale != 1).any():
+            views.mul_(self._column(scale))
+            for amount in added:
+                views.add_(amount)
+            views.clamp_(0, 255)
+
+    def _column(self, values: Float[np.ndarray, " some"]) -> Any:
+        """One number for each view, as a factor of planes."""
+        if len(values) == 1:
+            return values.item()
+        return torch.from_numpy(values).to(self._device)[:, None, None, None]
 
 
-def _hue_rotation(turns: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 3 3"]:
-    """Rotation about the grey axis (1, 1, 1), red towards green."""
-    angle = 2 * np.pi * turns
-    along = np.full((3, 3), 1 / 3)
-    across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
-    cosine, sine = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
-    return cosine * np.eye(3) + (1 - cosine) * along + sine * across
+def _luma(planes: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 h w"]:
+    # Not by a matrix product, whose rounding depends on the batch's size and on PyTorch's settings.
+    red, green, blue = planes.split(1, dim=1)
+    return red.mul(_LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+
+
+def _shift_hue(planes: _Planes, sixths: Any) -> None:
+    """Shift the hue in HSV by sixths of the colour wheel, one number or n x 1 x 1 x 1; value and chroma stay.
+
+    Of hue h in sixths of a turn the channels are low + chroma x clamp(|h - 3| - 1, 0, 1) and, for green and
+    blue, low + chroma x clamp(2 - |h - 2|, 0, 1) and low + chroma x clamp(2 - |h - 4|, 0, 1).
+    """
+    red, green, blue = planes.split(1, dim=1)
+    high, low, chroma, hue, other, no = red.new_empty(6, *red.shape)
+    torch.maximum(torch.maximum(red, green, out=high), blue, out=high)
+    torch.minimum(torch.minimum(red, green, out=low), blue, out=low)
+    torch.sub(high, low, out=chroma)
+    # The hue times the chroma, by which channel is the highest. Comparisons and torch.where take ten times
+    # as long as the arithmetic: `no` is 0 where the channel is the highest, and 1 elsewhere.
+    torch.sub(red, green, out=hue).add_(chroma, alpha=4)
+    for highest, right, left, offset in ((green, blue, red, 2), (red, green, blue, 0)):
+        torch.sub(right, left, out=other).add_(chroma, alpha=offset)
+        torch.lerp(other, hue, torch.sub(high, highest, out=no).sign_(), out=hue)
+    hue.div_(torch.clamp(chroma, min=_NO_CHROMA, out=other)).add_(sixths)
+    hue.sub_(torch.mul(hue, 1 / 6, out=other).floor_(), alpha=6)
+    base = low.sub_(chroma)
+    torch.addcmul(base, chroma, _clamped(hue, 3, other), out=red)
+    base.add_(chroma, alpha=3)
+    torch.addcmul(base, chroma, _clamped(hue, 2, other), value=-1, out=green)
+    torch.addcmul(base, chroma, _clamped(hue, 4, other), value=-1, out=blue)
+
+
+def _clamped(hue: Tensor, middle: float, out: Tensor) -> Tensor:
+    return torch.sub(hue, middle, out=out).abs_().clamp_(1, 2)

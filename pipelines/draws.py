@@ -33,7 +33,8 @@ class Draws:
     size: height and width of the image as it is shown.
     box: top, left, height and width of the crop, in whole pixels of the image as it is shown.
     angle: of the rotation, in degrees anticlockwise.
-    factors: of brightness, contrast and saturation (1 changes nothing) and the hue shift in turns.
+    factors: of brightness, contrast and saturation (1 changes nothing) and the hue shift in turns. Where the
+    recipe adds brightness, its shift on a scale of 0 to 1 (0 changes nothing).
     order: in which order the four are applied. sigma: of the blur, in pixels of the view.
     hole: top, left, height and width of what the cutout takes, in whole pixels of the view.
     """
@@ -67,7 +68,7 @@ def draw(
     """The choices for view number `view` of `samples`, whose heights and widths are `sizes`."""
     u = uniforms(derive_key(seed, _VIEWS, epoch, view), samples, _COUNT)
     spread = np.array([recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue])
-    middle = np.array([1.0, 1.0, 1.0, 0.0])
+    middle = np.array([1.0 if recipe.brightness_by == "factor" else 0.0, 1.0, 1.0, 0.0])
     return Draws(
         size=sizes,
         box=_centre_box(recipe.centre_crop, sizes) if recipe.centre_crop else _random_box(recipe, u, sizes),

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pipelines.colour import colour_matrices
+from pipelines.colour import Colours
 from pipelines.draws import Draws
 from pipelines.recipes import ViewRecipe
 
@@ -32,9 +32,7 @@ class Effects:
         self._mean, self._std = (
             torch.tensor(values, device=device)[:, None, None] * 255 for values in (recipe.mean, recipe.std)
         )
-        self._colours = recipe.jitter > 0 or recipe.grey > 0
-        if self._colours:
-            self._pixel, self._pull = map(moved, colour_matrices(draws))
+        self._colours = Colours(recipe, draws, device) if recipe.jitter > 0 or recipe.grey > 0 else None
         if recipe.blur:
             self._reach, taps = _gaussians(draws, recipe.size)
             self._taps = moved(taps)
@@ -45,7 +43,7 @@ class Effects:
         """The views of `rows`, a part of the batch, normalised."""
         planes = cropped.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         if self._colours:
-            planes = _coloured(planes, self._pixel[rows], self._pull[rows])
+            self._colours.apply(planes, rows)
         if self._recipe.blur:
             self._blur(planes, rows)
         if self._recipe.solarise:
@@ -67,21 +65,6 @@ class Effects:
             kernel = taps[chosen, middle - width : middle + width + 1]
             blurred = _filtered(_filtered(planes[chosen], kernel, dim=2), kernel, dim=3)
             planes[chosen] = blurred
-
-
-def _coloured(planes: _Planes, pixel: Float[Tensor, "n 3 3"], pull: Float[Tensor, "n 3 3"]) -> _Planes:
-    """pixel x colour + pull x mean colour of the view, clamped."""
-    shift = _product(pull, planes.mean(dim=(2, 3))[:, :, None, None])
-    return _product(pixel, planes).add_(shift).clamp_(0, 255)
-
-
-def _product(matrices: Float[Tensor, "n 3 3"], planes: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
-    # Not by a matrix product, whose rounding depends on the batch's size and on PyTorch's settings.
-    columns = matrices[:, :, :, None, None]
-    product = planes[:, None, 0] * columns[:, :, 0]
-    return product.addcmul_(planes[:, None, 1], columns[:, :, 1]).addcmul_(
-        planes[:, None, 2], columns[:, :, 2]
-    )
 
 
 def _gaussians(draws: Draws, size: int) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n taps"]]:

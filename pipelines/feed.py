@@ -113,10 +113,11 @@ def still_views(
 
 
 def evaluation_recipe(data: DataConfig) -> ViewRecipe:
-    """The training view's size and normalisation, and nothing random."""
+    """The training view's size, interpolation and normalisation, and nothing random."""
     view = data.view
     return ViewRecipe(
-        size=view.size, mean=view.mean, std=view.std, centre_crop=data.evaluation_crop,
+        size=view.size, interpolation=view.interpolation, mean=view.mean, std=view.std,
+        centre_crop=data.evaluation_crop,
         flip=0.0, jitter=0.0, grey=0.0, blur=0.0,
     )  # fmt: skip
 

@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from nvidia.dali import fn, pipeline_def
-from nvidia.dali.types import DALIDataType, DALIImageType  # pyright: ignore[reportAttributeAccessIssue]
+from nvidia.dali.types import (  # pyright: ignore[reportAttributeAccessIssue]
+    DALIDataType,
+    DALIImageType,
+    DALIInterpType,
+)
 
 from pipelines.arguments import argument_names
 from pipelines.recipes import ViewRecipe
 
 # Modules that DALI makes of the graph's code, each from a file in the temporary folder.
 _CONVERTED = "__autograph_generated_file"
+
+# Keys' cubic with a = -0.5, as PIL's and TensorFlow's.
+_INTERPOLATIONS = {"bilinear": DALIInterpType.INTERP_LINEAR, "bicubic": DALIInterpType.INTERP_CUBIC}
 
 
 def build_crops(
@@ -72,7 +79,7 @@ def _crops(recipes: tuple[ViewRecipe, ...], names: list[tuple[str, ...]], source
     views = []
     for recipe, wanted in zip(recipes, names):  # noqa: B905 - DALI's compiler knows no strict=
         given, inputs = dict(zip(wanted, inputs)), inputs[len(wanted) :]  # noqa: B905
-        views.append(_cropped(images, recipe.size, _within(given, size, expected)))
+        views.append(_cropped(images, recipe, _within(given, size, expected)))
     return (*views, size)
 
 
@@ -102,7 +109,7 @@ def _within(given: dict[str, Any], size: Any, expected: Any) -> dict[str, Any]:
     return {**given, "start": given["start"] * same, "end": given["end"] * same + size * (same == 0)}
 
 
-def _cropped(images: Any, size: int, given: dict[str, Any]) -> Any:
+def _cropped(images: Any, recipe: ViewRecipe, given: dict[str, Any]) -> Any:
     """Crop, resize and flip in one step, then rotation. `given`: view_arguments.
 
     Where the region is scaled down, the filter also reads the pixels just outside it, which a crop followed
@@ -110,9 +117,10 @@ def _cropped(images: Any, size: int, given: dict[str, Any]) -> Any:
     """
     view: Any = fn.resize(
         images,
-        size=[size, size],
+        size=[recipe.size, recipe.size],
         roi_start=given["start"],
         roi_end=given["end"],
+        interp_type=_INTERPOLATIONS[recipe.interpolation],
         antialias=True,
         dtype=DALIDataType.UINT8,
     )

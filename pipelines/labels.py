@@ -1,5 +1,6 @@
-"""The label of every image of an index, the labels' names, and a share of each class's images."""
+"""The label of every image of an index, the labels' names, and a share of the images, balanced by class."""
 
+from bisect import bisect_right
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,7 +24,7 @@ _LABELS = 7
 def labelled_part(
     index: Index, data: DataConfig, share: float, *, seed: int, progress: Callable[[int, int], None]
 ) -> Index:
-    """The index of `share` of each class's images; calls progress(done, fragments) as it reads the labels."""
+    """The index of labelled_share of its images; calls progress(done, fragments) as it reads the labels."""
     return index.only(labelled_share(read_labels(index, data, progress), share, seed=seed))
 
 
@@ -75,15 +76,30 @@ def numbered(index: Index, labels: Int[np.ndarray, " rows"]) -> Index:
 
 
 def labelled_share(labels: Int[np.ndarray, " n"], share: float, *, seed: int) -> Int[np.ndarray, " chosen"]:
-    """Places of `share` of the labelled images of each class, at least one of each, ascending.
+    """Places of `share` of the labelled images, ascending: as many of each class, give or take one.
 
-    Chen et al. 2020, section 6.1: 1 % and 10 % of ImageNet, class by class. A larger share has all of a
-    smaller one.
+    Classes that have fewer than that give all of theirs, and each gives one. So 1 % of ImageNet has 12 or 13
+    images of each class, as the published lists have (Chen et al. 2020, section 6.1). Which, the seed and an
+    image's place say; a larger share has all of a smaller one.
     """
     order = permutation(derive_key(seed, _LABELS), len(labels))
-    shuffled = labels[order]
-    chosen = [np.empty(0, np.int64)]
-    for label in np.unique(shuffled[shuffled >= 0]):
-        places = np.flatnonzero(shuffled == label)
-        chosen.append(order[places[: max(1, round(share * len(places)))]])
-    return np.sort(np.concatenate(chosen))
+    known = order[labels[order] >= 0]
+    # Class by class, each in random order.
+    known = known[np.argsort(labels[known], kind="stable")]
+    classes, counts = np.unique(labels[known], return_counts=True)
+    first = permutation(derive_key(seed, _LABELS, 1), len(classes))
+    wanted = _balanced(counts, round(share * len(known)), first)
+    place = np.arange(len(known)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.sort(known[place < np.repeat(wanted, counts)])
+
+
+def _balanced(
+    counts: Int[np.ndarray, " classes"], total: int, first: Int[np.ndarray, " classes"]
+) -> Int[np.ndarray, " classes"]:
+    """How many of each class make up `total`, as equal as `counts` allow; the `first` have one more."""
+    levels = range(1, int(counts.max(initial=0)) + 1)
+    level = max(1, bisect_right(levels, total, key=lambda level: np.minimum(counts, level).sum()))
+    wanted = np.minimum(counts, level)
+    larger = first[counts[first] > level]
+    wanted[larger[: max(0, total - int(wanted.sum()))]] += 1
+    return wanted

@@ -1,4 +1,4 @@
-"""A contact sheet: images, each with its two views below it, as a PNG."""
+"""A contact sheet: images, each with its views below it, as a PNG."""
 
 import io
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ _SMALLEST_SIDE = 96
 
 
 def contact_sheet(
-    table: pa.Table, recipes: tuple[ViewRecipe, ViewRecipe], *, seed: int, epoch: int = 0, images: int = 12
+    table: pa.Table, recipes: tuple[ViewRecipe, ...], *, seed: int, epoch: int = 0, images: int = 12
 ) -> bytes:
-    """A PNG of the first few good images of `table` (reader.SCHEMA): image, first view, second view.
+    """A PNG of the first few good images of `table` (reader.SCHEMA), and below each its view of each recipe.
 
     Raises ValueError where there is none.
     """

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -59,6 +59,8 @@ class ViewRecipe:
     """Area of the random crop as a share of the image's, lowest and highest."""
     crop_ratio: Range = (3 / 4, 4 / 3)
     """Width over height of the random crop, lowest and highest."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How the crop is resized, antialiased where it shrinks; bicubic as in SimCLR's and BYOL's code."""
     flip: Probability = 0.5
     """Probability of a horizontal flip."""
     rotate: Probability = 0.0
@@ -68,7 +70,10 @@ class ViewRecipe:
     jitter: Probability = 0.8
     """Probability of colour jitter."""
     brightness: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """Jitter's brightness factor lies within 1 plus or minus this."""
+    """Jitter's brightness factor lies within 1 plus or minus this, or its shift within plus or minus this."""
+    brightness_by: Literal["factor", "shift"] = "factor"
+    """Whether jitter's brightness multiplies values or, as in BYOL's code, is added to them, on a scale of 0
+    to 1."""
     contrast: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Jitter's contrast factor lies within 1 plus or minus this."""
     saturation: Annotated[float, Field(ge=0, le=1)] = 0.8
@@ -102,7 +107,7 @@ _SMALLEST_BLURRED = 20
 
 _DETAILS = {
     "rotate": ("rotate_degrees",),
-    "jitter": ("brightness", "contrast", "saturation", "hue"),
+    "jitter": ("brightness", "brightness_by", "contrast", "saturation", "hue"),
     "blur": ("blur_sigma",),
     "solarise": ("solarise_threshold",),
     "cutout": ("cutout_side",),
@@ -137,8 +142,8 @@ def idle_settings(view: ViewRecipe, other: ViewRecipe, recipe: ViewRecipe) -> li
     return idle
 
 
-# Grill et al. 2020, appendix B: SimCLR's with half its jitter but for the hue, and two views that differ.
-_BYOL = ViewRecipe(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
+# Grill et al. 2020, appendix B: weaker jitter than SimCLR's, brightness added, and two views that differ.
+_BYOL = ViewRecipe(brightness=0.4, brightness_by="shift", contrast=0.4, saturation=0.2, hue=0.1)
 # SimCLR's CIFAR-10 recipe (Chen et al. 2020, appendix B.9): half the jitter's strength, no blur.
 _SIMCLR_CIFAR = ViewRecipe(size=32, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0)
 _SUPERVISED = ViewRecipe(jitter=0.0, grey=0.0, blur=0.0)

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from pipelines.config import DataConfig
 from pipelines.plan import check_lanes
-from pipelines.recipes import STRICT, Share, Strength
+from pipelines.recipes import RECIPES, STRICT, Share, Strength, ViewRecipe
 from training.encoder_config import TORCHVISION, EncoderConfig, check_view_size
 from training.objective_config import (
     BYOLConfig,
@@ -192,8 +192,9 @@ class TrainConfig:
     """A checkpoint of another run that training goes on from, at its step: with its weights, its optimizer's
     state, and this config's values; unset: training starts at step 0."""
     objective: ObjectiveName = "simclr"
-    """simclr, byol, supervised (cross entropy with the labels), or MODULE:CLASS of your own: a subclass of
-    training.Objective in a Python file of the folder at hand, or in an installed package."""
+    """simclr, byol, supervised (cross entropy with the labels, of the first view alone), or MODULE:CLASS of
+    your own: a subclass of training.Objective in a Python file of the folder at hand, or in an installed
+    package."""
     objective_options: dict[str, Option] = field(default_factory=dict)
     """What an objective of your own takes, by name."""
     temperature: Temperature | None = None
@@ -223,6 +224,12 @@ class TrainConfig:
             supervised=self.supervised,
         )
         _check_single_images(self)
+        _check_second_view(self)
+
+
+def training_recipes(config: TrainConfig) -> tuple[ViewRecipe, ...]:
+    """How the views that an image is trained on in a step are made: two, or with labels the first alone."""
+    return config.data.views[:1] if config.objective == "supervised" else config.data.views
 
 
 def worker_counts(config: TrainConfig) -> list[int]:
@@ -277,6 +284,18 @@ def _check_single_images(config: TrainConfig) -> None:
         fit = next(size for size in range(2, config.batch_size + 1) if config.batch_size % size == 0)
         raise ValueError(
             f"micro_batch_size=1 leaves batch norm one image alone; try --micro-batch-size {fit}"
+        )
+
+
+def _check_second_view(config: TrainConfig) -> None:
+    """Raise ValueError where a second view is described that nothing is trained on."""
+    view, second = asdict(config.data.view), asdict(config.data.second_view)
+    recipe = asdict(RECIPES[config.data.recipe][1])
+    own = [key for key, value in second.items() if value not in (view[key], recipe[key])]
+    if config.objective == "supervised" and own:
+        raise ValueError(
+            f"data.second_view.{own[0]} has no effect with objective=supervised, which trains on the first "
+            "view alone; leave it out"
         )
 
 

@@ -30,6 +30,9 @@ _BASE = (
 )
 _STEM, _HEAD = 32, 1280
 
+# The paper's code, whose momentum is 0.99 in TensorFlow's sense. torchvision has 1e-5 and 0.1 up to B4.
+_NORM_EPS, _NORM_MOMENTUM = 1e-3, 0.01
+
 
 def round_channels(channels: float) -> int:
     """The nearest multiple of 8, at least 8 and at least 90 % of `channels`, as in the paper's code."""
@@ -72,9 +75,7 @@ class EfficientNet(nn.Module):
     While training, block i of n is left out of a row with probability i / n times `drop_path`.
     """
 
-    def __init__(
-        self, *, width: float, depth: float, drop_path: float, norm_eps: float, norm_momentum: float
-    ) -> None:
+    def __init__(self, *, width: float, depth: float, drop_path: float) -> None:
         super().__init__()
         channels = round_channels(_STEM * width)
         self.dim = round_channels(_HEAD * width)
@@ -92,7 +93,7 @@ class EfficientNet(nn.Module):
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.draws = drop_path > 0
-        _initialize(self, norm_eps, norm_momentum)
+        _initialize(self)
 
     def forward(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n dim"]:
         keys = row_keys(images) if self.training and self.draws else None
@@ -104,14 +105,20 @@ class EfficientNet(nn.Module):
         return self.avgpool(head(x)).flatten(1)
 
 
-def _initialize(trunk: nn.Module, norm_eps: float, norm_momentum: float) -> None:
+def _initialize(trunk: nn.Module) -> None:
+    """Variance two over the fan out of a kernel's own group, as in the paper's code and timm.
+
+    torchvision counts all channels of a depthwise convolution, whose weights then start too small by the root
+    of their number.
+    """
     for module in trunk.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            fan_out = module.out_channels // module.groups * math.prod(module.kernel_size)
+            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
-            module.eps, module.momentum = norm_eps, norm_momentum
+            module.eps, module.momentum = _NORM_EPS, _NORM_MOMENTUM
 
 
 class _Block(nn.Module):

@@ -63,6 +63,9 @@ class EncoderConfig:
     stem: Literal["imagenet", "cifar"] | None = None
     """First layers of the ImageNet ResNets and plain nets: 7x7 with pooling (imagenet) or 3x3 (cifar);
     unset: imagenet."""
+    zero_init_residual: bool | None = None
+    """Scale of the last batch norm in each block of a ResNet starts at 0, so that the block passes its input
+    on, as in SimCLR's and BYOL's code (Goyal et al. 2017, section 5.1); unset: it starts at 1."""
     width: Multiplier | None = None
     """Multiplies all channels of a ResNet or plain net (a whole number) or of efficientnet; unset: 1."""
     depth: Multiplier | None = None
@@ -137,14 +140,17 @@ def check_view_size(config: EncoderConfig, size: int) -> None:
 def _settings(name: str) -> set[str]:
     """The fields that have an effect on the encoder of that name."""
     if name in RESNETS:
-        return {"name", "width", "stem"} if depth_of(name) in IMAGENET_DEPTHS else {"name", "width"}
+        stem = {"stem"} if depth_of(name) in IMAGENET_DEPTHS else set()
+        # A plain net of zeros would pass nothing on.
+        shortcuts = set() if name.startswith("plain") else {"zero_init_residual"}
+        return {"name", "width", *stem, *shortcuts}
     if name == SCALED:
         return {"name", "width", "depth", *_COEFFICIENTS, "phi", "base_size", "drop_path"}
     return {"name", "drop_path"} if name in EFFICIENTNETS else {"name"}
 
 
 def _no_effect(field: str, name: str) -> str:
-    fixed = name in EFFICIENTNETS and field != "stem"
+    fixed = name in EFFICIENTNETS and field not in ("stem", "zero_init_residual")
     way_out = f"leave it out, or set encoder.name={SCALED}" if fixed else "leave it out"
     return f"encoder.{field} has no effect on {name}; {way_out}"
 

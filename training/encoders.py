@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from training.encoder_config import (
     CIFAR_DEPTHS,
-    EFFICIENTNETS,
     RESNETS,
     TORCHVISION,
     EncoderConfig,
@@ -13,14 +12,9 @@ from training.encoder_config import (
     drop_path,
     scaling,
 )
-from training.resnet import cifar_resnet, imagenet_resnet
+from training.resnet import cifar_resnet, imagenet_resnet, zero_last_scales
 
 _PIXELS_SIDE = 32
-
-# torchvision's, whose B5 to B7 keep what the paper's code has everywhere: epsilon and momentum.
-_NORM = {"norm_eps": 1e-5, "norm_momentum": 0.1}
-_NORM_FROM_B5 = {"norm_eps": 1e-3, "norm_momentum": 0.01}
-_FROM_B5 = tuple(EFFICIENTNETS)[5:]
 
 
 class Encoder(nn.Module):
@@ -47,12 +41,7 @@ def build_encoder(config: EncoderConfig) -> Encoder:
     from training.efficientnet import EfficientNet
 
     multipliers = scaling(config)
-    trunk = EfficientNet(
-        width=multipliers.width,
-        depth=multipliers.depth,
-        drop_path=drop_path(config),
-        **(_NORM_FROM_B5 if config.name in _FROM_B5 else _NORM),
-    )
+    trunk = EfficientNet(width=multipliers.width, depth=multipliers.depth, drop_path=drop_path(config))
     return Encoder(trunk, trunk.dim)
 
 
@@ -65,5 +54,9 @@ def raw_pixels(size: int) -> Encoder:
 def _resnet(config: EncoderConfig) -> tuple[nn.Module, int]:
     depth, plain, width = depth_of(config.name), config.name.startswith("plain"), int(config.width or 1)
     if depth in CIFAR_DEPTHS:
-        return cifar_resnet(depth, width=width, plain=plain)
-    return imagenet_resnet(depth, width=width, stem=config.stem or "imagenet", plain=plain)
+        trunk, dim = cifar_resnet(depth, width=width, plain=plain)
+    else:
+        trunk, dim = imagenet_resnet(depth, width=width, stem=config.stem or "imagenet", plain=plain)
+    if config.zero_init_residual:
+        zero_last_scales(trunk)
+    return trunk, dim

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipelines import storage
 from training.checkpoint import Checkpoints
@@ -88,12 +88,16 @@ def torchvision_name(config: EncoderConfig) -> str:
 
 
 def to_torchvision(trained: Trained) -> bytes:
-    """A state dict for torchvision's class of 1,000 classes, with a classifier of zeros, saved by torch."""
+    """A state dict for torchvision's class of 1,000 classes, with a classifier of zeros, saved by torch.
+
+    In evaluation mode that class gives the encoder's features.
+    """
     name = torchvision_name(trained.config.encoder)
-    weights = _tensors(trained.encoder)
+    blank_one = blank_model(name)
+    weights = _tensors(trained.encoder) | _variances(trained.encoder, blank_one)
     state = {
         key: weights.get(key, torch.zeros(blank.shape, dtype=blank.dtype))
-        for key, blank in blank_model(name).state_dict().items()
+        for key, blank in blank_one.state_dict().items()
     }
     assert weights.keys() <= state.keys(), weights.keys() - state.keys()
     content = io.BytesIO()
@@ -142,6 +146,19 @@ def to_onnx(trained: Trained) -> bytes:
         node.ClearField("metadata_props")  # Paths of this machine, and nothing that a reader needs.
     onnx.helper.set_model_props(model, trained.metadata)
     return model.SerializeToString()
+
+
+def _variances(encoder: Encoder, theirs: nn.Module) -> dict[str, Tensor]:
+    """Running variances, with what our batch norms add to them beyond what `theirs` do, in float32.
+
+    torchvision's EfficientNets up to B4 add 1e-5, where the paper's code and ours add 1e-3.
+    """
+    added = {key: module.eps for key, module in theirs.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    return {
+        f"{key}.running_var": norm.running_var + (norm.eps - added[key])
+        for key, norm in encoder.trunk.named_modules()
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None and norm.eps != added[key]
+    }
 
 
 def _tensors(encoder: Encoder) -> dict[str, Tensor]:

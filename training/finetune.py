@@ -24,7 +24,7 @@ _KEPT = (
 )  # fmt: skip
 
 # What the views keep of the run's.
-_KEPT_OF_VIEWS = ("size", "crop_scale", "crop_ratio", "flip", "mean", "std")
+_KEPT_OF_VIEWS = ("size", "crop_scale", "crop_ratio", "interpolation", "flip", "mean", "std")
 
 
 def finetune_config(

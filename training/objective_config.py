@@ -76,7 +76,7 @@ class ProjectorConfig:
     layers: Annotated[int, Field(ge=2)] | None = None
     """Linear layers of the non-linear head, the last included; unset: 2."""
     hidden_dim: Count | None = None
-    """Width of the non-linear head's other layers; unset: 2048, BYOL's 4096."""
+    """Width of the non-linear head's other layers; unset: as wide as the features, BYOL's 4096."""
     dim: Count | None = None
     """Width of a projection; unset: 128, BYOL's 256."""
 
@@ -101,6 +101,9 @@ class BYOLConfig:
     """How much of itself the target keeps at the first step, rising to all at the last; unset: 0.996."""
     predictor_hidden_dim: Count | None = None
     """Width of the predictor's hidden layer; unset: 4096."""
+    views_apart: bool | None = None
+    """Each view goes through the networks by itself and is normalised by its own batch's statistics, as in
+    the paper's code; false: both together; unset: true."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -112,7 +115,7 @@ class SupervisedConfig:
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of a label's probability that is spread over all classes; unset: 0."""
     labels: Share | None = None
-    """Train on this share of each class's images; unset: all."""
+    """Train on this share of the images, as many of each class as far as it has them; unset: all."""
 
 
 def contrastive_loss(config: SimCLRConfig) -> ContrastiveLoss:
@@ -133,6 +136,11 @@ def temperature(given: float | None) -> float:
 def tau_base(config: BYOLConfig) -> float:
     """BYOL's tau at the first step."""
     return _TAU_BASE if config.tau_base is None else config.tau_base
+
+
+def views_apart(config: BYOLConfig) -> bool:
+    """Whether BYOL's views go through the networks one after the other."""
+    return config.views_apart is not False
 
 
 def label_smoothing(config: SupervisedConfig) -> float:

@@ -31,7 +31,15 @@ from training.losses import (
     semi_hard_nt_logistic,
     semi_hard_triplet,
 )
-from training.objective_config import contrastive_loss, is_own, label_smoothing, margin, tau_base, temperature
+from training.objective_config import (
+    contrastive_loss,
+    is_own,
+    label_smoothing,
+    margin,
+    tau_base,
+    temperature,
+    views_apart,
+)
 
 # The loss of two views' projections.
 ViewLoss = Callable[[Float[Tensor, "n dim"], Float[Tensor, "n dim"]], Float[Tensor, ""]]
@@ -63,8 +71,8 @@ class Objective(nn.Module):
     def embed(self, views: Views) -> list[Float[Tensor, "n dim"]]:
         """What the loss is a function of, for each view: rows that depend on their own images alone.
 
-        But for batch norm. Both views go through the networks in one forward: apart, each would be
-        normalised by other batch statistics.
+        But for batch norm. Views that go through the networks in one forward are normalised by the same
+        batch statistics, and apart each by its own.
         """
 
     @abstractmethod
@@ -109,6 +117,7 @@ class BYOL(Objective):
         predictor: nn.Module,
         *,
         tau_base: float,
+        views_apart: bool,
         gather: Gather,
         matching: Matching | None = None,
     ) -> None:
@@ -118,15 +127,16 @@ class BYOL(Objective):
         self.predictor = predictor
         self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.target_projector = copy.deepcopy(projector).requires_grad_(False)
-        self._tau_base, self._gather, self._matching = tau_base, gather, matching
+        self._tau_base, self._views_apart = tau_base, views_apart
+        self._gather, self._matching = gather, matching
 
     def embed(self, views: Views) -> list[Float[Tensor, "n dim"]]:
         """Both views' predictions, then what the average makes of them."""
-        images = torch.cat(views.images)
-        predictions = self.predictor(self.projector(self.encoder(images)))
+        batches = views.images if self._views_apart else [torch.cat(views.images)]
+        predictions = [self.predictor(self.projector(self.encoder(images))) for images in batches]
         with torch.no_grad():
-            targets = self.target_projector(self.target_encoder(images))
-        return [*predictions.chunk(2), *targets.chunk(2)]
+            targets = [self.target_projector(self.target_encoder(images)) for images in batches]
+        return [*torch.cat(predictions).chunk(2), *torch.cat(targets).chunk(2)]
 
     def loss(self, embedded: list[Float[Tensor, "n dim"]], views: Views) -> Float[Tensor, ""]:
         """The mean of both directions' distances, summed; in [0, 8]."""
@@ -158,7 +168,7 @@ def target_decay(step: int, steps: int, *, base: float) -> float:
 
 
 class Supervised(Objective):
-    """Cross entropy with the labels, of both views: what a step costs is what it costs the others."""
+    """Cross entropy with the labels, of each view that there is."""
 
     def __init__(
         self,
@@ -261,8 +271,15 @@ def build_objective(
     projector = build_projector(config.projector, encoder.dim, config.objective)
     if config.objective == "byol":
         predictor = build_predictor(config.byol, projector.dim)
-        decay = tau_base(config.byol)
-        return BYOL(encoder, projector, predictor, tau_base=decay, gather=gather, matching=matching)
+        return BYOL(
+            encoder,
+            projector,
+            predictor,
+            tau_base=tau_base(config.byol),
+            views_apart=views_apart(config.byol),
+            gather=gather,
+            matching=matching,
+        )
     return SimCLR(encoder, projector, partial(_view_loss(config), gather=gather, matching=matching))
 
 

@@ -84,9 +84,13 @@ def peak_learning_rate(config: TrainConfig) -> float:
 
 
 def learning_rate(step: int, *, peak: float, steps: int, warmup_steps: int) -> float:
-    """Linear warm-up, then cosine decay to zero; `step` counts from 0. Loshchilov and Hutter 2017, eq. 5."""
+    """Linear warm-up from zero, then cosine decay to zero; `step` counts from 0.
+
+    As in SimCLR's and BYOL's code, the first step is at zero where there is a warm-up. Loshchilov and Hutter
+    2017, eq. 5.
+    """
     if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
+        return peak * step / warmup_steps
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)
     return 0.5 * peak * (1 + math.cos(math.pi * progress))
 

@@ -11,7 +11,7 @@ from typing import Any
 from pipelines import storage
 from training import report_curves, report_pictures
 from training.checkpoint import Checkpoints
-from training.config import TrainConfig, config_hash
+from training.config import TrainConfig, config_hash, training_recipes
 from training.objective_config import objective_title
 from training.page import page
 from training.record import to_toml
@@ -137,8 +137,12 @@ def _newest_checkpoint(run: RunRecord) -> tuple[dict[str, Any] | None, str]:
 def _views(run: RunRecord) -> str:
     if not run.views:
         return note("There is no views.png yet: it is drawn with the first batch.")
-    about = "Above: an image. Below it: the two views that the encoder learns to match."
-    return f'<p class="soft">{about}</p>{report_pictures.views_sheet(run.views)}'
+    count = len(training_recipes(run.config))
+    below = (
+        "the two views that the encoder learns to match" if count == 2 else "the view that it is trained on"
+    )
+    sheet = report_pictures.views_sheet(run.views, count)
+    return f'<p class="soft">Above: an image. Below it: {below}.</p>{sheet}'
 
 
 def _features(run: RunRecord, saved: dict[str, Any], multiply_adds: float) -> str:

@@ -79,17 +79,18 @@ document.querySelectorAll(".map").forEach(map => {
 </script>"""
 
 
-def views_sheet(sheet: bytes) -> str:
-    """The contact sheet of images and their two views, cut up so that a phone can wrap it."""
+def views_sheet(sheet: bytes, views: int) -> str:
+    """The contact sheet of images and their one or two views, cut up so that a phone can wrap it."""
     image = Image.open(io.BytesIO(sheet)).convert("RGB")
-    pitch = (image.height + GAP) // len(_TILES)
+    names = _TILES[: 1 + views]
+    pitch = (image.height + GAP) // len(names)
     columns = []
     for number, x in enumerate(range(0, image.width, pitch), 1):
         tiles = [image.crop((x, y, x + pitch - GAP, y + pitch - GAP)) for y in range(0, image.height, pitch)]
         columns.append(
             "".join(
                 f'<img alt="{what} {number}" src="{_source(_jpeg(tile))}">'
-                for what, tile in zip(_TILES, tiles, strict=True)
+                for what, tile in zip(names, tiles, strict=True)
             )
         )
     return f'<div class="views">{"".join(f"<div>{column}</div>" for column in columns)}</div>'

@@ -60,6 +60,14 @@ def _initialize(trunk: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
+def zero_last_scales(trunk: nn.Module) -> None:
+    """Let each block with a shortcut begin as that shortcut. Goyal et al. 2017, section 5.1."""
+    for module in trunk.modules():
+        if isinstance(module, BasicBlock | Bottleneck):
+            last = module.bn3 if isinstance(module, Bottleneck) else module.bn2
+            nn.init.zeros_(last.weight)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, or none."""
 

@@ -25,7 +25,7 @@ from pipelines.views import Views
 from pipelines.windows import training_plan
 from training.batch_norm import synchronize_batch_norm
 from training.checkpoint import Checkpoints, read_checkpoint, snapshot
-from training.config import TrainConfig
+from training.config import TrainConfig, training_recipes
 from training.encoders import Encoder, raw_pixels
 from training.evaluator import Evaluator, Sets
 from training.faults import NonFiniteError, StoppedError
@@ -284,7 +284,7 @@ class _Run:
             tables,
             self.plan,
             lanes,
-            self.config.data.views,
+            training_recipes(self.config),
             self.worker.dali,
             start_step=self.start_step,
             stop_step=self.stop_step,
@@ -317,7 +317,7 @@ class _Run:
         """The same tables; the first few images of them are drawn with their views into RUN/views.png."""
         for number, table in enumerate(tables):
             if number == 0 and self.start_step == 0:
-                sheet = contact_sheet(table, self.config.data.views, seed=self.config.seed)
+                sheet = contact_sheet(table, training_recipes(self.config), seed=self.config.seed)
                 place = storage.join(run_uri(self.config), "views.png")
                 log.keep("views.png", partial(storage.write, place, sheet))
             yield table

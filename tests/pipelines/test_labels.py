@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipelines import storage
 from pipelines.config import DataConfig
@@ -54,7 +56,7 @@ def test_a_part_reads_its_own_rows_as_the_whole_does(found: tuple[Index, DataCon
     part = labelled_part(index, data, 0.5, seed=1, progress=_progress)
     chosen = labelled_share(read_labels(index, data, _progress), 0.5, seed=1)
     whole = _rows(index, data)
-    assert part.rows.sum() == len(chosen) == 20
+    assert part.rows.sum() == len(chosen) == 18
     assert _rows(part, data) == {sample: whole[sample] for sample in chosen.tolist()}
     assert read_labels(part, data, _progress).tolist() == [whole[sample][0] for sample in chosen.tolist()]
 
@@ -88,10 +90,47 @@ def test_labels_of_parquet_are_read_without_its_images(
     assert read_labels(index, blind, _progress).tolist() == [n % 10 for n in range(37)]
 
 
-def test_a_share_of_the_labels_is_a_share_of_each_class() -> None:
+# ImageNet's classes have 732 to 1,300 images; the published lists of 1 % and 10 % have 12 or 13, and 128.
+@pytest.mark.parametrize(("share", "each"), [(0.01, {12, 13}), (0.1, {128, 129})])
+def test_a_share_of_imagenets_labels_has_as_many_of_each_class(share: float, each: set[int]) -> None:
+    random = np.random.default_rng(0)
+    counts = np.full(1000, 1300)
+    counts[:105] = random.integers(732, 1300, 105)
+    counts[0] += 1_281_167 - counts.sum()
+    labels = random.permutation(np.repeat(np.arange(1000), counts))
+    chosen = labelled_share(labels, share, seed=0)
+    assert len(chosen) == round(share * 1_281_167)
+    assert set(np.bincount(labels[chosen]).tolist()) == each
+
+
+@given(
+    st.lists(st.integers(-1, 4), max_size=60).map(np.array),
+    st.floats(0.01, 1),
+    st.floats(0.01, 1),
+    st.integers(0, 9),
+)
+def test_a_share_is_balanced_whole_and_within_a_larger_one(
+    labels: np.ndarray, share: float, other: float, seed: int
+) -> None:
+    labels = labels.astype(np.int64)
+    share, larger = sorted((share, other))
+    chosen = labelled_share(labels, share, seed=seed)
+    there = [int((labels == label).sum()) for label in range(5)]
+    taken = [int((labels[chosen] == label).sum()) for label in range(5)]
+    classes = sum(count > 0 for count in there)
+    assert len(chosen) == max(round(share * sum(there)), classes)
+    cut = [taken[label] for label in range(5) if taken[label] < there[label]]
+    assert all(count >= max(taken) - 1 for count in cut)
+    assert all(taken[label] >= 1 for label in range(5) if there[label])
+    assert set(chosen.tolist()) <= set(labelled_share(labels, larger, seed=seed).tolist())
+
+
+def test_a_share_of_the_labels_is_all_of_small_classes_and_as_many_of_the_others() -> None:
     labels = np.random.default_rng(0).permutation([0] * 100 + [1] * 50 + [2] * 3 + [-1] * 40)
     chosen = labelled_share(labels, 0.1, seed=1)
-    assert np.bincount(labels[chosen]).tolist() == [10, 5, 1]
+    counts = np.bincount(labels[chosen]).tolist()
+    assert counts[2] == 3
+    assert sorted(counts[:2]) == [6, 6]
     assert chosen.tolist() == labelled_share(labels, 0.1, seed=1).tolist()
     assert chosen.tolist() != labelled_share(labels, 0.1, seed=2).tolist()
     assert set(chosen) < set(labelled_share(labels, 0.5, seed=1))

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 
 from pipelines.config import DataConfig
 from pipelines.recipes import ViewRecipe
-from training.config import TrainConfig, config_hash, identity, shipped_config
+from training.config import TrainConfig, config_hash, identity, shipped_config, training_recipes
 
 
 def _config(**fields: Any) -> TrainConfig:
@@ -116,6 +117,16 @@ def test_one_image_at_a_time_is_refused_where_others_are_needed(fields: dict[str
     with pytest.raises(ValidationError) as refused:
         _config(**fields)
     assert re.search(message, refused.value.errors()[0]["msg"])
+
+
+def test_a_second_view_of_its_own_is_refused_where_one_view_is_trained_on() -> None:
+    for data in ({"second_view": {"solarise": 0.5}}, {"recipe": "byol", "second_view": {"blur": 0.3}}):
+        with pytest.raises(ValueError, match=r"data.second_view.\w+ has no effect with objective=supervised"):
+            TrainConfig(data={"train": "x", **data}, objective="supervised")  # pyright: ignore
+    for data in ({"recipe": "byol"}, {"view": {"solarise": 0.5}}, {"recipe": "byol", "view": {"grey": 0.0}}):
+        config = TrainConfig(data={"train": "x", **data}, objective="supervised")  # pyright: ignore
+        assert training_recipes(config) == (config.data.view,)
+        assert len(training_recipes(replace(config, objective="simclr"))) == 2
 
 
 def test_one_image_at_a_time_is_taken_where_nothing_needs_others() -> None:

@@ -35,6 +35,14 @@ from training.encoder_config import (
         ({"name": "resnet18", "drop_path": 0.1}, "encoder.drop_path has no effect on resnet18"),
         ({"name": "resnet18", "width": 1.5}, "encoder.width=1.5 on resnet18 must be whole; try 1, 2 or 4"),
         ({"name": "torchvision:vgg11", "width": 2.0}, "encoder.width has no effect on torchvision:vgg11"),
+        (
+            {"name": "plain20", "zero_init_residual": True},
+            "encoder.zero_init_residual has no effect on plain20",
+        ),
+        (
+            {"name": "efficientnet-b0", "zero_init_residual": True},
+            "zero_init_residual has no effect on efficientnet-b0; leave it out ",
+        ),
         ({"name": "efficientnet", "width": 0.0}, "width"),
         ({"name": "efficientnet", "width": 1.1, "beta": 1.1}, "encoder.beta and encoder.width both say"),
         ({"name": "efficientnet", "depth": 1.1, "alpha": 1.1}, "encoder.alpha and encoder.depth both say"),
@@ -54,6 +62,8 @@ def test_a_setting_that_is_wrong_or_has_no_effect_is_refused(fields: dict[str, A
         {},
         {"name": "resnet50", "stem": "cifar", "width": 4},
         {"name": "plain20", "width": 2},
+        {"name": "resnet20", "zero_init_residual": True},
+        {"name": "resnet50", "zero_init_residual": False},
         {"name": "efficientnet-b7", "drop_path": 0.0},
         {"name": "efficientnet", "width": 0.5, "alpha": 1.2, "gamma": 1.1, "phi": 3, "base_size": 32},
         {"name": "torchvision:convnext_tiny"},

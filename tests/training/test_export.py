@@ -76,7 +76,9 @@ def test_torchvisions_own_class_loads_every_weight_and_gives_the_features(name: 
     assert not model(images).any()  # The classifier's weights are zeros.
     model.set_submodule(classifier_of(theirs), nn.Identity())
     with torch.no_grad():
-        torch.testing.assert_close(model(images), _features(trained, images), rtol=1e-9, atol=1e-9)
+        off = (model(images) - _features(trained, images)).norm() / _features(trained, images).norm()
+    # B0's batch norms add 1e-3 to variances and torchvision's 1e-5: the file's, in float32, make up for it.
+    assert off < (1e-6 if name == "efficientnet-b0" else 1e-9)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ def _cases() -> list[tuple[str, dict[str, Any]]]:
         (objective, case)
         for objective in ("simclr", "byol", "supervised", "mine_tuned:Mine")
         for case in [*_RUNS[objective], *_RUNS["any"]]
+        # Training with labels has one view.
+        if objective != "supervised" or "second_view" not in case.get("data", {})
     ]
 
 

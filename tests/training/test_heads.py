@@ -31,11 +31,16 @@ def test_projectors_are_the_papers(config: ProjectorConfig, objective: Objective
     assert _layers(build_projector(config, 8, objective)) == layers
 
 
-@pytest.mark.parametrize(("objective", "hidden_dim", "dim"), [("simclr", 2048, 128), ("byol", 4096, 256)])
-def test_unset_widths_are_the_papers(objective: ObjectiveName, hidden_dim: int, dim: int) -> None:
-    projector = build_projector(ProjectorConfig(), 8, objective)
+# ResNet-18's features are 512 wide, ResNet-50's 2,048 and those of ResNet-50 four times as wide 8,192.
+@pytest.mark.parametrize("features", [512, 2048, 8192])
+@pytest.mark.parametrize(("objective", "hidden_dim", "dim"), [("simclr", None, 128), ("byol", 4096, 256)])
+def test_unset_widths_are_the_papers(
+    objective: ObjectiveName, hidden_dim: int | None, dim: int, features: int
+) -> None:
+    with torch.device("meta"):
+        projector = build_projector(ProjectorConfig(), features, objective)
     shapes = [tuple(module.weight.shape) for module in projector if isinstance(module, nn.Linear)]
-    assert shapes == [(hidden_dim, 8), (dim, hidden_dim)]
+    assert shapes == [(hidden_dim or features, features), (dim, hidden_dim or features)]
     assert projector.dim == dim
 
 

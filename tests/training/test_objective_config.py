@@ -22,6 +22,7 @@ _SETTINGS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
     ({"simclr": {"loss": "nt-xent"}}, {}, {"objective": "supervised"}, "objective=supervised"),
     ({"byol": {"tau_base": 0.0}}, {"objective": "byol"}, {}, "objective=simclr"),
     ({"byol": {"predictor_hidden_dim": 8}}, {"objective": "byol"}, {"objective": "supervised"}, "supervised"),
+    ({"byol": {"views_apart": False}}, {"objective": "byol"}, {}, "objective=simclr"),
     ({"supervised": {"classes": 3}}, {"objective": "supervised"}, {"objective": "byol"}, "objective=byol"),
     ({"supervised": {"label_smoothing": 0.0}}, {"objective": "supervised"}, {}, "objective=simclr"),
     ({"supervised": {"labels": 0.1}}, {"objective": "supervised"}, {}, "objective=simclr"),

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cluster.train import training_index
 from pipelines.config import DataConfig
+from pipelines.feed import Device, training_views
 from pipelines.reader import read_windows
 from pipelines.shards import write_shards
 from pipelines.sources import Index, build_index
@@ -36,7 +37,7 @@ from training.objective_config import SupervisedConfig
 from training.objectives import BYOL, Objective, SimCLR, build_objective, count_classes, target_decay
 from training.optimizers import LARS, build_optimizer
 from training.process import Worker
-from training.run import run_uri, train
+from training.run import make_plan, run_uri, train
 
 _OBJECTIVES: dict[str, dict[str, Any]] = {
     "simclr": {"temperature": 1.0},
@@ -46,6 +47,7 @@ _OBJECTIVES: dict[str, dict[str, Any]] = {
     "nt-logistic-semi-hard": {"simclr": {"loss": "nt-logistic-semi-hard"}},
     "margin-semi-hard": {"simclr": {"loss": "margin-semi-hard", "margin": 1.0}},
     "byol": {"objective": "byol", "byol": {"tau_base": 0.9, "predictor_hidden_dim": 24}},
+    "byol together": {"objective": "byol", "byol": {"views_apart": False}},
     "supervised": {"objective": "supervised", "supervised": {"classes": 10, "label_smoothing": 0.1}},
     # A user's own: the one in examples/, which ranks find there too, as they load this file.
     "vicreg": {"objective": "vicreg:VICReg", "objective_options": {"dim": 32}},
@@ -115,10 +117,12 @@ def _trained(config: TrainConfig, steps: int) -> tuple[list[float], dict[str, Te
     optimizer = build_optimizer(objective, OptimizerConfig(name="sgd", momentum=0.9))
     for group in optimizer.param_groups:
         group["lr"] = 0.1
-    losses = []
+    losses, views = [], _views()
+    if config.objective == "supervised":
+        views = replace(views, images=views.images[:1])
     for step in range(steps):
         optimizer.zero_grad()
-        loss = model(_share(_views(), rank, world_size))
+        loss = model(_share(views, rank, world_size))
         loss.backward()
         optimizer.step()
         objective.after_step(step, steps)
@@ -142,22 +146,38 @@ def test_ranks_train_the_weights_and_see_the_losses_of_one_process(
             torch.testing.assert_close(state[key], value, rtol=1e-8, atol=1e-8)
 
 
-def test_byols_loss_is_the_papers_in_both_directions(data: DataConfig) -> None:
-    objective = _objective(_config("byol", data))
+# deepmind-research, byol/byol_experiment.py: apply_once_fn is called with each view. Together, batch norm's
+# statistics are those of both.
+@pytest.mark.parametrize("name", ["byol", "byol together"])
+def test_byols_loss_is_the_papers_in_both_directions(name: str, data: DataConfig) -> None:
+    objective = _objective(_config(name, data))
     assert isinstance(objective, BYOL)
     for parameter in objective.target_encoder.parameters():
         parameter.mul_(0.9)  # The target is another network than the encoder.
+    by_hand: Any = copy.deepcopy(objective)
     views = _views()
-    both = torch.cat(views.images)
     loss = objective(views).detach()
-    predicted = objective.predictor(objective.projector(objective.encoder(both))).detach()
-    target = objective.target_projector(objective.target_encoder(both)).detach()
-    n = len(both) // 2
+    batches = views.images if name == "byol" else [torch.cat(views.images)]
+    with torch.no_grad():
+        predicted = torch.cat([by_hand.predictor(by_hand.projector(by_hand.encoder(b))) for b in batches])
+        target = torch.cat([by_hand.target_projector(by_hand.target_encoder(b)) for b in batches])
+    n = len(views.labels)
     expected = sum(
         (2 - 2 * F.cosine_similarity(predicted[i : i + n], target[j : j + n], dim=1)).mean()
         for i, j in ((0, n), (n, 0))
     )
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    # Running statistics take in each batch, of the target's networks too.
+    for key, buffer in by_hand.named_buffers():
+        torch.testing.assert_close(objective.get_buffer(key), buffer, rtol=1e-12, atol=1e-12)
+
+
+def test_a_view_apart_does_not_see_the_other(data: DataConfig) -> None:
+    views = _views()
+    other = replace(views, images=(views.images[0], 3 * views.images[1]))
+    for name, same in (("byol", True), ("byol together", False)):
+        first, changed = (_objective(_config(name, data)).embed(batch)[0] for batch in (views, other))
+        assert torch.equal(first, changed) == same
 
 
 def test_byols_target_is_a_copy_that_gets_no_gradient_and_moves_by_tau(data: DataConfig) -> None:
@@ -206,14 +226,40 @@ def test_tau_rises_from_its_base_to_one() -> None:
     assert taus == sorted(taus)
 
 
-def test_supervised_loss_is_that_of_both_views_with_smoothed_labels(data: DataConfig) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_supervised_loss_is_that_of_all_views_with_smoothed_labels(count: int, data: DataConfig) -> None:
     objective = _objective(_config("supervised", data))
-    views = _views()
-    logits: Tensor = objective.classifier(objective.encoder(torch.cat(views.images)))  # pyright: ignore
-    labels = torch.full((32, 10), 0.1 / 10, dtype=torch.float64)
-    labels[torch.arange(32), torch.cat([views.labels] * 2)] += 0.9
-    expected = -(labels * logits.log_softmax(1)).sum(1).mean()
+    views = replace(_views(), images=_views().images[:count])
+    expected = _smoothed_cross_entropy(objective, torch.cat(views.images), torch.cat([views.labels] * count))
     torch.testing.assert_close(objective(views), expected, rtol=1e-12, atol=0)
+
+
+def _smoothed_cross_entropy(objective: Any, images: Tensor, labels: Tensor) -> Tensor:
+    """Of ten classes, a tenth of the labels' probability being spread over all."""
+    smoothed = torch.full((len(labels), 10), 0.1 / 10, dtype=torch.float64)
+    smoothed[torch.arange(len(labels)), labels] += 0.9
+    logits = objective.classifier(objective.encoder(images))
+    return -(smoothed * logits.log_softmax(1)).sum(1).mean()
+
+
+def test_a_supervised_run_trains_on_one_view_of_each_image_and_passes_over_all_in_an_epoch(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    config = _config("supervised", data, tmp_path)
+    _run(config)
+    index = build_index(data.train, data)
+    plan = make_plan(config, index)
+    assert plan.steps_per_epoch == 60 // 16
+    windows = plan.windows(range(config.lanes), 0, 1)
+    tables = read_windows(index, data, windows)
+    (views,) = training_views(
+        tables, plan, range(config.lanes), (data.view,), Device(threads=1), start_step=0, stop_step=1
+    )
+    assert len(views.labels) == 16
+    torch.manual_seed(config.seed)
+    objective = build_objective(config, index, LocalGather())
+    expected = _smoothed_cross_entropy(objective, views.images[0], views.labels)
+    assert _losses(config)[0] == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("label", [-1, 10])

@@ -161,9 +161,10 @@ def test_every_trained_parameter_is_in_one_group_once() -> None:
         assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
 
-def test_learning_rate_rises_in_equal_steps_to_its_peak() -> None:
+def test_learning_rate_rises_in_equal_steps_from_zero_to_its_peak() -> None:
     rates = [learning_rate(step, peak=2.0, steps=100, warmup_steps=10) for step in range(11)]
-    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.0])
+    # google-research/simclr, model_util.py: global_step / warmup_steps * scaled_lr below warmup_steps.
+    assert rates == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0])
 
 
 def test_learning_rate_decays_as_torchs_cosine_does() -> None:

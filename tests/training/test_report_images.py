@@ -124,7 +124,7 @@ def test_a_contact_sheet_is_cut_into_its_images_and_views() -> None:
         for sample, (content, label, key) in enumerate(scattered_digits(5, held_out=False, seed=0))
     ]  # fmt: skip
     sheet = contact_sheet(pa.Table.from_pylist(rows, schema=SCHEMA), RECIPES["simclr-cifar"], seed=0)
-    content = views_sheet(sheet)
+    content = views_sheet(sheet, 2)
     alts = re.findall('alt="([^"]*)"', content)
     assert alts[:4] == ["Image 1", "First view of image 1", "Second view of image 1", "Image 2"]
     assert len(alts) == 15
@@ -133,3 +133,14 @@ def test_a_contact_sheet_is_cut_into_its_images_and_views() -> None:
     assert (whole[96:100] == 255).all()
     assert (whole[:, 96:100] == 255).all()
     assert whole.shape[:2] == (3 * 100 - 4, 5 * 100 - 4)
+
+
+def test_a_sheet_of_a_run_with_labels_shows_its_one_view() -> None:
+    rows = [
+        {"key": key, "path": "digits", "label": label, "image": content, "sample": sample, "height": 32,
+         "width": 32, "orientation": 1, "bad": None}
+        for sample, (content, label, key) in enumerate(scattered_digits(4, held_out=False, seed=0))
+    ]  # fmt: skip
+    sheet = contact_sheet(pa.Table.from_pylist(rows, schema=SCHEMA), RECIPES["simclr-cifar"][:1], seed=0)
+    alts = re.findall('alt="([^"]*)"', views_sheet(sheet, 1))
+    assert alts == [f"{what} {n}" for n in range(1, 5) for what in ("Image", "First view of image")]

@@ -176,6 +176,27 @@ def test_weights_are_drawn_with_variance_two_over_the_fan_out(name: str) -> None
             assert module.weight.std().item() == pytest.approx(spread, rel=error)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_zeroed_scales_are_those_that_torchvision_zeroes(name: str) -> None:
+    torch.manual_seed(0)
+    theirs: Any = torchvision.models.get_model(name, weights=None, zero_init_residual=True)
+    mine = _encoder(name, zero_init_residual=True).trunk.state_dict()
+    zeroed = {key for key, value in theirs.state_dict().items() if key.endswith("weight") and not value.any()}
+    assert {key for key, value in mine.items() if key.endswith("weight") and not value.any()} == zeroed
+    assert len(zeroed) == {"resnet18": 8, "resnet50": 16}[name]
+    unset = _encoder(name).trunk.state_dict()
+    assert all(torch.equal(mine[key], unset[key]) for key in mine if key not in zeroed)
+
+
+def test_blocks_with_zeroed_scales_pass_their_input_on() -> None:
+    encoder = _encoder("resnet8", zero_init_residual=True)
+    stem, blocks = encoder.trunk[:3], list(encoder.trunk.children())[3:6]  # pyright: ignore[reportIndexIssue]
+    maps = stem(_images(16))
+    assert torch.equal(blocks[0](maps), maps)
+    pooled = maps[:, :, ::4, ::4].mean((2, 3))  # Two of the three blocks take every second pixel.
+    torch.testing.assert_close(encoder(_images(16))[:, :16], pooled)
+
+
 @pytest.mark.parametrize("name", ["resnet8", "resnet18"])
 def test_features_stay_channels_last_through_the_trunk(name: str) -> None:
     encoder = _encoder(name).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
