@@ -40,6 +40,8 @@ class ClusterLostError(RunError):
     """
 
     def __init__(self, resume: tuple[str, ...] = (), *, own: bool = False) -> None:
-        way_on = f"; go on with: diptych {' '.join(resume)}" if resume else ""
-        super().__init__(f"the head of the Ray cluster no longer answers{way_on}", final=True)
+        message = "the head of the Ray cluster no longer answers"
+        if resume:
+            message = f"the head of the Ray cluster no longer answers; go on with: diptych {' '.join(resume)}"
+        super().__init__(message, final=True)
         self.resume, self.own = resume, own

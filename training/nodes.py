@@ -11,8 +11,9 @@ from ray._private.state import state
 
 _ANSWER_SECONDS, _LOOK_SECONDS = 2.0, 1.0
 
-# How long a head may be away: one on this machine, one elsewhere.
-_LOCAL_SECONDS, _REMOTE_SECONDS = 2.0, 40.0
+# How long a head may be away: one on this machine, one elsewhere. Once a driver touches what its lost raylet
+# had of objects, Ray ends its process without a word: a second is too long here.
+_LOCAL_SECONDS, _REMOTE_SECONDS = 0.1, 40.0
 
 
 def draining_nodes() -> set[str]:
@@ -65,7 +66,7 @@ class Head:
         self._grace_seconds = _LOCAL_SECONDS if local else _REMOTE_SECONDS
 
     def lost(self) -> bool:
-        """Whether it has not answered for a while; asked about once a second."""
+        """Whether it has not answered for a while; to be asked several times a second."""
         self.answers = all(map(_listens, self._places))
         if self.answers:
             self._seen = time.monotonic()

@@ -51,7 +51,7 @@ _NOT_THE_WORKERS = (
 # Ray Train's, whose name only its private modules have: the workers found no room in time.
 _NO_ROOM = "WorkerGroupStartupTimeoutError"
 
-_LOOK_SECONDS = 0.5
+_LOOK_SECONDS = 0.2
 
 Result = TypeVar("Result")
 Task = Callable[[TrainConfig, Sets, Worker, Progress], None]
