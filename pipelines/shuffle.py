@@ -21,7 +21,7 @@ from pipelines import storage
 from pipelines.config import DataConfig
 from pipelines.layout import CONNECTIONS, reading
 from pipelines.packing import ShardJob, all_readings, write_images
-from pipelines.philox import Key, derive_key, permutation, hashes
+from pipelines.philox import Key, derive_key, hashes, permutation
 from pipelines.plan import Piece
 from pipelines.reader import Reading, read_pieces
 from pipelines.sources import Index
