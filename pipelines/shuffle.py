@@ -2,7 +2,7 @@
 
 First each job reads a part of the data set and writes it beside the shards, its rows grouped by the shard
 that they belong to. Then each job gathers one shard's rows from all parts and sorts them. Row r is sorted by
-the word that `philox.sort_words` draws for it: the order is `philox.permutation`'s of all rows, whoever does
+the word that `philox.hashes` draws for it: the order is `philox.permutation`'s of all rows, whoever does
 what. A part, like a shard, is written whole or not at all; a shuffle that is resumed writes what is missing.
 """
 
@@ -21,7 +21,7 @@ from pipelines import storage
 from pipelines.config import DataConfig
 from pipelines.layout import CONNECTIONS, reading
 from pipelines.packing import ShardJob, all_readings, write_images
-from pipelines.philox import Key, derive_key, permutation, sort_words
+from pipelines.philox import Key, derive_key, hashes, permutation
 from pipelines.plan import Piece
 from pipelines.reader import Reading, read_pieces
 from pipelines.sources import Index
@@ -52,7 +52,7 @@ class Order:
     def of(cls, seed: int, rows: int, rows_per_shard: int) -> "Order":
         """The order for `seed`, in shards of `rows_per_shard` rows; it takes 16 bytes a row for a moment."""
         key = derive_key(seed, _SHUFFLE)
-        words = np.sort(sort_words(key, np.arange(rows)))
+        words = np.sort(hashes(key, np.arange(rows)))
         return cls(key, words[rows_per_shard::rows_per_shard].copy())
 
     @property
@@ -61,11 +61,11 @@ class Order:
 
     def sorted(self, samples: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """Places of `samples` in the order of their words."""
-        return np.argsort(sort_words(self.key, samples), kind="stable")
+        return np.argsort(hashes(self.key, samples), kind="stable")
 
     def ends(self, samples: Int[np.ndarray, " n"]) -> Int[np.ndarray, " shards"]:
         """Where the rows of each shard end among `samples`, once they are sorted."""
-        words = np.sort(sort_words(self.key, samples))
+        words = np.sort(hashes(self.key, samples))
         return np.append(np.searchsorted(words, self.bounds, side="left"), len(samples))
 
 

@@ -14,12 +14,12 @@ from pipelines.sources import Index, build_index
 from pipelines.windows import ROW_BYTES, lane_bytes, reading_rows, training_plan, window_rows
 
 
-def _written(folder: Path, size: int, images: int = 500, **options: object) -> Index:
+def _written(folder: Path, size: int, images: int = 500, compression: str = "snappy") -> Index:
     """The index of a Parquet file of images of `size` bytes that a codec makes much smaller, and of more."""
     table = pa.table(
         {"image": [bytes(size)] * images, "label": [0] * images, "other": [bytes(5000)] * images}
     )
-    pq.write_table(table, folder / "a.parquet", use_dictionary=False, **options)
+    pq.write_table(table, folder / "a.parquet", use_dictionary=False, compression=compression)
     return build_index(str(folder), DataConfig(train=str(folder)))
 
 

@@ -19,6 +19,7 @@ _CONFIGS = {
             test="tests",
             recipe="simclr-cifar",
             view=ViewRecipe(crop_scale=(0.2, 0.9)),
+            window_rows=24,
         ),
         name="a.b-c",
         workers=4,
