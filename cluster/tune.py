@@ -13,11 +13,12 @@ from rich.console import Console
 from cluster.config_file import read_toml
 from cluster.local import cluster
 from cluster.own import own_modules
-from cluster.progress import warn
+from cluster.progress import counted, warn
 from cluster.signals import Interrupted, stop_signals
 from cluster.train import training_index, with_absolute_paths
 from cluster.trial_table import LiveTrials, described, trial_table
 from pipelines import storage
+from pipelines.labels import with_labels
 from training.checkpoint import find_checkpoint
 from training.config import TrainConfig, most_workers
 from training.encoders import build_encoder
@@ -102,10 +103,17 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
     index.check_labels("ranking trials", "search with other images")
     folder = search_folder(search)
     if kept := kept_index(folder, "train"):
+        if kept.labels is None and read_trials(folder):
+            raise ValueError(
+                f"{folder} was begun by a version of diptych that held out other images; search anew under "
+                "another --name"
+            )
         kept.check_unchanged()
     _keep(search)
     # Images that have come since would change which are held out.
     index = kept if kept and kept.uri == index.uri else index
+    with counted(f"labels of {index.uri}", "fragment") as progress:
+        index = with_labels(index, search.train.data, progress)
     keep_index(folder, "train", index)
     workers = most_workers(search.train) * search.train.cpus_per_worker
     with (

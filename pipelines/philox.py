@@ -6,7 +6,7 @@ NumPy's own generators are not used because their streams may change between Num
 """
 
 import numpy as np
-from jaxtyping import Float, Int, UInt32
+from jaxtyping import Float, Int, UInt32, UInt64
 
 Key = tuple[int, int]
 
@@ -15,7 +15,7 @@ _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
-# Words of a permutation that are drawn at once.
+# Hashes that are drawn at once.
 _WORDS_AT_ONCE = 1 << 12
 
 
@@ -63,12 +63,16 @@ def uniforms(key: Key, index: Int[np.ndarray, " n"], count: int) -> Float[np.nda
     return random_words(key, index, count) * 2.0**-32
 
 
+def hashes(key: Key, index: Int[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
+    """A random word of 64 bits for each index; that of one index never depends on the others."""
+    words = np.empty(len(index), np.uint64)
+    # In parts: drawn at once, millions of them take ten times the memory, and twice the time to get it.
+    for start in range(0, len(index), _WORDS_AT_ONCE):
+        high, low = random_words(key, index[start : start + _WORDS_AT_ONCE], 2).astype(np.uint64).T
+        words[start : start + len(high)] = (high << np.uint64(32)) | low
+    return words
+
+
 def permutation(key: Key, size: int) -> Int[np.ndarray, " size"]:
     """The numbers 0 to size - 1 in a random order."""
-    words = np.empty(size, np.uint64)
-    # In parts: drawn at once, millions of them take ten times the memory, and twice the time to get it.
-    for start in range(0, size, _WORDS_AT_ONCE):
-        numbers = np.arange(start, min(start + _WORDS_AT_ONCE, size))
-        high, low = random_words(key, numbers, 2).astype(np.uint64).T
-        words[start : start + len(high)] = (high << np.uint64(32)) | low
-    return np.argsort(words, kind="stable")
+    return np.argsort(hashes(key, np.arange(size)), kind="stable")

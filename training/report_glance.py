@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from training.certainty import shown
 from training.objective_config import objective_title
 from training.record import to_values
 from training.report_run import RunRecord
@@ -101,12 +102,30 @@ def _accuracies(run: RunRecord) -> list[tuple[str, str]]:
     facts = []
     for key, label in _ACCURACIES.items():
         lines = [line for line in run.having(key) if line["step"]]
-        facts += [(label, f"{lines[-1][key]:.1%}")] if lines else []
+        facts += [(label, shown(lines[-1], key))] if lines else []
     for line in run.having("knn_top1")[:1]:
         if line["step"] == 0:
-            facts.append(("kNN, untrained", f"{line['knn_top1']:.1%}"))
+            facts.append(("kNN, untrained", shown(line, "knn_top1")))
         if "knn_top1_pixels" in line:
-            facts.append(("kNN, raw pixels", f"{line['knn_top1_pixels']:.1%}"))
+            facts.append(("kNN, raw pixels", shown(line, "knn_top1_pixels")))
+    return facts + _compared(run)
+
+
+def _compared(run: RunRecord) -> list[tuple[str, str]]:
+    """What the accuracies are of, and what they are to be compared with; nothing in older runs."""
+    facts = []
+    for suffix, which in (("", ""), ("_test", ", test images")):
+        for line in run.having(f"evaluated_images{suffix}")[-1:]:
+            facts += [
+                (f"images evaluated{which}", f"{line[f'evaluated_images{suffix}']:,}"),
+                (f"largest class{which}", f"{line[f'majority_share{suffix}']:.1%}"),
+                (f"chance{which}", f"{line[f'chance{suffix}']:.1%}"),
+                (f"compared with{which}", f"{line[f'bank_images{suffix}']:,} training images"),
+            ]
+            if f"neighbours{suffix}" in line:
+                facts.append((f"neighbours{which}", f"{line[f'neighbours{suffix}']:,}"))
+            if twice := line.get(f"trained_on_images{suffix}"):
+                facts.append((f"trained on too{which}", f"{twice:,}"))
     return facts
 
 
