@@ -19,6 +19,7 @@ from cluster.train import training_index, with_absolute_paths
 from cluster.trial_table import LiveTrials, described, trial_table
 from pipelines import storage
 from pipelines.labels import with_labels
+from training.certainty import doubts, shown, shown_baselines
 from training.checkpoint import find_checkpoint
 from training.config import TrainConfig, most_workers
 from training.encoders import build_encoder
@@ -26,10 +27,10 @@ from training.objectives import load_initial, read_initial
 from training.record import keep_index, kept_index, to_toml, to_values
 from training.run import load_branch
 from tuning.compound import scoring
-from tuning.config import SearchConfig
+from tuning.config import METRICS, SearchConfig
 from tuning.report import write_search_report
 from tuning.trials import Trial, read_trials
-from tuning.variants import best_config, search_folder, search_space
+from tuning.variants import best_config, judged_line, search_folder, search_space
 
 _FILE = "search.toml"
 
@@ -132,11 +133,19 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
     for trial in trials:
         became = f"failed: {trial.error}" if trial.error else trial.state
         print(f"{trial.accuracy or 0:6.1%}  {trial.images:>10,} images  {became}  {described(trial)}")
+    _print_certainty(search, trials[0])
     print(f"best: {folder}/best.toml")
     print(f"report: {write_search_report(search, trials)}")
     if any(trial.state == "unfinished" for trial in trials) or len(trials) < count:
         print(f"the time is over; {go_on}")
     return trials
+
+
+def _print_certainty(search: SearchConfig, best: Trial) -> None:
+    if judged := judged_line(search, best):
+        print(f"the best: {shown(judged, METRICS[search.metric])}, {shown_baselines(judged)}")
+        for doubt in doubts(judged):
+            warn(doubt)
 
 
 def with_checkpoints(space: dict[str, Any]) -> dict[str, Any]:

@@ -108,24 +108,26 @@ def _accuracies(run: RunRecord) -> list[tuple[str, str]]:
             facts.append(("kNN, untrained", shown(line, "knn_top1")))
         if "knn_top1_pixels" in line:
             facts.append(("kNN, raw pixels", shown(line, "knn_top1_pixels")))
-    return facts + _compared(run)
+    for line in run.having("evaluated_images")[-1:]:
+        facts += compared(line)
+    return facts
 
 
-def _compared(run: RunRecord) -> list[tuple[str, str]]:
-    """What the accuracies are of, and what they are to be compared with; nothing in older runs."""
+def compared(line: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the accuracies of a line of metrics are of, and are compared with; nothing in older runs."""
     facts = []
     for suffix, which in (("", ""), ("_test", ", test images")):
-        for line in run.having(f"evaluated_images{suffix}")[-1:]:
-            facts += [
-                (f"images evaluated{which}", f"{line[f'evaluated_images{suffix}']:,}"),
-                (f"largest class{which}", f"{line[f'majority_share{suffix}']:.1%}"),
-                (f"chance{which}", f"{line[f'chance{suffix}']:.1%}"),
-                (f"compared with{which}", f"{line[f'bank_images{suffix}']:,} training images"),
-            ]
-            if f"neighbours{suffix}" in line:
-                facts.append((f"neighbours{which}", f"{line[f'neighbours{suffix}']:,}"))
-            if twice := line.get(f"trained_on_images{suffix}"):
-                facts.append((f"trained on too{which}", f"{twice:,}"))
+        if f"evaluated_images{suffix}" not in line:
+            continue
+        facts += [
+            (f"images evaluated{which}", f"{line[f'evaluated_images{suffix}']:,}"),
+            (f"largest class{which}", f"{line[f'majority_share{suffix}']:.1%}"),
+            (f"chance{which}", f"{line[f'chance{suffix}']:.1%}"),
+            (f"training images compared with{which}", f"{line[f'bank_images{suffix}']:,}"),
+            (f"neighbours{which}", f"{line[f'neighbours{suffix}']:,}"),
+        ]
+        if twice := line.get(f"trained_on_images{suffix}"):
+            facts.append((f"evaluated and trained on{which}", f"{twice:,}"))
     return facts
 
 
