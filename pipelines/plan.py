@@ -184,16 +184,19 @@ def sweep(
     """
     total = int(rows.sum())
     line = Line(np.arange(len(rows)), np.cumsum(rows))
-    read = np.cumsum(rows if rows_read is None else rows_read)
+    rows_read = rows if rows_read is None else rows_read
+    read = np.cumsum(rows_read)
     share = shard(total, rank, world_size)
     first, last = share.start, share.stop
     while first < last:
         at = int(np.searchsorted(line.ends, first, side="right"))
-        # A window ends where a fragment does, unless that is far off, so that few fragments are read twice.
         before = int(read[at - 1]) if at else 0
         until = max(at, int(np.searchsorted(read, before + window_rows, side="right")) - 1)
         stop = min(int(line.ends[until]), last)
-        stop = stop if stop <= first + 2 * window_rows else first + window_rows
+        # A window ends where a fragment does, so that few are read twice: unless that is far off, and all of
+        # the fragment is wanted. Of one that is read for some of its rows these take less memory than it did.
+        if stop > first + 2 * window_rows and rows[at] == rows_read[at]:
+            stop = first + window_rows
         yield Window(tuple(line.pieces(first, stop)), stop - first)
         first = stop
 

@@ -229,5 +229,7 @@ def test_a_sweep_of_a_few_rows_of_each_fragment_reads_no_more_at_once_than_a_win
     windows = list(sweep(few, 0, 1, window_rows=1000, rows_read=whole))
     assert sum(window.rows for window in windows) == 1500
     assert {sum(int(whole[piece.fragment]) for piece in window.pieces) for window in windows} == {1000}
-    # One that is larger than a window is read alone.
+    # One that is larger than a window is read alone, and once.
     assert [len(window.pieces) for window in sweep(few, 0, 1, window_rows=50, rows_read=whole)] == [1] * 500
+    (window,) = sweep(np.array([9000]), 0, 1, window_rows=50, rows_read=np.array([100_000]))
+    assert window.rows == 9000
