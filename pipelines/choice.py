@@ -30,8 +30,7 @@ def held_out_places(
     several = int((np.bincount(classes) > 1).sum())
     count, most = max(round(share * len(samples)), several), int(np.isfinite(priority).sum())
     if count > most or not count:
-        one = "one image" if labels is None else "one image of each class"
-        raise ValueError(f"too few to hold out {share:.0%} of them and train on {one}")
+        raise ValueError(f"cannot hold out {share:.0%} of {len(samples)} rows and keep one of each class")
     return _first(priority, count, samples, derive_key(seed, _CHOICE, _HELD_OUT))
 
 

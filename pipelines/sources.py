@@ -116,7 +116,11 @@ class Index:
         try:
             held_out = held_out_places(self.samples, self.labels, share, seed)
         except ValueError as error:
-            raise ValueError(f"{self.uri} has {int(self.rows.sum())} images, {error}") from None
+            one = "one image" if self.labels is None else "one image of each class"
+            raise ValueError(
+                f"{self.uri} has {int(self.rows.sum())} images, too few to hold out {share:.0%} of them and "
+                f"train on {one}"
+            ) from error
         kept = np.ones(int(self.rows.sum()), bool)
         kept[held_out] = False
         return self.only(np.flatnonzero(kept)), self.only(held_out)

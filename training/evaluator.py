@@ -1,6 +1,6 @@
 """What is measured of an encoder, while it trains and afterwards, by all workers together."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -174,21 +174,26 @@ class Evaluator:
         mine = sample.only(np.flatnonzero(np.isin(sample.samples, share)))
 
         def read() -> Iterator[pa.Table]:
-            if bank not in cache:
+            if self._key(bank) not in cache:
                 yield from self._worker.tables(mine, self._config.data, self._windows(mine, 0, 1))
                 return
             wanted = pa.array(mine.samples)
-            for table in cache.kept(bank):
+            for table in cache.kept(self._key(bank)):
                 yield table.filter(pc.is_in(table["sample"], wanted))  # pyright: ignore
 
-        return self._worker.kept_tables(sample, read)
+        return self._worker.kept_tables(self._key(sample), read)
 
     def _tables(self, index: Index, keep: bool) -> Iterator[pa.Table]:
         gather, data = self._worker.gather, self._config.data
         windows = self._windows(index, gather.rank, gather.world_size)
         if not keep:
             return self._worker.training_tables(index, data, windows)
-        return self._worker.kept_tables(index, lambda: self._worker.tables(index, data, windows))
+        return self._worker.kept_tables(self._key(index), lambda: self._worker.tables(index, data, windows))
+
+    def _key(self, index: Index) -> Hashable:
+        """The images, and how they are read: in a search, trials may differ in that."""
+        data = self._config.data
+        return index, data.image_column, data.label_column, data.key_column, data.max_pixels
 
     def _windows(self, index: Index, rank: int, world_size: int) -> Iterator[Window]:
         size = self._config.data.window_rows

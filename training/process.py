@@ -1,7 +1,7 @@
 """Where one worker of a run stands: its place among the others, its devices, and how tables reach it."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -41,9 +41,9 @@ class Worker:
         """The rows of the windows, as reader.SCHEMA."""
         return self._screened(self.tables(index, data, windows))
 
-    def kept_tables(self, index: Index, read: Callable[[], Iterator[pa.Table]]) -> Iterator[pa.Table]:
-        """What `read` gives of the index; from the cache, once it was read to its end."""
-        return self._screened(self.cache.tables(index, read))
+    def kept_tables(self, key: Hashable, read: Callable[[], Iterator[pa.Table]]) -> Iterator[pa.Table]:
+        """What `read` gives; from the cache, by the key, once it was read to its end."""
+        return self._screened(self.cache.tables(key, read))
 
     def _screened(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         for screen in self.screens:

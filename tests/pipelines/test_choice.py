@@ -31,7 +31,7 @@ def test_each_class_is_held_out_in_proportion_and_none_is_lost(labels: np.ndarra
     several = sum(size > 1 for size in sizes.values())
     wanted = max(round(share * len(labels)), several)
     if not 0 < wanted <= len(labels) - len(sizes):
-        with pytest.raises(ValueError, match="too few to hold out"):
+        with pytest.raises(ValueError, match="cannot hold out"):
             held_out_places(np.arange(len(labels)), labels, share, seed)
         return
     places = held_out_places(np.arange(len(labels)), labels, share, seed)
