@@ -27,11 +27,11 @@ from cluster.local import cluster
 from cluster.tune import read_search, run_tuning
 from pipelines.sources import build_index
 from training.attempts import run_to_its_end
-from training.evaluator import Sets
 from training.record import claim_run
 from training.run import run_uri
 from tuning.config import SearchConfig
 from tuning.figures import progress
+from tuning.search import search_sets
 from tuning.trials import Trial
 from tuning.variants import search_space, trial_config
 
@@ -121,7 +121,7 @@ def _overhead(arguments: argparse.Namespace, number: int, scratch: str) -> tuple
     run_tuning(search)
     together = time.perf_counter() - began
     index = build_index(search.train.data.train, search.train.data)
-    sets = Sets(*index.split(search.held_out, search.seed))
+    sets = search_sets(search, index)
     began = time.perf_counter()
     for point in search.points(search_space(search)):
         config = replace(trial_config(search, point), output=f"{scratch}/{number}/alone")

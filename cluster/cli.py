@@ -122,10 +122,12 @@ def evaluate(
     from cluster.evaluate import run_evaluation
 
     found = run_evaluation(run, request)
+    from training.certainty import shown, shown_baselines
+
     at = f", learning rate {found['learning_rate']:g}" if "learning_rate" in found else ""
     print(
         f"{request.protocol} accuracy of the {request.features} at step {found['step']} with "
-        f"{request.labels:.0%} of the labels: {found['top1']:.2%}{at}"
+        f"{request.labels:.0%} of the labels: {shown(found, 'top1', digits=2)} {shown_baselines(found)}{at}"
     )
 
 

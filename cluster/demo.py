@@ -10,6 +10,7 @@ from cluster.objectstore import s3_server
 from cluster.train import run_training
 from pipelines.scratch import scratch_folder
 from pipelines.shards import write_shards
+from training.certainty import shown
 from training.config import TrainConfig, shipped_config
 from training.faults import ClusterLostError
 
@@ -45,9 +46,9 @@ def _config(train: str, test: str, output: str) -> TrainConfig:
 
 def _print_accuracies(evaluations: list[dict[str, Any]]) -> None:
     print("\nkNN accuracy on held-out digits (chance is 10 %)")
-    for label, value in (
-        ("raw pixels", evaluations[0]["knn_top1_pixels"]),
-        ("untrained encoder", evaluations[0]["knn_top1"]),
-        ("trained encoder", evaluations[-1]["knn_top1"]),
+    for label, line, key in (
+        ("raw pixels", evaluations[0], "knn_top1_pixels"),
+        ("untrained encoder", evaluations[0], "knn_top1"),
+        ("trained encoder", evaluations[-1], "knn_top1"),
     ):
-        print(f"  {label:<18} {value:6.1%}  {'#' * round(50 * value)}")
+        print(f"  {label:<18} {shown(line, key):>13}  {'#' * round(50 * line[key])}")

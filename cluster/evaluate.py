@@ -9,9 +9,10 @@ from cluster.listing import read_index
 from cluster.local import cluster
 from cluster.progress import counted, warn
 from cluster.request import EvaluationRequest
-from cluster.train import labelled, run_training, training_index
+from cluster.train import labelled, labels_known, run_training, training_index
 from pipelines import storage
 from pipelines.labels import labelled_share, numbered, read_labels
+from training.certainty import COMPARED, doubts
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, most_workers
 from training.evaluator import Sets
@@ -51,6 +52,8 @@ def run_evaluation(
         found = _finetune(config, sets, checkpoints.uri(step), request, launch)
     else:
         found = _frozen(config, sets, request.protocol, step, request, launch)
+    for doubt in doubts(found):
+        warn(doubt)
     found = {"step": step, "protocol": request.protocol, "labels": request.labels, **found}
     line, place = json.dumps(found), storage.join(run, _FILE)
     try:
@@ -70,7 +73,7 @@ def _frozen(
     launch: "Launch | None",
 ) -> dict[str, Any]:
     if request.labels < 1:
-        sets = replace(sets, train=labelled(sets.train, config, request.labels))
+        sets = sets.training_on(labelled(sets.train, config, request.labels), config)
     protocol = Protocol(name=name, step=step, features=request.features, probe=request.probe)
     return _launch(config, sets, protocol, launch)
 
@@ -91,8 +94,9 @@ def _finetune(
         classes=len(train.classes) or len(train.label_values),
     )  # fmt: skip
     lines = run_training(tuned, train, sets.test, launch=launch)
-    top1 = [line["top1"] for line in lines if "top1" in line][-1]
-    return {"features": request.features, "top1": top1, "run": run_uri(tuned)}
+    line = [line for line in lines if "top1" in line][-1]
+    judged = {key: line[key] for key in ("top1", "top1_margin", *COMPARED) if key in line}
+    return {"features": request.features, **judged, "run": run_uri(tuned)}
 
 
 def _config(run: str, request: EvaluationRequest) -> TrainConfig:
@@ -114,8 +118,9 @@ def _sets(run: str, config: TrainConfig) -> Sets:
         train.check_unchanged()
     else:
         train = training_index(config)
+    train = labels_known(train, config)
     assert config.data.test
-    test = read_index(config.data.test, config.data, train.classes)
+    test = labels_known(read_index(config.data.test, config.data, train.classes), config)
     way_out = {train: "give a run whose training images have some", test: "give labelled ones with --test"}
     for index in (train, test):
         index.check_labels("evaluation", way_out[index])

@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cluster.startup import Startup
+from training.certainty import shown, shown_baselines
 from training.diagnostics import COLLAPSED_RANK
 from training.losses.matching import chance
 
@@ -102,12 +103,17 @@ class RunBar:
 def _noted(values: dict[str, Any]) -> Iterator[str]:
     """What an evaluation, or a look at the images left out, found."""
     if "knn_top1" in values:
-        pixels = values.get("knn_top1_pixels")
-        yield f"kNN accuracy {values['knn_top1']:.1%}" + (f" (raw pixels {pixels:.1%})" if pixels else "")
+        pixels = f" (raw pixels {shown(values, 'knn_top1_pixels')})" if "knn_top1_pixels" in values else ""
+        yield f"kNN accuracy {shown(values, 'knn_top1')}{pixels}"
+    if "linear_top1" in values:
+        yield f"linear probe's accuracy {shown(values, 'linear_top1')}"
     if "top1" in values:
-        yield f"classifier's accuracy {values['top1']:.1%}"
+        yield f"classifier's accuracy {shown(values, 'top1')}"
+    if compared := shown_baselines(values):
+        yield compared
     if "knn_top1_test" in values:
-        yield f"on the test images {values['knn_top1_test']:.1%}"
+        yield f"on the test images {shown(values, 'knn_top1_test')}"
+        yield shown_baselines(values, "_test")
     if "waiting" in values:
         yield f"waiting for {values['waiting']}"
     if "restarting" in values:

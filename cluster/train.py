@@ -14,7 +14,7 @@ from cluster.signals import Interrupted, stop_signals
 from cluster.startup import Startup
 from cluster.trackers import Trackers, check_trackers, open_trackers
 from pipelines import storage
-from pipelines.labels import labelled_part, numbered, read_labels
+from pipelines.labels import labelled_part, numbered, read_labels, with_labels
 from pipelines.plan import check_lanes
 from pipelines.sources import Index
 from training.checkpoint import Checkpoints, find_checkpoint
@@ -56,11 +56,19 @@ def run_training(
     modules = own_modules(config.objective, config.objective_options)
     run = run_uri(config)
     resumed = find_run(run, config)
-    index = (kept_index(run, "train") if resumed else None) or train or training_index(config)
+    kept = kept_index(run, "train") if resumed else None
+    if kept and kept.labels is None and config.evaluation.held_out:
+        raise ValueError(
+            f"{run} was begun by a version of diptych that held out other images, which it would now train "
+            "on; start it anew under another --name"
+        )
+    index = kept or labels_known(train or training_index(config), config)
     test_index = None
     if config.data.test:
         kept = kept_index(run, "test") if resumed else None
-        test_index = kept or test or read_index(config.data.test, config.data, index.classes)
+        test_index = kept or labels_known(
+            test or read_index(config.data.test, config.data, index.classes), config
+        )
     if test_index or config.evaluation.held_out:
         for listed in filter(None, (index, test_index)):
             listed.check_labels("evaluation", "leave out --data.test and --evaluation.held-out")
@@ -186,6 +194,15 @@ def training_index(config: TrainConfig) -> Index:
         with counted(f"labels of {index.uri}", "fragment") as progress:
             index = numbered(index, read_labels(index, config.data, progress))
     return index
+
+
+def labels_known(index: Index, config: TrainConfig) -> Index:
+    """The index with its labels read, where the config draws from each class some images to evaluate by."""
+    settings = config.evaluation
+    if settings.held_out is None and settings.train_images is None and settings.test_images is None:
+        return index
+    with counted(f"labels of {index.uri}", "fragment") as progress:
+        return with_labels(index, config.data, progress)
 
 
 def labelled(index: Index, config: TrainConfig, share: float) -> Index:

@@ -14,12 +14,14 @@ from rich.console import Console
 from cluster.config_file import read_toml
 from cluster.local import cluster
 from cluster.own import own_modules
-from cluster.progress import warn
+from cluster.progress import counted, warn
 from cluster.signals import Interrupted, stop_signals
 from cluster.train import training_index, with_absolute_paths
 from cluster.trial_table import LiveTrials, described, trial_table
 from pipelines import storage
 from pipelines.checksums import toml_with_checksum
+from pipelines.labels import with_labels
+from training.certainty import doubts, shown, shown_baselines
 from training.checkpoint import find_checkpoint
 from training.config import TrainConfig, most_workers
 from training.encoders import build_encoder
@@ -29,10 +31,10 @@ from training.objectives import load_initial, read_initial
 from training.record import keep_index, kept_index, kept_toml, to_toml, to_values
 from training.run import load_branch
 from tuning.compound import scoring
-from tuning.config import SearchConfig
+from tuning.config import METRICS, SearchConfig
 from tuning.report import write_search_report
 from tuning.trials import Trial, read_trials
-from tuning.variants import best_config, check_surface, search_folder, trial_points
+from tuning.variants import best_config, check_surface, judged_line, search_folder, trial_points
 
 _FILE = "search.toml"
 
@@ -108,12 +110,19 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
     index.check_labels("ranking trials", "search with other images")
     folder = search_folder(search)
     if kept := kept_index(folder, "train"):
+        if kept.labels is None and read_trials(folder):
+            raise ValueError(
+                f"{folder} was begun by a version of diptych that held out other images; search anew under "
+                "another --name"
+            )
         kept.check_unchanged()
     # Images that have come since would change which are held out.
     index = kept if kept and kept.uri == index.uri else index
     workers, ended = most_workers(search.train) * search.train.cpus_per_worker, Event()
     with leased(folder, ended):
         _keep(search)
+        with counted(f"labels of {index.uri}", "fragment") as progress:
+            index = with_labels(index, search.train.data, progress)
         keep_index(folder, "train", index)
         with (
             cluster(search.concurrent * (workers + CPUS_PER_TRIAL), modules),
@@ -136,11 +145,19 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
     for trial in trials:
         became = f"failed: {trial.error}" if trial.error else trial.state
         print(f"{trial.accuracy or 0:6.1%}  {trial.images:>10,} images  {became}  {described(trial)}")
+    _print_certainty(search, trials[0])
     print(f"best: {folder}/best.toml")
     print(f"report: {write_search_report(search, trials)}")
     if any(trial.state == "unfinished" for trial in trials) or len(trials) < count:
         print(f"the time is over; {go_on}")
     return trials
+
+
+def _print_certainty(search: SearchConfig, best: Trial) -> None:
+    if judged := judged_line(search, best):
+        print(f"the best: {shown(judged, METRICS[search.metric])}, {shown_baselines(judged)}")
+        for doubt in doubts(judged):
+            warn(doubt)
 
 
 def with_checkpoints(space: dict[str, Any]) -> dict[str, Any]:

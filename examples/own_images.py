@@ -42,7 +42,8 @@ def main() -> None:
     )
     for line in run_training(config):
         if "knn_top1" in line:
-            print(f"step {line['step']}: kNN accuracy {line['knn_top1']:.1%} on images that were held out")
+            accuracy = f"{line['knn_top1']:.1%} ± {100 * line['knn_top1_margin']:.1f}"
+            print(f"step {line['step']}: kNN accuracy {accuracy} on images that were held out")
     run_export(str(run), str(run / "encoder.safetensors"), "safetensors")
 
     trained = read_trained(str(run))

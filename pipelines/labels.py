@@ -8,12 +8,11 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Int
 
-from pipelines import parquet, storage
+from pipelines import parquet, storage, torchvision_source
+from pipelines.choice import unpacked
 from pipelines.config import DataConfig
 from pipelines.layout import CONNECTIONS
 from pipelines.philox import derive_key, permutation
-from pipelines.plan import Piece
-from pipelines.reader import Reading, read_pieces
 from pipelines.shards import class_names
 from pipelines.sources import Index
 
@@ -28,13 +27,23 @@ def labelled_part(
     return index.only(labelled_share(read_labels(index, data, progress), share, seed=seed))
 
 
+def with_labels(index: Index, data: DataConfig, progress: Callable[[int, int], None]) -> Index:
+    """The index with each row's label, where images have labels: those known are not read again."""
+    if index.labels is not None or not index.has_labels:
+        return index
+    return replace(index, labels=read_labels(index, data, progress))
+
+
 def read_labels(
     index: Index, data: DataConfig, progress: Callable[[int, int], None]
 ) -> Int[np.ndarray, " rows"]:
     """The label of each row, -1 where it has none, in the index's order.
 
-    No image is read, but of torchvision's data sets. Raises ValueError as read_pieces does.
+    No image is read, but of torchvision's data sets that have no list of their targets. Raises ValueError as
+    read_pieces does.
     """
+    if index.labels is not None:
+        return index.labels
     if not index.has_labels:
         return np.full(int(index.rows.sum()), -1)
     if index.layout == "folder":
@@ -42,15 +51,14 @@ def read_labels(
     filesystem, _ = storage.resolve(index.uri)
 
     def labels(number: int) -> Int[np.ndarray, " rows"]:
-        if index.layout == "torchvision":
-            whole = Piece(number, 0, int(index.rows[number]))
-            return read_pieces(Reading.of(index, [whole]), data)["label"].to_numpy()
         fragment = index.fragments.slice(number, 1).to_pylist()[0]
         if index.layout == "tar":
             found = np.array([sample["label"] for sample in fragment["samples"]])
+        elif index.layout == "torchvision":
+            found = torchvision_source.read_labels(fragment)
         else:
             found = parquet.read_labels(filesystem, fragment, data)
-        return found[fragment["chosen"]] if "chosen" in fragment else found
+        return found[unpacked(fragment["chosen"])] if fragment.get("chosen") else found
 
     found = []
     count = len(index.fragments)

@@ -95,7 +95,7 @@ def read_labels(filesystem: fs.FileSystem, fragment: dict, data: DataConfig) -> 
     """The label of each row of a row group, -1 where it has none; no image is read."""
     path, group = fragment["path"], fragment["row_group"]
     if "label" in fragment:
-        return np.full(fragment["rows"], fragment["label"])
+        return np.full(fragment.get("fragment_rows", fragment["rows"]), fragment["label"])
 
     def read() -> pa.Table:
         with opened(filesystem, path) as file:

@@ -189,23 +189,37 @@ def sweep(
     rank: int,
     world_size: int,
     *,
-    seed: int,
-    limit: int | None,
     window_rows: int,
+    rows_read: Int[np.ndarray, " fragments"] | None = None,
 ) -> Iterator[Window]:
     """What worker `rank` reads so that all workers together see every row once, as evaluation does.
 
-    With a `limit`, that many rows out of randomly chosen fragments, the same for any number of workers.
+    The rows come in the index's order, a share to each rank, so that those of all ranks one after another do
+    not depend on how many there are, nor on how rows are grouped into fragments. `rows_read` are the rows
+    that a fragment is read whole for, where only some of them are wanted; unset: `rows`.
     """
-    total = int(rows.sum()) if limit is None else min(limit, int(rows.sum()))
-    line = Line.of(rows, derive_key(seed, _FRAGMENTS, 0))
-    first, last = total * rank // world_size, total * (rank + 1) // world_size
+    total = int(rows.sum())
+    line = Line(np.arange(len(rows)), np.cumsum(rows))
+    rows_read = rows if rows_read is None else rows_read
+    read = np.cumsum(rows_read)
+    share = shard(total, rank, world_size)
+    first, last = share.start, share.stop
     while first < last:
-        # A window ends where a fragment does, unless that is far off, so that few fragments are read twice.
-        stop = min(line.fragment_end(min(first + window_rows, last)), last)
-        stop = stop if stop <= first + 2 * window_rows else first + window_rows
+        at = int(np.searchsorted(line.ends, first, side="right"))
+        before = int(read[at - 1]) if at else 0
+        until = max(at, int(np.searchsorted(read, before + window_rows, side="right")) - 1)
+        stop = min(int(line.ends[until]), last)
+        # A window ends where a fragment does, so that few are read twice: unless that is far off, and all of
+        # the fragment is wanted. Of one that is read for some of its rows these take less memory than it did.
+        if stop > first + 2 * window_rows and rows[at] == rows_read[at]:
+            stop = first + window_rows
         yield Window(tuple(line.pieces(first, stop)), stop - first)
         first = stop
+
+
+def shard(count: int, rank: int, world_size: int) -> slice:
+    """Which of so many rows, in their order, are worker `rank`'s share in a sweep."""
+    return slice(count * rank // world_size, count * (rank + 1) // world_size)
 
 
 def check_lanes(batch_size: int, lanes: int, workers: int = 1) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from pyarrow import fs
 
 from pipelines import folders, parquet, storage, tars, torchvision_source
+from pipelines.choice import packed, unpacked
 from pipelines.config import DataConfig
 from pipelines.conversion import to_png_elsewhere
 from pipelines.header import read_header
@@ -34,6 +35,8 @@ SCHEMA = pa.schema(
     ]
 )
 
+_SPAN = (("start", pa.int64()), ("stop", pa.int64()), ("chosen", pa.binary()))
+
 # Tables that wait to be taken while the next is fetched.
 _TABLES_AHEAD = 2
 
@@ -42,7 +45,8 @@ _TABLES_AHEAD = 2
 class Reading:
     """What is read at once, without the index that it is taken from.
 
-    pieces: the index's row of each fragment, and the rows [start, stop) that are wanted of it.
+    pieces: the index's row of each fragment, and the rows [start, stop) that are read of it; where not all of
+    those are wanted, `chosen` says which, counted from `start` and packed.
     """
 
     uri: str
@@ -53,9 +57,23 @@ class Reading:
     @classmethod
     def of(cls, index: Index, pieces: Sequence[Piece]) -> "Reading":
         rows = index.fragments.take(pa.array([piece.fragment for piece in pieces], pa.int64()))
-        rows = rows.append_column("start", pa.array([piece.start for piece in pieces], pa.int64()))
-        rows = rows.append_column("stop", pa.array([piece.stop for piece in pieces], pa.int64()))
+        spans = [(piece.start, piece.stop, None) for piece in pieces]
+        if "chosen" in rows.column_names:
+            chosen = rows["chosen"].to_pylist()
+            spans = [_span(piece, bits) for piece, bits in zip(pieces, chosen, strict=True)]
+            rows = rows.drop_columns(["chosen", "fragment_rows"])
+        for number, (name, kind) in enumerate(_SPAN):
+            rows = rows.append_column(name, pa.array([span[number] for span in spans], kind))
         return cls(index.uri, index.layout, index.has_labels, rows)
+
+
+def _span(piece: Piece, bits: bytes | None) -> tuple[int, int, bytes | None]:
+    """From where to where a fragment is read for a piece of its chosen rows, and which of those they are."""
+    if bits is None:
+        return piece.start, piece.stop, None
+    places = unpacked(bits)[piece.start : piece.stop]
+    first, last = int(places[0]), int(places[-1])
+    return first, last + 1, None if last - first + 1 == len(places) else packed(places - first)
 
 
 def read_windows(index: Index, data: DataConfig, windows: Iterable[Window]) -> Iterator[pa.Table]:
@@ -85,27 +103,27 @@ def read_pieces(reading: Reading, data: DataConfig, *, own_bytes: bool = False) 
     pieces = reading.pieces.to_pylist()
     if not pieces:
         return SCHEMA.empty_table()
-    wanted = [_wanted(piece) for piece in pieces]
-    spans = [
-        {**piece, "start": int(rows[0]), "stop": int(rows[-1]) + 1}
-        for piece, rows in zip(pieces, wanted, strict=True)
-    ]
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        table = _read(reading, filesystem, spans, data, pool)
-    if "chosen" in reading.pieces.column_names:
-        lengths = [span["stop"] - span["start"] for span in spans]
+        table = _read(reading, filesystem, pieces, data, pool)
+    wanted = [_wanted(piece) for piece in pieces]
+    if reading.pieces["chosen"].null_count < len(pieces):
+        lengths = [piece["stop"] - piece["start"] for piece in pieces]
         starts = np.cumsum(lengths) - lengths
-        places = [start + rows - rows[0] for start, rows in zip(starts, wanted, strict=True)]
-        table = table.take(pa.array(np.concatenate(places)))
-    samples = [piece["first_sample"] + rows for piece, rows in zip(pieces, wanted, strict=True)]
+        table = table.take(
+            pa.array(np.concatenate([s + rows for s, rows in zip(starts, wanted, strict=True)]))
+        )
+    samples = [
+        piece["first_sample"] + piece["start"] + rows for piece, rows in zip(pieces, wanted, strict=True)
+    ]
     table = table.append_column("sample", pa.array(np.concatenate(samples)))
     return _with_headers(table, data.max_pixels, own_bytes)
 
 
 def _wanted(piece: dict) -> Int[np.ndarray, " rows"]:
-    """Which rows of its fragment a piece stands for, ascending."""
-    start, stop = piece["start"], piece["stop"]
-    return np.array(piece["chosen"][start:stop]) if "chosen" in piece else np.arange(start, stop)
+    """Which of the rows that are read for a piece are wanted, ascending."""
+    if piece["chosen"] is None:
+        return np.arange(piece["stop"] - piece["start"])
+    return unpacked(piece["chosen"])
 
 
 def _read(

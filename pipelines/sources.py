@@ -2,11 +2,10 @@
 
 import io
 import json
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,21 +16,21 @@ from pyarrow import fs
 
 from pipelines import folders, parquet, storage, tars, torchvision_source
 from pipelines.checksums import check_whole, seal_parquet
+from pipelines.choice import held_out_places, packed, sampled_places, unpacked
 from pipelines.config import DataConfig
 from pipelines.files import check_unchanged, find_files
 from pipelines.layout import CONNECTIONS, Files, Layout, Listing, Place
-from pipelines.philox import derive_key, permutation
 
 Progress = Callable[[int, int], None]
-
-# First part of a key's path; pipelines.plan and pipelines.draws use others.
-_SPLIT = 4
 
 # What an index holds beside its fragments.
 _ABOUT_INDEX = ("uri", "layout", "classes", "no_labels", "passed_over", "label_values", "image_bytes")
 
-# A split into whole fragments may hold out so many times what was asked for.
-_ABOUT = 1.5
+# Columns that a choice of rows changes or adds: how many of a fragment's rows are wanted, how many it has,
+# and which they are, packed; null where all.
+_CHOSEN = ("rows", "fragment_rows", "chosen")
+
+_LABELS = "labels"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +38,14 @@ class Index:
     """Every fragment of a data set, sorted by path: a row group, a run of samples in a tar, or a file.
 
     fragments: path, the file's size and when it was written, rows, first_sample, and what the layout needs to
-    read one; `chosen`, where not all of its rows are wanted, says which. A sample's number is its row's place
-    in this order, kept by the parts of a split and by a choice: it does not depend on who reads it.
+    read one; where not all of its rows are wanted, `chosen` says which, and `fragment_rows` how many it has.
+    A sample's number is its row's place in this order, kept by the parts of a split and by a choice: it does
+    not depend on who reads it.
     classes: the names of the labels, where the layout has names. no_labels: which image or file has no label,
     where one has none. passed_over: what else lies there and is not read, in one line. label_values: the
     labels that stand for classes 0, 1, ..., where training with labels has counted them. image_bytes: the
-    mean of an encoded image of the whole data set, 0 where it is not known without reading.
+    mean of an encoded image of the whole data set, 0 where it is not known without reading. labels: each
+    row's, once they have been read (labels.with_labels), -1 where it has none.
     """
 
     uri: str
@@ -55,6 +56,11 @@ class Index:
     passed_over: str | None = None
     label_values: tuple[int, ...] = ()
     image_bytes: float = 0.0
+    labels: Int[np.ndarray, " rows"] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without labels: they say where rows were chosen, and are large beside what was chosen."""
+        return {**self.__dict__, "labels": None}
 
     @property
     def random_access(self) -> bool:
@@ -80,6 +86,26 @@ class Index:
         return self.fragments["first_sample"].to_numpy()
 
     @property
+    def rows_read(self) -> Int[np.ndarray, " fragments"]:
+        """How many rows each fragment has, wanted or not."""
+        chosen = "fragment_rows" in self.fragments.column_names
+        return self.fragments["fragment_rows"].to_numpy() if chosen else self.rows
+
+    @property
+    def samples(self) -> Int[np.ndarray, " rows"]:
+        """The number of each row's sample, ascending."""
+        rows = self.rows
+        places = np.arange(int(rows.sum())) + np.repeat(self.first_sample - (np.cumsum(rows) - rows), rows)
+        if "chosen" not in self.fragments.column_names:
+            return places
+        ends = np.cumsum(rows)
+        chosen, first = self.fragments["chosen"].to_pylist(), self.first_sample.tolist()
+        for number, end in enumerate(ends.tolist()):
+            if chosen[number] is not None:
+                places[end - rows[number] : end] = first[number] + unpacked(chosen[number])
+        return places
+
+    @property
     def paths(self) -> list[str]:
         """The files, each once, in the fragments' order."""
         return self.fragments["path"].unique().to_pylist()
@@ -91,51 +117,55 @@ class Index:
             check_unchanged(self.uri, dict.fromkeys(map(Place, *columns)))
 
     def split(self, share: float, seed: int) -> tuple["Index", "Index"]:
-        """The index without, and of, randomly chosen fragments that hold at least `share` of the rows.
+        """The index without, and of, `share` of its rows, drawn from each class where labels are known.
 
-        Where fragments are so few that they would hold much more than that, randomly chosen rows of all
-        instead. Raises ValueError where one part would be empty.
+        Raises ValueError where there are too few rows.
         """
-        rows, key = self.rows, derive_key(seed, _SPLIT)
-        wanted = share * rows.sum()
-        order = permutation(key, len(rows))
-        held = np.cumsum(rows[order])
-        count = int(np.searchsorted(held, wanted)) + 1
-        if count < len(order) and held[count - 1] <= _ABOUT * wanted:
-            return self._part(np.sort(order[count:])), self._part(np.sort(order[:count]))
-        order = permutation(key, int(rows.sum()))
-        count = math.ceil(wanted)
-        if count >= len(order):
-            raise ValueError(f"{self.uri} has {len(order)} images, too few to hold out {share:.0%} of them")
-        return self.only(np.sort(order[count:])), self.only(np.sort(order[:count]))
+        try:
+            held_out = held_out_places(self.samples, self.labels, share, seed)
+        except ValueError as error:
+            one = "one image" if self.labels is None else "one image of each class"
+            raise ValueError(
+                f"{self.uri} has {int(self.rows.sum())} images, too few to hold out {share:.0%} of them and "
+                f"train on {one}"
+            ) from error
+        kept = np.ones(int(self.rows.sum()), bool)
+        kept[held_out] = False
+        return self.only(np.flatnonzero(kept)), self.only(held_out)
+
+    def sample(self, count: int | None, seed: int) -> "Index":
+        """The index of `count` of its rows, drawn likewise; of all where it has no more, or unset."""
+        if count is None or count >= self.rows.sum():
+            return self
+        return self.only(sampled_places(self.samples, self.labels, count, seed))
 
     def only(self, rows: Int[np.ndarray, " chosen"]) -> "Index":
         """The index of these rows alone, given by their places in it, ascending."""
-        counts = self.rows
-        ends = np.cumsum(counts)
-        fragment = np.searchsorted(ends, rows, side="right")
-        within = rows - (ends - counts)[fragment]
-        kept, starts = np.unique(fragment, return_index=True)
-        offsets = [*starts.tolist(), len(rows)]
-        chosen = [within[start:stop] for start, stop in pairwise(offsets)]
+        fragment = np.searchsorted(np.cumsum(self.rows), rows, side="right")
+        within = self.samples[rows] - self.first_sample[fragment]
+        kept, starts, counts = np.unique(fragment, return_index=True, return_counts=True)
+        sizes = self.rows_read[kept]
+        chosen = [
+            None if count == size else packed(within[start : start + count])
+            for start, count, size in zip(starts.tolist(), counts.tolist(), sizes.tolist(), strict=True)
+        ]
         fragments = self.fragments.take(pa.array(kept))
-        if "chosen" in fragments.column_names:
-            before = fragments["chosen"].to_pylist()
-            chosen = [np.array(rows)[places] for rows, places in zip(before, chosen, strict=True)]
-        fragments = fragments.drop_columns(["rows", *({"chosen"} & {*fragments.column_names})])
-        fragments = fragments.append_column("rows", pa.array([len(rows) for rows in chosen], pa.int64()))
-        return replace(
-            self, fragments=fragments.append_column("chosen", pa.array(chosen, pa.list_(pa.int64())))
-        )
-
-    def _part(self, fragments: Int[np.ndarray, " some"]) -> "Index":
-        return replace(self, fragments=self.fragments.take(pa.array(fragments)))
+        fragments = fragments.drop_columns([name for name in _CHOSEN if name in fragments.column_names])
+        for name, column in zip(_CHOSEN, (counts, sizes, pa.array(chosen, pa.binary())), strict=True):
+            fragments = fragments.append_column(name, pa.array(column))
+        labels = None if self.labels is None else self.labels[rows]
+        return replace(self, fragments=fragments, labels=labels)
 
     def to_bytes(self) -> bytes:
         """The index as a Parquet file, for Index.from_bytes."""
         about = {name: getattr(self, name) for name in _ABOUT_INDEX}
         out = io.BytesIO()
-        fragments = self.fragments.replace_schema_metadata({"index": json.dumps(about)})
+        fragments = self.fragments
+        if self.labels is not None:
+            offsets = pa.array(np.cumsum([0, *self.rows]), pa.int64())
+            by_fragment = pa.LargeListArray.from_arrays(offsets, pa.array(self.labels))
+            fragments = fragments.append_column(_LABELS, by_fragment)
+        fragments = fragments.replace_schema_metadata({"index": json.dumps(about)})
         pq.write_table(fragments, out, write_page_checksum=True)
         seal_parquet(out)
         return out.getvalue()
@@ -147,7 +177,11 @@ class Index:
         table = pq.read_table(io.BytesIO(content))
         about = json.loads((table.schema.metadata or {})[b"index"])
         about |= {name: tuple(about[name]) for name in ("classes", "label_values")}
-        return cls(fragments=_whole(table.replace_schema_metadata(None)), **about)
+        fragments, labels = _whole(table.replace_schema_metadata(None)), None
+        if _LABELS in fragments.column_names:
+            labels = pc.list_flatten(fragments[_LABELS]).to_numpy()  # pyright: ignore
+            fragments = fragments.drop_columns([_LABELS])
+        return cls(fragments=fragments, labels=labels, **about)
 
 
 def build_index(

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int
 from PIL import Image
 
 from pipelines.layout import ROWS, Listing
@@ -54,6 +55,20 @@ def read_pieces(pieces: list[dict], has_labels: bool) -> pa.Table:
         for row in range(piece["first_row"] + piece["start"], piece["first_row"] + piece["stop"]):
             rows.append(_row(dataset, row, piece["path"], has_labels))
     return pa.Table.from_pylist(rows, schema=ROWS)
+
+
+def read_labels(fragment: dict) -> Int[np.ndarray, " rows"]:
+    """The label of each row of a run, as read_pieces has it.
+
+    Of a data set that lists its targets, as most do, no image is opened.
+    """
+    dataset, first = _open(fragment["path"]), fragment["first_row"]
+    rows = range(first, first + fragment.get("fragment_rows", fragment["rows"]))
+    targets: Any = getattr(dataset, "targets", ())
+    listed = len(targets) == len(dataset)
+    if listed and int(targets[first]) == _row(dataset, first, fragment["path"], True)["label"]:
+        return np.array([int(targets[row]) for row in rows])
+    return np.array([_row(dataset, row, fragment["path"], True)["label"] for row in rows])
 
 
 def _row(dataset: Any, row: int, path: str, has_labels: bool) -> dict[str, Any]:

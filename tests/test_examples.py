@@ -47,7 +47,7 @@ def test_a_folder_becomes_an_encoder_and_its_features_go_into_scikit_learn(
     ray_cluster: None, home: Path
 ) -> None:
     out = run(home, "own_images.py", "photos", *SMALL, "--encoder", "resnet8", "--name", "first")
-    assert len(re.findall(r"kNN accuracy \d+\.\d% on images that were held out", out)) == 2
+    assert len(re.findall(r"kNN accuracy \d+\.\d% ± \d+\.\d on images that were held out", out)) == 2
     assert "an image of 32 x 32 pixels becomes 64 numbers" in out
     weights = load_file(home / "runs" / "first" / "encoder.safetensors")
     assert all(value.isfinite().all() for value in weights.values() if torch.is_floating_point(value))

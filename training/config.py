@@ -80,19 +80,21 @@ class EvaluationConfig:
     every_epochs: Annotated[int, Field(ge=0)] = 0
     """Evaluate after every so many epochs; 0 evaluates before the first step and after the last."""
     held_out: Share | None = None
-    """Share of the training images, in whole fragments where they are many, that is not trained on but
+    """Share of the training images, of each class where they have labels, that is not trained on but
     evaluated; the test images are then looked at after the last step alone. Unset: the test images are
     evaluated each time."""
     diagnostic_images: Annotated[int, Field(ge=0)] = 512
     """Training images for alignment, uniformity and effective rank, which need no labels; 0: no such."""
-    neighbours: Count = 200
-    """Neighbours that vote; at most the training images at hand."""
+    neighbours: Count | None = None
+    """Neighbours that vote, at most the training images at hand. Unset: 200, or a third of the smallest
+    class's training images where that is fewer; metrics.jsonl says how many it was."""
     temperature: Positive = 0.1
     """A neighbour's vote weighs exp(cosine similarity / temperature)."""
     train_images: Count | None = None
-    """Use only so many labelled training images as neighbours; unset: all."""
+    """Use only so many labelled training images as neighbours, of each class in proportion; unset: all. They
+    lie all over the data set, most of which is read once for them."""
     test_images: Count | None = None
-    """Classify only so many test images; unset: all."""
+    """Classify only so many test images, of each class in proportion; unset: all."""
     batch_size: Count = 256
     """Images that a worker embeds at once."""
     linear: bool = False

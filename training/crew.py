@@ -153,6 +153,7 @@ def _serve(config: TrainConfig, sets: Sets, worker: Worker, progress: Progress, 
     while order := cast("_Order | None", ray.get(orders.get.remote(number))):
         if order.sets != reference:
             reference, sets = order.sets, cast(Sets, ray.get(order.sets))
+            worker.cache.clear()
         watched(order.config, sets, worker, progress, task=order.task)
         if worker.gather.rank == 0:
             progress({_DONE: number})

@@ -16,6 +16,9 @@ from training.gather import Gather
 # Test images that are compared with all training images at a time.
 _CHUNK = 256
 
+# Wu et al. 2018 take 200 neighbours on ImageNet; a third of its smallest class, of 732 images, is more.
+_NEIGHBOURS, _NEIGHBOURS_PER_VOTE = 200, 3
+
 
 def knn_votes(
     queries: Float[Tensor, "queries dim"],
@@ -36,6 +39,14 @@ def knn_votes(
     return queries.new_zeros(len(queries), classes).scatter_add_(1, bank_labels[index], weight)
 
 
+def fitting_neighbours(wanted: int | None, labels: Int[Tensor, " bank"]) -> int:
+    """How many of a bank's images vote, at most all; unset, so few that the smallest class can win."""
+    if wanted is not None:
+        return min(wanted, len(labels))
+    smallest = int(labels.unique(return_counts=True)[1].min())
+    return max(1, min(_NEIGHBOURS, smallest // _NEIGHBOURS_PER_VOTE))
+
+
 def knn_accuracy(
     bank: tuple[Float[Tensor, "bank dim"], Int[Tensor, " bank"]],
     queries: tuple[Float[Tensor, "queries dim"], Int[Tensor, " queries"]],
@@ -49,13 +60,14 @@ def knn_accuracy(
     features, labels = gather.uneven_rows(F.normalize(bank[0], dim=1)), gather.uneven_rows(bank[1])
     # Labels may be of any size; the votes are counted in a column for each.
     values, numbers = labels.unique(return_inverse=True)
+    neighbours = fitting_neighbours(config.neighbours, labels)
     chosen = [
         knn_votes(
             part,
             features,
             numbers,
             classes=len(values),
-            neighbours=config.neighbours,
+            neighbours=neighbours,
             temperature=config.temperature,
         ).argmax(dim=1)
         for part in F.normalize(queries[0], dim=1).split(_CHUNK)

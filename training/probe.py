@@ -3,18 +3,20 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipelines.choice import held_out_places
 from pipelines.philox import derive_key, permutation
 from training.config import ProbeConfig
 from training.gather import Gather
 from training.optimizers import learning_rate
 
-# First parts of keys' paths; pipelines use others.
-_HELD_OUT, _BATCHES = 5, 6
+# First part of a key's path; pipelines use others.
+_BATCHES = 6
 
 Labelled = tuple[Float[Tensor, "n dim"], Int[Tensor, " n"]]
 
@@ -42,9 +44,7 @@ def linear_probe(
     queries, answers = gather.uneven_rows(test[0]), gather.uneven_rows(test[1])
     mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
     features, queries = (features - mean) / std, (queries - mean) / std
-    order = torch.from_numpy(permutation(derive_key(seed, _HELD_OUT), len(labels))).to(labels.device)
-    held = max(1, round(config.held_out * len(labels)))
-    kept, held_out = order[held:], order[:held]
+    kept, held_out = _split(labels, config.held_out, seed)
     values, numbers = torch.cat([labels, answers]).unique(return_inverse=True)
     labels, answers = numbers.split([len(labels), len(answers)])
     scores = []
@@ -56,6 +56,17 @@ def linear_probe(
     mine = torch.tensor(scores, dtype=torch.float64, device=labels.device).reshape(-1, 3)
     table = sorted(gather.uneven_rows(mine).tolist())
     return Probed(*max(table, key=lambda row: row[1]))
+
+
+def _split(labels: Int[Tensor, " n"], share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Places of the features to train on, and of `share` of each class's to choose by."""
+    places = np.arange(len(labels))
+    try:
+        held_out = held_out_places(places, labels.cpu().numpy(), share, seed)
+    except ValueError:  # Of a class's only image nothing can be spared: some classes are then not learned.
+        held_out = held_out_places(places, None, share, seed)
+    kept = np.setdiff1d(places, held_out)
+    return torch.from_numpy(kept).to(labels.device), torch.from_numpy(held_out).to(labels.device)
 
 
 def _train(train: Labelled, classes: int, rate: float, config: ProbeConfig, seed: int) -> nn.Linear:

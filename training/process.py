@@ -1,8 +1,8 @@
 """Where one worker of a run stands: its place among the others, its devices, and how tables reach it."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import torch
@@ -13,36 +13,53 @@ from pipelines.feed import Device
 from pipelines.plan import Window
 from pipelines.sources import Index
 from training.gather import Gather
+from training.image_cache import ImageCache
 
 TableSource = Callable[[Index, DataConfig, Iterable[Window]], Iterator[pa.Table]]
+Screen = Callable[[Iterator[pa.Table]], Iterator[pa.Table]]
 
 
 @dataclass(frozen=True, eq=False)
 class Worker:
-    """One process of a run, on one device. `stopping` tells rank 0 that it shall save and end."""
+    """One process of a run, on one device. `stopping` tells rank 0 that it shall save and end.
+
+    tables: how images come from storage. cache: where those of evaluations stay. screens: what all tables go
+    through, in this order.
+    """
 
     gather: Gather
     device: torch.device
     threads: int
     tables: TableSource
     stopping: Callable[[], bool] = lambda: False
+    cache: ImageCache = field(default_factory=ImageCache)
+    screens: tuple[Screen, ...] = ()
+
+    def training_tables(
+        self, index: Index, data: DataConfig, windows: Iterable[Window]
+    ) -> Iterator[pa.Table]:
+        """The rows of the windows, as reader.SCHEMA."""
+        return self._screened(self.tables(index, data, windows))
+
+    def kept_tables(self, key: Hashable, read: Callable[[], Iterator[pa.Table]]) -> Iterator[pa.Table]:
+        """What `read` gives; from the cache, by the key, once it was read to its end."""
+        return self._screened(self.cache.tables(key, read))
+
+    def _screened(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        for screen in self.screens:
+            tables = screen(tables)
+        return tables
 
     @property
     def careful(self) -> "Worker":
         """The same, whose images are first decoded in another process: those that end it are bad."""
-
-        def tables(index: Index, data: DataConfig, windows: Iterable[Window]) -> Iterator[pa.Table]:
-            return screened(self.tables(index, data, windows), sys.maxsize, gpu=self.dali.gpu)
-
-        return replace(self, tables=tables)
+        return replace(
+            self, screens=(*self.screens, lambda tables: screened(tables, sys.maxsize, gpu=self.dali.gpu))
+        )
 
     def without(self, known: Mapping[tuple[str, str], str]) -> "Worker":
         """The same, for which the images at these paths and keys are bad."""
-
-        def tables(index: Index, data: DataConfig, windows: Iterable[Window]) -> Iterator[pa.Table]:
-            return known_bad(self.tables(index, data, windows), known)
-
-        return replace(self, tables=tables)
+        return replace(self, screens=(*self.screens, lambda tables: known_bad(tables, known)))
 
     @property
     def dali(self) -> Device:

@@ -37,10 +37,9 @@ class Protocol:
         evaluator = Evaluator(config, sets, worker.careful if self.careful else worker)
         found: dict[str, Any] = {"protocol": self.name, "features": self.features}
         if self.name == "knn":
-            found["top1"] = evaluator.knn(encoder)
+            found |= evaluator.knn(encoder)
         else:
-            probed = evaluator.linear(encoder, self.probe or ProbeConfig())
-            found |= {"top1": probed.top1, "learning_rate": probed.learning_rate}
+            found |= evaluator.linear(encoder, self.probe or ProbeConfig())
         if worker.gather.rank == 0:
             progress({"step": self.step, **found})
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from training.certainty import shown
 from training.losses.matching import chance
 from training.objective_config import objective_title
 from training.record import to_values
@@ -105,12 +106,32 @@ def _accuracies(run: RunRecord) -> list[tuple[str, str]]:
     facts = []
     for key, label in _ACCURACIES.items():
         lines = [line for line in run.having(key) if line["step"]]
-        facts += [(label, f"{lines[-1][key]:.1%}")] if lines else []
+        facts += [(label, shown(lines[-1], key))] if lines else []
     for line in run.having("knn_top1")[:1]:
         if line["step"] == 0:
-            facts.append(("kNN, untrained", f"{line['knn_top1']:.1%}"))
+            facts.append(("kNN, untrained", shown(line, "knn_top1")))
         if "knn_top1_pixels" in line:
-            facts.append(("kNN, raw pixels", f"{line['knn_top1_pixels']:.1%}"))
+            facts.append(("kNN, raw pixels", shown(line, "knn_top1_pixels")))
+    for line in run.having("evaluated_images")[-1:]:
+        facts += compared(line)
+    return facts
+
+
+def compared(line: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the accuracies of a line of metrics are of, and are compared with; nothing in older runs."""
+    facts = []
+    for suffix, which in (("", ""), ("_test", ", test images")):
+        if f"evaluated_images{suffix}" not in line:
+            continue
+        facts += [
+            (f"images evaluated{which}", f"{line[f'evaluated_images{suffix}']:,}"),
+            (f"largest class{which}", f"{line[f'majority_share{suffix}']:.1%}"),
+            (f"chance{which}", f"{line[f'chance{suffix}']:.1%}"),
+            (f"training images compared with{which}", f"{line[f'bank_images{suffix}']:,}"),
+            (f"neighbours{which}", f"{line[f'neighbours{suffix}']:,}"),
+        ]
+        if twice := line.get(f"trained_on_images{suffix}"):
+            facts.append((f"evaluated and trained on{which}", f"{twice:,}"))
     return facts
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from pipelines.feed import Device, evaluation_views
-from pipelines.labels import label_names
+from pipelines.labels import label_names, with_labels
 from pipelines.philox import derive_key, permutation
 from pipelines.plan import sweep
 from pipelines.preview import pixels
@@ -154,13 +154,16 @@ def _watched(config: TrainConfig) -> tuple[str, Index]:
 
     if data.test:
         return "test images", index("test", data.test)
-    sets = Sets.of(config, index("train", data.train), None)
+    train = index("train", data.train)
+    if config.evaluation.held_out:
+        train = with_labels(train, data, lambda done, of: None)
+    sets = Sets.of(config, train, None)
     return ("held-out images", sets.held_out) if sets.held_out else ("training images", sets.train)
 
 
 def _views(index: Index, config: TrainConfig, device: torch.device) -> Iterator[Views]:
-    rows = reading_rows(index, config.data)
-    windows = sweep(index.rows, 0, 1, seed=config.seed, limit=None, window_rows=rows)
+    size = reading_rows(index, config.data)
+    windows = sweep(index.rows, 0, 1, window_rows=size, rows_read=index.rows_read)
     tables = read_windows(index, config.data, windows)
     gpu = torch.cuda.current_device() if device.type == "cuda" else None
     yield from evaluation_views(

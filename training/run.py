@@ -24,6 +24,7 @@ from pipelines.sources import Index
 from pipelines.views import Views
 from pipelines.windows import training_plan
 from training.batch_norm import synchronize_batch_norm
+from training.certainty import doubts
 from training.checkpoint import Checkpoints, read_checkpoint, snapshot
 from training.config import TrainConfig, training_recipes
 from training.encoders import Encoder, raw_pixels
@@ -110,7 +111,8 @@ class _Run:
         careful_until: int,
     ) -> None:
         self.quarantine = Quarantine(run_uri(config))
-        self.config, self.sets, self.worker = config, sets, worker.without(self.quarantine.crashes)
+        self.config, self.sets = config, sets.complete(config)
+        self.worker = worker.without(self.quarantine.crashes)
         self.careful_until = careful_until
         self.index = sets.train
         self.stages, self.matching = Stages(), Matching()
@@ -273,7 +275,7 @@ class _Run:
         gather = self.worker.gather
         lanes = lanes_of(gather.rank, gather.world_size, self.config.lanes)
         windows = self.plan.windows(lanes, self.start_step, self.stop_step)
-        tables = self.worker.tables(self.index, self.config.data, windows)
+        tables = self.worker.training_tables(self.index, self.config.data, windows)
         if (careful := min(self.careful_until, self.stop_step)) > self.start_step:
             looked_at = self.plan.windows(lanes, self.start_step, careful)
             rows = sum(window.rows_read for window in looked_at)
@@ -369,6 +371,11 @@ class _Run:
         else:
             self.warnings.append(message)
 
+    def _warn_once(self, message: str) -> None:
+        if message not in self.warnings:
+            self.warnings.append(message)
+            self._warn(message)
+
     def _evaluate(self, done: int, **others: Encoder) -> float | None:
         """Measure the encoder and `others`, by all workers together; accuracy on held-out images, if any."""
         judged: Any = self.average.module if self.average else self.objective
@@ -378,4 +385,6 @@ class _Run:
         values = evaluator.online(encoders, last=done == self.steps, classifier=judged.full_classifier)
         if self.log and values:
             self.log.note(done, **values)
+            for doubt in doubts(values):
+                self._warn_once(doubt)
         return values.get("knn_top1") if self.sets.held_out else None

@@ -10,10 +10,11 @@ from functools import partial
 from threading import Event, Thread
 from typing import Any, Protocol, TypeVar
 
+import pyarrow as pa
 import ray
 import ray.train
 import torch
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayActorError
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer, get_device
 from ray.train.v2._internal.callbacks import DatasetsCallback
@@ -30,6 +31,7 @@ from training.evaluator import Sets
 from training.faults import ClusterLostError, RunError, StoppedError, UnsavedError
 from training.gather import LocalGather, ProcessGroupGather
 from training.gauges import Gauges
+from training.image_cache import ImageCache
 from training.nodes import Head
 from training.process import Worker
 from training.process_group import GroupConfig
@@ -285,8 +287,18 @@ def _work(loop_config: dict[str, Any]) -> None:
         threads=threads,
         tables=stream_windows,
         stopping=stopping if leads else lambda: False,
+        # Ray's object store spills to disk what it has no room for.
+        cache=ImageCache(_put, ray.get, most_bytes=None),
     )
     job.task(job.config, job.sets, worker, job.channel.put)
+
+
+def _put(table: pa.Table) -> ray.ObjectRef | None:
+    """The table in Ray's object store; None where neither that nor the disk has room."""
+    try:
+        return ray.put(table)
+    except (ObjectStoreFullError, OutOfDiskError):
+        return None
 
 
 def watched(config: TrainConfig, sets: Sets, worker: Worker, progress: Progress, *, task: Task) -> None:

@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 from pipelines import storage
 from training.page import page
 from training.record import to_toml
-from tuning.config import SearchConfig
+from training.report_glance import compared
+from tuning.config import METRICS, SearchConfig
 from tuning.figures import figures, progress
 from tuning.trials import Trial
-from tuning.variants import search_folder
+from tuning.variants import judged_line, search_folder
 
 _TABLE = """<h2>Trials</h2><div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>
 </table></div>
@@ -51,7 +52,9 @@ def render(search: SearchConfig, trials: Sequence[Trial], pictures: str) -> str:
     )
     space = {key: {what.kind: list(what.values)} for key, what in search.distributions.items()}
     config = tomli_w.dumps({"space": space}) + "\n# What all trials have in common\n" + to_toml(search.train)
-    return page(search.name, subtitle, _facts(trials), pictures + _table(trials), config)
+    judged = judged_line(search, trials[0]) if trials else {}
+    facts = _facts(trials, judged.get(f"{METRICS[search.metric]}_margin"))
+    return page(search.name, subtitle, facts + compared(judged), pictures + _table(trials), config)
 
 
 def saving(trials: Sequence[Trial]) -> float:
@@ -62,7 +65,7 @@ def saving(trials: Sequence[Trial]) -> float:
     return saved / (whole * len(over)) if whole else 0.0
 
 
-def _facts(trials: Sequence[Trial]) -> list[tuple[str, str]]:
+def _facts(trials: Sequence[Trial], margin: float | None) -> list[tuple[str, str]]:
     facts = [("trials", str(len(trials)))]
     failed = sum(trial.state == "failed" for trial in trials)
     if failed:
@@ -70,7 +73,7 @@ def _facts(trials: Sequence[Trial]) -> list[tuple[str, str]]:
     if line := progress(trials):
         seconds, images, best = line[-1]
         facts += [
-            ("best accuracy", f"{best:.1%}"),
+            ("best accuracy", f"{best:.1%}" + (f" ± {100 * margin:.1f}" if margin else "")),
             ("images trained on", f"{images:,}"),
             ("minutes", f"{seconds / 60:,.1f}"),
         ]

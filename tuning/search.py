@@ -51,7 +51,7 @@ def run_search(
     Calls show(trials) after each change; ends once `ending` is set. A trial that fails is marked, and the
     others go on. Raises ValueError where the cluster could never hold a trial.
     """
-    sets = Sets(*index.split(search.held_out, search.seed))
+    sets = search_sets(search, index)
     if search.train.wait_for_nodes:
         most = search.concurrent
         wait_for_nodes(search.train, partial(_at_a_time, search), most, ending, groups=most)
@@ -89,6 +89,12 @@ def run_search(
             ),
         ).fit()
     return book.close()
+
+
+def search_sets(search: SearchConfig, index: Index) -> Sets:
+    """The images that all trials train on and are ranked by, chosen by the search's seed."""
+    evaluation = replace(search.train.evaluation, held_out=search.held_out)
+    return Sets.of(replace(search.train, seed=search.seed, evaluation=evaluation), index, None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,10 +7,12 @@ from typing import Any
 from pipelines import storage
 from training.checkpoint import Checkpoints, checkpoint_bytes
 from training.config import TrainConfig, config_hash
+from training.metrics import read_metrics
 from training.record import read_config
 from tuning.compound import base_of, doubles_the_cost, next_good_size, on_surface, scaled
-from tuning.config import SearchConfig
+from tuning.config import METRICS, SearchConfig
 from tuning.space import Distribution, Point, Space, active, drawn_points, with_values
+from tuning.trials import Trial
 
 # Two numbers that stand for a point of the surface of alpha, beta and gamma.
 _SURFACE = ("compound.u", "compound.v")
@@ -116,6 +118,13 @@ def branched(search: SearchConfig, run: str, step: int) -> str:
             raise ValueError(f"{run} has no checkpoint of step {step} any more")
         storage.write(copy, content)
     return copy
+
+
+def judged_line(search: SearchConfig, trial: Trial) -> dict[str, Any]:
+    """The line of the trial's metrics that it is ranked by; empty where there is none."""
+    key = METRICS[search.metric]
+    lines = read_metrics(storage.join(search_folder(search), trial.run))
+    return next((line for line in reversed(lines) if key in line), {})
 
 
 def best_config(search: SearchConfig, run: str) -> TrainConfig:

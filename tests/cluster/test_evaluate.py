@@ -15,6 +15,7 @@ from pipelines.config import DataConfig
 from pipelines.reader import read_windows
 from pipelines.recipes import RECIPES
 from pipelines.sources import build_index
+from training.certainty import COMPARED
 from training.config import TrainConfig
 from training.evaluator import Sets
 from training.gather import LocalGather
@@ -49,6 +50,7 @@ def test_only_what_was_found_is_kept(ray_cluster: None, tmp_path: Path) -> None:
     index = build_index(images, data)
     train(config, Sets.of(config, index, index), _worker(), lambda _: None)
     found = run_evaluation(run_uri(config), launch=_launch)
-    assert found.keys() == {"step", "protocol", "labels", "features", "top1"}
+    judged = {"top1", "top1_margin", "neighbours", *COMPARED}
+    assert found.keys() == {"step", "protocol", "labels", "features", *judged}
     kept = (tmp_path / "run/evaluations.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in kept] == [found]

@@ -10,11 +10,13 @@ import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pool import Pool
 
@@ -25,7 +27,12 @@ from cluster.objectstore import S3Server
 from cluster.train import run_training
 from pipelines import storage
 from pipelines.shards import write_shards
+from pipelines.sources import build_index
 from training.config import TrainConfig
+from training.encoders import raw_pixels
+from training.evaluator import Evaluator, Sets
+from training.process import Worker
+from training.runlog import Progress
 from training.worker import Launch
 
 pytestmark = pytest.mark.ray
@@ -371,3 +378,32 @@ def test_relative_paths_mean_the_folder_of_the_command(
         "checkpoints", "config.toml", "index", "metrics.jsonl", "report.html", "tensorboard", "views.png",
     ]  # fmt: skip
     assert tomllib.loads((run / "config.toml").read_text())["data"]["train"] == str(tmp_path / "digits")
+
+
+def _evaluate_twice(config: TrainConfig, sets: Sets, worker: Worker, progress: Progress) -> None:
+    """The second time there are no images in storage any more."""
+    encoders = {"knn_top1": raw_pixels(config.data.view.size)}
+    first = Evaluator(config, sets, worker).online(encoders, last=False)
+    worker.gather.total(torch.zeros(1))  # All have read their share.
+    shutil.rmtree(config.data.train, ignore_errors=True)
+    shutil.rmtree(config.data.test or "", ignore_errors=True)
+    second = Evaluator(config, sets, worker).online(encoders, last=False)
+    if worker.gather.rank == 0:
+        progress({"first": first, "second": second})
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_evaluations_take_images_from_the_clusters_memory_once_they_were_read(
+    pool: Pool, tmp_path: Path, workers: int
+) -> None:
+    for split, held_out in (("train", False), ("test", True)):
+        rows = scattered_digits(120, held_out=held_out, seed=1)
+        write_shards(rows, str(tmp_path / split), rows_per_shard=60, rows_per_group=20)
+    flags = {"data__test": str(tmp_path / "test"), "evaluation__train_images": 60}
+    config = config_of(small_run(str(tmp_path / "train"), str(tmp_path), **flags))
+    train, test = (build_index(uri, config.data) for uri in (config.data.train, str(tmp_path / "test")))
+    found: dict[str, dict[str, float]] = {}
+    launch = partial(pool.launch, config, Sets.of(config, train, test), found.update, _evaluate_twice)
+    launch(workers=workers, stopping=lambda: False)
+    assert found["second"] == found["first"]
+    assert (found["first"]["evaluated_images"], found["first"]["bank_images"]) == (120, 60)

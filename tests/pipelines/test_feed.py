@@ -119,7 +119,7 @@ def test_evaluation_yields_every_row_once_with_a_short_last_batch(
 ):
     samples, sizes = [], []
     for rank in range(workers):
-        windows = sweep(index.rows, rank, workers, seed=0, limit=None, window_rows=10)
+        windows = sweep(index.rows, rank, workers, window_rows=10)
         tables = read_windows(index, data, windows)
         for views in evaluation_views(tables, data, _DEVICE, batch_size=4):
             (images,) = views.images
@@ -136,7 +136,7 @@ def test_evaluation_sees_the_same_view_whoever_reads_it(index: Index, data: Data
     for workers, batch_size in ((1, 37), (3, 5)):
         views_of = {}
         for rank in range(workers):
-            windows = sweep(index.rows, rank, workers, seed=workers, limit=None, window_rows=9)
+            windows = sweep(index.rows, rank, workers, window_rows=9)
             tables = read_windows(index, data, windows)
             for views in evaluation_views(tables, data, _DEVICE, batch_size=batch_size):
                 pairs = zip(views.samples.tolist(), views.images[0], strict=True)
@@ -148,7 +148,7 @@ def test_evaluation_sees_the_same_view_whoever_reads_it(index: Index, data: Data
 def test_evaluation_tells_of_every_bad_image_also_where_a_whole_batch_or_the_end_is_bad(
     index: Index, data: DataConfig
 ):
-    windows = sweep(index.rows, 0, 1, seed=0, limit=None, window_rows=100)
+    windows = sweep(index.rows, 0, 1, window_rows=100)
     table = pa.concat_tables(read_windows(index, data, windows))
     torn, refused = range(4, 8), range(33, 37)
     images, reasons = table["image"].to_pylist(), [None] * 37

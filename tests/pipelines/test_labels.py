@@ -23,7 +23,7 @@ def _progress(done: int, of: int) -> None:
 
 def _rows(index: Index, data: DataConfig) -> dict[int, tuple[int, str, bytes]]:
     """Label, key and image of every sample that evaluation would read."""
-    windows = sweep(index.rows, 0, 1, seed=3, limit=None, window_rows=7)
+    windows = sweep(index.rows, 0, 1, window_rows=7)
     return {
         row["sample"]: (row["label"], row["key"], row["image"])
         for table in read_windows(index, data, windows)

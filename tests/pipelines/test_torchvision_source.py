@@ -44,7 +44,7 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_pixels_labels_and_class_names_are_torchvisions(cifar: str):
     index = build_index(f"{cifar}&train=true", _DATA)
-    windows = sweep(index.rows, 0, 1, seed=0, limit=None, window_rows=100)
+    windows = sweep(index.rows, 0, 1, window_rows=100)
     (table,) = read_windows(index, _DATA, windows)
     expected = torchvision.datasets.CIFAR10(absolute(cifar).partition("root=")[2], train=True)
     assert (index.layout, index.has_labels, index.classes) == ("torchvision", True, ("cat", "dog", "ship"))

@@ -1,6 +1,7 @@
 """kNN against scikit-learn's on its digits; features as the encoder gives them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from pipelines.views import Views
 from training.config import EncoderConfig, EvaluationConfig
 from training.encoders import build_encoder, raw_pixels
-from training.evaluate import embed, knn_accuracy, knn_votes
+from training.evaluate import embed, fitting_neighbours, knn_accuracy, knn_votes
 from training.gather import LocalGather, ProcessGroupGather
 
 _BANK = 1100
@@ -62,6 +63,30 @@ def test_where_there_are_fewer_images_than_neighbours_all_of_them_vote() -> None
     expected = _sklearn(bank, _BANK, 0.1).score(queries[0].numpy(), queries[1].numpy())
     config = EvaluationConfig(neighbours=10 * _BANK, temperature=0.1)
     assert knn_accuracy(bank, queries, config, LocalGather()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_as_many_neighbours_vote_as_the_smallest_class_can_outvote() -> None:
+    sizes = [(5000, 5000), (732, 1300), (100, 100), (38, 60, 74), (3, 900), (1, 900)]
+    banks = [torch.repeat_interleave(torch.arange(len(each)), torch.tensor(each)) for each in sizes]
+    assert [fitting_neighbours(None, labels) for labels in banks] == [200, 200, 33, 12, 1, 1]
+    assert [fitting_neighbours(50, labels) for labels in banks] == [50] * 6
+    assert fitting_neighbours(10**6, banks[2]) == 200
+
+
+def test_a_small_bank_is_classified_better_than_by_its_largest_class_alone() -> None:
+    """172 digits of three kinds: 200 neighbours are all of them, and all say the largest class."""
+    pixels, labels = load_digits(return_X_y=True)
+    rows = np.concatenate(
+        [np.flatnonzero(labels == label)[:count] for label, count in enumerate((76, 58, 38))]
+    )
+    others = np.setdiff1d(np.flatnonzero(labels < 3), rows)
+    bank, queries = ((torch.tensor(pixels[which]), torch.tensor(labels[which])) for which in (rows, others))
+    largest = (queries[1] == 0).double().mean().item()
+    config = EvaluationConfig(temperature=1e6)
+    assert knn_accuracy(bank, queries, replace(config, neighbours=200), LocalGather()) == pytest.approx(
+        largest
+    )
+    assert knn_accuracy(bank, queries, config, LocalGather()) > 0.95
 
 
 def test_labels_of_any_size_are_voted_for_as_their_numbers_are() -> None:

@@ -297,7 +297,7 @@ def test_labels_of_any_size_train_and_are_judged_as_their_numbers_are(
     (tmp_path / "far").mkdir()
     far = images.set_column(1, "label", pa.array(values[images["label"].to_numpy()]))
     pq.write_table(far, tmp_path / "far" / "0.parquet", row_group_size=15)
-    evaluation = EvaluationConfig(held_out=0.25, linear=True, neighbours=5, diagnostic_images=0)
+    evaluation = EvaluationConfig(held_out=0.5, linear=True, neighbours=5, diagnostic_images=0)
     lines = []
     for train_uri in (data.train, str(tmp_path / "far")):
         config = replace(

@@ -1,7 +1,6 @@
 """A finished run is judged as while it trained, on any number of ranks, with any share of the labels."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from pipelines.labels import labelled_part
 from pipelines.reader import read_windows
 from pipelines.shards import write_shards
 from pipelines.sources import build_index
+from training.certainty import COMPARED
 from training.config import ProbeConfig, TrainConfig
 from training.evaluator import Sets
 from training.gather import LocalGather, ProcessGroupGather
@@ -44,7 +44,7 @@ def _judge(config: TrainConfig, protocol: Protocol, share: float = 1.0) -> dict[
     sets = _sets(config)
     if share < 1:
         part = labelled_part(sets.train, config.data, share, seed=0, progress=lambda *_: None)
-        sets = replace(sets, train=part)
+        sets = sets.training_on(part, config)
     protocol(config, sets, _worker(), found.update)
     return found
 
@@ -72,17 +72,18 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 
 def test_knn_is_what_the_run_measured_at_its_end(config: TrainConfig):
     (measured,) = [
-        line["knn_top1"]
-        for line in read_metrics(run_uri(config))
-        if line["step"] == _STEPS and "knn_top1" in line
+        line for line in read_metrics(run_uri(config)) if line["step"] == _STEPS and "knn_top1" in line
     ]
     found = _judge(config, Protocol(name="knn", step=_STEPS))
     assert found == {
         "step": _STEPS,
         "protocol": "knn",
         "features": "encoder",
-        "top1": measured,
+        "top1": measured["knn_top1"],
+        "top1_margin": measured["knn_top1_margin"],
+        **{key: measured[key] for key in (*COMPARED, "neighbours")},
     }
+    assert (found["evaluated_images"], found["bank_images"], found["chance"]) == (90, 240, 0.1)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.2])

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from pipelines.config import DataConfig
+from training.certainty import with_margins
 from training.config import EncoderConfig, TrainConfig, config_hash
 from training.metrics import MetricsLog
 from training.report import render as render_run
@@ -225,3 +226,16 @@ def test_a_run_that_went_on_says_on_how_many_workers() -> None:
     fewer = RunRecord(_CONFIG, [*begun, {"step": 40, "epoch": 2, "workers": 1}])
     assert dict(words(fewer))["workers"] == "4, then 1"
     assert "times gone on from a checkpoint" not in dict(numbers(RunRecord(_CONFIG, begun[:1])))
+
+
+def test_accuracies_say_how_sure_they_are_and_what_to_compare_them_with() -> None:
+    compared = {
+        "evaluated_images": 172, "majority_share": 0.35, "chance": 1 / 3, "bank_images": 1500,
+        "neighbours": 12, "trained_on_images": 4,
+    }  # fmt: skip
+    line = {"step": 5, "epoch": 1, **with_margins({"knn_top1": 0.35}, 172), **compared}
+    shown = dict(numbers(RunRecord(_CONFIG, [*_STEPS, line])))
+    assert shown["kNN, trained"] == "35.0% ± 7.4"
+    assert (shown["images evaluated"], shown["largest class"], shown["chance"]) == ("172", "35.0%", "33.3%")
+    assert (shown["training images compared with"], shown["neighbours"]) == ("1,500", "12")
+    assert shown["evaluated and trained on"] == "4"

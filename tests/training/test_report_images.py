@@ -24,8 +24,7 @@ def _index(*rows: int) -> Index:
 
 
 def _samples(index: Index) -> list[int]:
-    pairs = zip(index.first_sample.tolist(), index.fragments["chosen"].to_pylist(), strict=True)
-    return [first + row for first, rows in pairs for row in rows]
+    return index.samples.tolist()
 
 
 def _look(features: np.ndarray, labels: np.ndarray, classes: tuple[str, ...] = ()) -> Look:

@@ -1,6 +1,7 @@
 """What a search's report says and draws."""
 
 import html
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pipelines.config import DataConfig
+from training.certainty import with_margins
 from training.config import EvaluationConfig, TrainConfig
 from tuning.config import SearchConfig
 from tuning.figures import pareto_front, progress
@@ -93,3 +95,18 @@ def test_pictures_can_be_drawn_of_one_trial_and_one_evaluation(tmp_path: Path) -
     write_search_report(_search(tmp_path), TRIALS[1:2])
     for path in (tmp_path / "search" / "report").iterdir():
         assert np.asarray(Image.open(path).convert("L")).std() > 1, f"{path} is blank"
+
+
+def test_the_page_says_how_sure_the_best_accuracy_is(tmp_path: Path) -> None:
+    search = _search(tmp_path)
+    line = {"step": 4, "evaluated_images": 60, "majority_share": 0.1, "chance": 0.1, "bank_images": 540}
+    line |= with_margins({"knn_top1": 0.6}, 60) | {"neighbours": 18, "trained_on_images": 0}
+    _write_metrics(tmp_path / search.name / TRIALS[0].run / "metrics.jsonl", line)
+    page = Path(write_search_report(search, TRIALS)).read_text()
+    assert "<b>60.0% ± 12.6</b><span>best accuracy</span>" in page
+    assert "<b>60</b><span>images evaluated</span>" in page
+
+
+def _write_metrics(file: Path, line: dict[str, float]) -> None:
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(line) + "\n")
