@@ -372,7 +372,7 @@ def test_a_supervised_runs_classifier_is_judged_on_the_test_images(
 ) -> None:
     fields: dict[str, Any] = {
         "objective": "supervised", "supervised": {"classes": 10}, "temperature": None, "projector": {},
-        "optimizer": {"name": "adamw", "learning_rate": 0.01, "scaling": "none"}, "steps": 30,
+        "optimizer": {"name": "adamw", "learning_rate": 0.01, "scaling": "none"}, "steps": 60,
     }  # fmt: skip
     alone, together = (_config(data, tmp_path / name, **fields) for name in ("one", "two"))
     _train(alone)
