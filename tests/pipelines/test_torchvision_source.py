@@ -9,11 +9,14 @@ import pytest
 import torchvision
 from PIL import Image
 
+from pipelines.batches import step_batches
 from pipelines.config import DataConfig
+from pipelines.mixing import batch_rows
 from pipelines.plan import sweep
 from pipelines.reader import read_windows
 from pipelines.sources import build_index
 from pipelines.torchvision_source import absolute, plain
+from pipelines.windows import training_plan
 
 _DATA = DataConfig(train="")
 
@@ -54,6 +57,25 @@ def test_pixels_labels_and_class_names_are_torchvisions(cifar: str):
         decoded = Image.open(io.BytesIO(encoded))
         assert decoded.format == "PNG"
         np.testing.assert_array_equal(np.asarray(decoded), np.asarray(image))
+
+
+def test_an_epoch_is_a_full_shuffle_of_single_images(cifar: str):
+    data = DataConfig(train=f"{cifar}&train=true")
+    index = build_index(data.train, data)
+    assert len(index.rows) == 1
+    plan = training_plan(index, data, seed=1, lanes=2, batch_size=4)
+    windows = list(plan.windows(range(2), 0, plan.steps_per_epoch))
+    assert {piece.stop - piece.start for window in windows for piece in window.pieces} == {1}
+    batches = list(step_batches(read_windows(index, data, windows), windows, 2, 2))
+    rows = batch_rows(plan, 0, plan.steps_per_epoch)
+    assert [batch.rows.sample.tolist() for batch in batches] == rows.tolist()
+    assert sorted(rows.ravel().tolist()) == list(range(20))
+    first = int(rows[0, 0])
+    with Image.open(io.BytesIO(batches[0].rows.image[0])) as shown:
+        root = absolute(cifar).partition("root=")[2]
+        np.testing.assert_array_equal(
+            np.asarray(shown), np.asarray(torchvision.datasets.CIFAR10(root)[first][0])
+        )
 
 
 def test_arguments_reach_the_class(cifar: str):
