@@ -10,10 +10,10 @@ from threading import Event, Thread
 from typing import Any, cast
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from training.nodes import draining_nodes
+from training.nodes import Head, draining_nodes
 
 # How often workers ask whether they shall stop, and how often the driver looks for reasons.
 _ASK_SECONDS, _LOOK_SECONDS = 1.0, 0.25
@@ -64,17 +64,22 @@ class WorkerEnd:
     def watch(self) -> Callable[[], bool]:
         """Whether the driver wishes the run to stop, as known a second ago.
 
-        A worker whose channel is lost is nobody's, and ends: it may wait for other workers that have ended.
+        A worker whose channel is lost, or its cluster's head, is nobody's, and ends: it may wait for other
+        workers that have ended, and Ray itself would leave it for a minute.
         """
-        stopping = Event()
+        stopping, head = Event(), Head()
 
         def ask() -> None:
             heard = time.monotonic()
-            while time.monotonic() - heard < _LOST_SECONDS:
-                with suppress(RayError):
-                    if ray.get(self._actor.stopping.remote()):
+            while time.monotonic() - heard < _LOST_SECONDS and not head.lost():
+                try:
+                    if ray.get(self._actor.stopping.remote(), timeout=_LOST_SECONDS):
                         stopping.set()
                     heard = time.monotonic()
+                except GetTimeoutError:  # It is busy.
+                    heard = time.monotonic()
+                except RayError:
+                    pass
                 time.sleep(_ASK_SECONDS)
             os._exit(1)
 

@@ -56,7 +56,7 @@ class Head:
 
     def __init__(self) -> None:
         context = ray.get_runtime_context()
-        here = context.get_node_id()
+        self._node = here = context.get_node_id()
         host, _, port = context.gcs_address.rpartition(":")
         self._places = {(host.strip("[]"), int(port))}
         self._places |= {_place(node) for node in ray.nodes() if node["NodeID"] == here}
@@ -71,6 +71,10 @@ class Head:
         if self.answers:
             self._seen = time.monotonic()
         return time.monotonic() - self._seen > self._grace_seconds
+
+    def given_up(self) -> bool:
+        """Whether the head, which answers, says that this process's node is gone: it may still listen."""
+        return not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == self._node)
 
 
 def _answers(node: dict[str, Any]) -> bool:

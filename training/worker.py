@@ -219,10 +219,11 @@ def while_head_answers(work: Callable[[], Result]) -> Result:
     head, done = Head(), in_thread(work)
     while True:
         ended = bool(wait([done], _LOOK_SECONDS).done)
-        if head.lost():
-            raise ClusterLostError
+        failed = ended and done.exception() is not None
         # Whatever has failed while the head does not answer may have failed for that.
-        if ended and (head.answers or done.exception() is None):
+        if head.lost() or (failed and head.answers and head.given_up()):
+            raise ClusterLostError
+        if ended and (head.answers or not failed):
             return done.result()
 
 

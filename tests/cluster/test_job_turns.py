@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -147,7 +148,13 @@ def test_a_second_job_of_the_same_name_is_refused_and_one_stopped_while_it_saves
     assert f"{runs}/twice is being written by process " in second.stdout
     partial = (runs / "twice" / "checkpoints").glob
     _wait(lambda: next(partial(".step-*.partial"), None), lambda: _log(cluster, first))
-    assert diptych("jobs", "stop", first).stdout == f"{first}: stopped\n"
+    said = list[str]()
+    stopping = Thread(target=lambda: said.append(diptych("jobs", "stop", first).stdout))
+    with held(training_workers().keys() - others):  # Else it may have finished before the signal comes.
+        stopping.start()
+        _wait(lambda: "once more ends at once" in _log(cluster, first), lambda: _log(cluster, first))
+    stopping.join()
+    assert said == [f"{first}: stopped\n"]
     assert f"of {_STEPS}; go on with: diptych train --resume {runs}/twice" in _log(cluster, first)
     resumed = diptych("submit", "--", "train", "--resume", str(runs / "twice"))
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
