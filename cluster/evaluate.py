@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from cluster.listing import read_index
+from cluster.listing import absolute, read_index
 from cluster.local import cluster
 from cluster.progress import counted, warn
 from cluster.request import EvaluationRequest
@@ -101,7 +101,7 @@ def _finetune(
 
 def _config(run: str, request: EvaluationRequest) -> TrainConfig:
     config = read_config(run)
-    test = storage.absolute(request.test) if request.test else config.data.test
+    test = absolute(request.test) if request.test else config.data.test
     data = replace(config.data, test=test)
     if not data.test:
         raise ValueError(f"{run} was trained without test images; give labelled ones with --test")

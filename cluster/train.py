@@ -5,7 +5,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from cluster.listing import read_index
+from cluster.listing import absolute, read_index
 from cluster.local import cluster
 from cluster.mixing import say_mixing
 from cluster.own import own_modules
@@ -112,8 +112,8 @@ def _report(config: TrainConfig) -> None:
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The config as it means the same in every process, and the checkpoints named that others' runs have."""
     data = config.data
-    test = storage.absolute(data.test) if data.test else None
-    data = replace(data, train=storage.absolute(data.train), test=test)
+    test = absolute(data.test) if data.test else None
+    data = replace(data, train=absolute(data.train), test=test)
     found = {
         key: find_checkpoint(storage.absolute(place), warn) if place else None
         for key, place in (("init", config.init), ("branch_from", config.branch_from))
