@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, validators
 from pydantic import ValidationError
 
-from cluster.again import after_lost_head
 from cluster.cluster_cli import cluster
 from cluster.config_file import read_config_file
 from cluster.data_cli import Count, data
@@ -243,9 +242,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         _fail(first_line(error))
     except ClusterLostError as lost:
-        if arguments is None:
-            after_lost_head(lost)
-        sys.exit(f"diptych: {lost}")
+        print(f"diptych: {lost}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)  # Ray's own way to end would wait for the cluster.
     except RunError as error:
         sys.exit(f"diptych: {error}")
     except Interrupted as interrupted:

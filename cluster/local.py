@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from cluster.auth_token import ensure_token
 from cluster.ray_folder import ray_folder
 from cluster.ray_settings import LOOPBACK_ONLY, SYSTEM_CONFIG, wants_token
 from cluster.start_checks import checked_start, watched_room
+from cluster.watchdog import end_cluster, watched
 from training.faults import ClusterLostError
 
 # What a Ray address is unless it is one for Ray's own client.
@@ -42,10 +42,11 @@ def address() -> str | None:
 
 
 @contextmanager
-def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[None]:
+def cluster(cpus: float, modules: Sequence[Path] = (), resume: Sequence[str] = ()) -> Iterator[None]:
     """Connect to the cluster, or start one with at least `cpus` logical CPUs; leave or end it afterwards.
 
-    A ClusterLostError from within the block leaves it with `own` saying whether the cluster was started here.
+    Where the cluster is lost, or this process ends without a word, the user is told to `resume` by these
+    arguments of the command; a ClusterLostError from within the block names them.
 
     Its workers can import `modules`, files or packages, too, unless this process is connected already.
     Logical CPUs only limit how many processes run at once: with more of them than cores, all are slower.
@@ -60,6 +61,7 @@ def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[None]:
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     environment: dict[str, Any] = {"py_modules": [str(path) for path in modules]} if modules else {}
     with ExitStack() as stack:
+        folder = None
         if there := address():
             _connect(there, environment, settings)
         else:
@@ -75,12 +77,13 @@ def cluster(cpus: float, modules: Sequence[Path] = ()) -> Iterator[None]:
                     _temp_dir=folder, runtime_env=environment, **settings,
                 )  # fmt: skip
             stack.enter_context(watched_room(_warn))
-        with _left(own=there is None):
+        stack.enter_context(watched(resume, folder))
+        with _left(resume, folder):
             yield
 
 
 @contextmanager
-def _left(*, own: bool) -> Iterator[None]:
+def _left(resume: Sequence[str], folder: str | None) -> Iterator[None]:
     """Leave or end the connected cluster after the block; of one's own that was lost, end the rest."""
     import ray
 
@@ -91,9 +94,9 @@ def _left(*, own: bool) -> Iterator[None]:
         except ClusterLostError as lost:
             # Ray's own way to end would end this process, by those of its threads that wait for the cluster.
             leaving.pop_all()
-            if own:
-                _end_own_processes()
-            raise ClusterLostError(lost.resume, own=own) from lost
+            if folder:
+                end_cluster(folder)
+            raise ClusterLostError(resume) from lost
 
 
 def _connect(there: str, environment: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -113,24 +116,6 @@ def _connect(there: str, environment: dict[str, Any], settings: dict[str, Any]) 
         if "Version mismatch" not in str(error):
             raise
         raise ValueError(_other_versions(there, error)) from error
-
-
-def _end_own_processes() -> None:
-    """End what is left of a cluster that this process has started."""
-    parents, rays = dict[int, int](), set[int]()
-    for folder in Path("/proc").glob("[0-9]*"):
-        process = int(folder.name)
-        with suppress(OSError):  # It has ended.
-            parents[process] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parents[process] == os.getpid() and b"/ray/" in (folder / "cmdline").read_bytes():
-                rays.add(process)
-    found = set[int]()
-    while rays:
-        found |= rays
-        rays = {process for process, parent in parents.items() if parent in rays}
-    for process in found:
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
 
 
 def _warn(message: str) -> None:

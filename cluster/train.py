@@ -21,7 +21,7 @@ from training.checkpoint import Checkpoints, find_checkpoint
 from training.config import TrainConfig, most_workers, worker_counts
 from training.encoders import build_encoder
 from training.evaluator import Sets
-from training.faults import ClusterLostError, RunError, StoppedError
+from training.faults import RunError, StoppedError
 from training.lease import leased
 from training.metrics import read_metrics
 from training.objectives import count_classes, load_initial
@@ -151,7 +151,7 @@ def _launch(
     print(f"{sets.train.rows.sum():,} images; starting {config.workers or 'the'} workers ...")
     with (
         open_trackers(config) as trackers,
-        cluster(most_workers(config) * config.cpus_per_worker, modules),
+        cluster(most_workers(config) * config.cpus_per_worker, modules, ("train", "--resume", run)),
         RunBar(steps, done, config.batch_size, startup) as bar,
         stop_signals("saving after this step", ended) as stop,
     ):
@@ -174,8 +174,6 @@ def _launch(
                 f"stopped after step {stopped.step} of {steps}; go on with: diptych train --resume {run}",
                 stop.number,
             ) from stopped
-        except ClusterLostError as lost:
-            raise ClusterLostError(("train", "--resume", run)) from lost
 
 
 def _tell(values: dict[str, Any], bar: RunBar, trackers: Trackers) -> None:

@@ -25,7 +25,7 @@ from training.certainty import doubts, shown, shown_baselines
 from training.checkpoint import find_checkpoint
 from training.config import TrainConfig, most_workers
 from training.encoders import build_encoder
-from training.faults import ClusterLostError, RunError
+from training.faults import RunError
 from training.lease import leased
 from training.objectives import load_initial, read_initial
 from training.record import keep_index, kept_index, kept_toml, to_toml, to_values
@@ -125,14 +125,11 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
             index = with_labels(index, search.train.data, progress)
         keep_index(folder, "train", index)
         with (
-            cluster(search.concurrent * (workers + CPUS_PER_TRIAL), modules),
+            cluster(search.concurrent * (workers + CPUS_PER_TRIAL), modules, ("tune", "resume", folder)),
             LiveTrials(count) as table,
             stop_signals("ending the search", ended) as stop,
         ):
-            try:
-                trials = while_head_answers(partial(run_search, search, index, table.show, stop.event))
-            except ClusterLostError as lost:
-                raise ClusterLostError(("tune", "resume", folder)) from lost
+            trials = while_head_answers(partial(run_search, search, index, table.show, stop.event))
     go_on = f"go on with: diptych tune resume {folder}"
     if stop.number:
         raise Interrupted(f"stopped; {go_on}", stop.number)

@@ -1,5 +1,7 @@
 """What ends a step or a run before its time."""
 
+from collections.abc import Sequence
+
 
 class StoppedError(Exception):
     """The run was asked to stop, and has saved what it has done."""
@@ -36,12 +38,11 @@ class ClusterLostError(RunError):
     """The head of the Ray cluster, or the node that this process is connected through, is gone.
 
     This process can use no other cluster: its threads that wait for the lost one would end it. `resume` is
-    the command for another process, where there is one; `own`: that process can start another cluster.
+    the command for another process, where there is one.
     """
 
-    def __init__(self, resume: tuple[str, ...] = (), *, own: bool = False) -> None:
+    def __init__(self, resume: Sequence[str] = ()) -> None:
         message = "the head of the Ray cluster no longer answers"
         if resume:
-            message = f"the head of the Ray cluster no longer answers; go on with: diptych {' '.join(resume)}"
+            message = f"{message}; go on with: diptych {' '.join(resume)}"
         super().__init__(message, final=True)
-        self.resume, self.own = resume, own

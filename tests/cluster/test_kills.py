@@ -35,11 +35,14 @@ _KINDS = {
     "driver": "",
 }
 
+# With these the command ends, and says how to resume.
+_ENDING = ("agent", "raylet", "head", "driver")
+
 _ORPHAN_SECONDS = 10
 
 
 class _Command:
-    """`diptych train` with a cluster of its own, started again where it is killed itself."""
+    """`diptych train` with a cluster of its own, started again where that or it is killed."""
 
     def __init__(self, images: Path, output: Path) -> None:
         self.run, self._log = output / "run", output / "log"
@@ -54,6 +57,7 @@ class _Command:
         self.start()
 
     def start(self) -> None:
+        self._read = len(self.said) if self._log.exists() else 0
         command = [sys.executable, "-m", "cluster", *self._arguments]
         with self._log.open("ab") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=out)
@@ -78,12 +82,21 @@ class _Command:
             found = [self.process.pid]
         assert found, f"there is no {kind} among {tree}"
         os.kill(victim := which.choice(found), signal.SIGKILL)
-        if kind == "driver":
-            self.process.wait()
-        if kind in ("controller", "raylet", "head", "driver"):
+        if kind in (*_ENDING, "controller"):
             _assert_ended(tree, victim, kind)
-        if kind == "driver":
+        if kind in _ENDING:
+            assert self.process.wait() != 0
+            self._assert_told()
             self.start()
+
+    def _assert_told(self) -> None:
+        """The way to resume is said, at the latest a moment after the command's end."""
+        deadline = time.monotonic() + _ORPHAN_SECONDS
+        while not (said := self.said[self._read :]).endswith(
+            f"go on with: diptych train --resume {self.run}\n"
+        ):
+            assert time.monotonic() < deadline, said
+            time.sleep(0.1)
 
 
 def _assert_ended(tree: dict[int, str], victim: int, kind: str) -> None:
