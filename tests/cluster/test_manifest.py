@@ -419,8 +419,8 @@ def check_command(words: list[str]) -> None:
         assert words[3] in spot_notice.CLOUDS
     else:
         assert program in {
-            "aws", "docker", "export", "gcloud", "helm", "kubectl", "pip", "python", "setsid", "ulimit", "umask",
-            "for", "done",
+            "aws", "docker", "export", "gcloud", "helm", "kubectl", "pip", "python", "setsid", "ulimit",
+            "umask", "for", "done",
         }, words  # fmt: skip
 
 
