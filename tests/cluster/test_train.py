@@ -33,7 +33,7 @@ from training.encoders import raw_pixels
 from training.evaluator import Evaluator, Sets
 from training.process import Worker
 from training.runlog import Progress
-from training.worker import Launch
+from training.worker import Launch, Task
 
 pytestmark = pytest.mark.ray
 
@@ -380,16 +380,21 @@ def test_relative_paths_mean_the_folder_of_the_command(
     assert tomllib.loads((run / "config.toml").read_text())["data"]["train"] == str(tmp_path / "digits")
 
 
-def _evaluate_twice(config: TrainConfig, sets: Sets, worker: Worker, progress: Progress) -> None:
-    """The second time there are no images in storage any more."""
-    encoders = {"knn_top1": raw_pixels(config.data.view.size)}
-    first = Evaluator(config, sets, worker).online(encoders, last=False)
-    worker.gather.total(torch.zeros(1))  # All have read their share.
-    shutil.rmtree(config.data.train, ignore_errors=True)
-    shutil.rmtree(config.data.test or "", ignore_errors=True)
-    second = Evaluator(config, sets, worker).online(encoders, last=False)
-    if worker.gather.rank == 0:
-        progress({"first": first, "second": second})
+def _task_that_evaluates_twice() -> Task:
+    """A function of a function, which is sent by value: workers cannot import tests."""
+
+    def evaluate_twice(config: TrainConfig, sets: Sets, worker: Worker, progress: Progress) -> None:
+        """The second time there are no images in storage any more."""
+        encoders = {"knn_top1": raw_pixels(config.data.view.size)}
+        first = Evaluator(config, sets, worker).online(encoders, last=False)
+        worker.gather.total(torch.zeros(1))  # All have read their share.
+        shutil.rmtree(config.data.train, ignore_errors=True)
+        shutil.rmtree(config.data.test or "", ignore_errors=True)
+        second = Evaluator(config, sets, worker).online(encoders, last=False)
+        if worker.gather.rank == 0:
+            progress({"first": first, "second": second})
+
+    return evaluate_twice
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -403,7 +408,9 @@ def test_evaluations_take_images_from_the_clusters_memory_once_they_were_read(
     config = config_of(small_run(str(tmp_path / "train"), str(tmp_path), **flags))
     train, test = (build_index(uri, config.data) for uri in (config.data.train, str(tmp_path / "test")))
     found: dict[str, dict[str, float]] = {}
-    launch = partial(pool.launch, config, Sets.of(config, train, test), found.update, _evaluate_twice)
+    launch = partial(
+        pool.launch, config, Sets.of(config, train, test), found.update, _task_that_evaluates_twice()
+    )
     launch(workers=workers, stopping=lambda: False)
     assert found["second"] == found["first"]
     assert (found["first"]["evaluated_images"], found["first"]["bank_images"]) == (120, 60)
