@@ -147,7 +147,7 @@ def _lightly(config: TrainConfig, encoded: list[bytes]) -> tuple[float, float]:
 
 
 def _knn(config: TrainConfig, sets: Sets, encoder: Encoder) -> float:
-    return Evaluator(config, sets, _worker()).knn(encoder)
+    return Evaluator(config, sets, _worker()).knn(encoder)["top1"]
 
 
 def _forever(loader: DataLoader) -> Iterator[Any]:
