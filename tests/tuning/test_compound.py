@@ -121,7 +121,7 @@ def test_multiply_adds_are_counted_as_the_network_s_own_operations(seed: int) ->
 def test_the_last_map_s_side_is_the_network_s(size: int) -> None:
     seen = []
     with torch.device("meta"):
-        trunk = EfficientNet(width=0.25, depth=0.5, drop_path=0.0, norm_eps=1e-5, norm_momentum=0.1).eval()
+        trunk = EfficientNet(width=0.25, depth=0.5, drop_path=0.0).eval()
         trunk.avgpool.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs[0].shape[2:]))
         trunk(torch.empty(1, 3, size, size))
     assert seen == [last_map_side(size)] * 2

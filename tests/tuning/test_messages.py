@@ -28,6 +28,11 @@ _DATA = {"train": "/images"}
 _TRAINING: list[tuple[dict[str, Any], str]] = [
     ({"data": _DATA | {"second_view": {"size": 64}}}, "view.size=224 and second_view.size=64: both views"),
     ({"data": _DATA | {"view": {"jitter": 0, "hue": 0.1}}}, "view: hue has no effect with jitter=0; "),
+    ({"data": _DATA | {"window_bytes": 9, "window_rows": 9}}, "window_bytes=9 has no effect beside window_"),
+    (
+        {"objective": "supervised", "data": _DATA | {"second_view": {"jitter": 0.3}}},
+        "data.second_view.jitter has no effect with objective=supervised, which trains on the first view",
+    ),
     ({"optimizer": {"nesterov": True}}, "nesterov has no effect with optimizer.name=lars; leave it out"),
     ({"init": "a", "branch_from": "b"}, "init and branch_from both say where weights come from; leave out"),
     ({"micro_batch_size": 100}, "micro_batch_size=100 must be a multiple of lanes=8 and divide batch_size"),
