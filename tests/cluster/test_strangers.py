@@ -52,24 +52,28 @@ def test_all_of_a_run_listens_on_loopback_alone(pool: Pool, folder: Path, tmp_pa
         output=str(tmp_path), batch_size=16, lanes=2, workers=2, steps=4,
     )  # fmt: skip
     found = dict[int, list[str]]()
+    workers = set[int]()
 
     def looking(config: TrainConfig, sets: Any, progress: Callable, *rest: Any, **settings: Any) -> None:
         def hear(event: dict[str, Any]) -> None:
             if "loss" in event:
                 found.update(listening(processes_in(folder)))
+                workers.update(filter(_is_training, found))
             progress(event)
 
         pool.launch(config, sets, hear, *rest, **settings)
 
     run_training(config, launch=looking)
     assert {address for addresses in found.values() for address in addresses} <= LOOPBACK
-    workers = [process for process in found if _is_training(process)]
     # Each has a port of Ray's and one of gloo's, and rank 0 that of the store.
     assert sorted(len(found[one]) for one in workers)[-2:] >= [2, 3]
 
 
 def _is_training(process: int) -> bool:
-    return Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"ray::RayTrainWorker")
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"ray::RayTrainWorker")
+    except FileNotFoundError:  # It has ended.
+        return False
 
 
 @needs_root

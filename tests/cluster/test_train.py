@@ -114,6 +114,7 @@ def test_loss_is_the_same_on_one_worker_and_on_two(runs: dict[int, list[dict]]) 
 
 def test_untrained_accuracy_is_the_same_on_one_worker_and_on_two(runs: dict[int, list[dict]]) -> None:
     alone, together = (next(line for line in runs[count] if "knn_top1" in line) for count in (1, 2))
+    alone, together = ({**line, "crc32": None} for line in (alone, together))  # Of the line's own digits.
     assert together == pytest.approx(alone, rel=1e-5)
 
 
