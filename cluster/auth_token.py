@@ -14,7 +14,7 @@ from pathlib import Path
 def ensure_token() -> None:
     """Make the token where there is none; take one that others can read from them, and say so on stderr.
 
-    Raises ValueError where RAY_AUTH_TOKEN_PATH has none, or the token cannot be written.
+    One that RAY_AUTH_TOKEN_PATH names is left as it is. Raises ValueError where RAY_AUTH_TOKEN_PATH has none, or the token cannot be written.
     """
     path = token_file()
     if path is None:
@@ -95,10 +95,13 @@ def _write(path: Path, token: str) -> None:
 
 def _close(path: Path) -> None:
     was = open_to_others()
+    if path != _default():
+        # It may be a group's, on purpose.
+        _say(f"{was}: others of this machine can read Ray's token, and use this user's clusters")
+        return
     try:
         path.chmod(0o600)
-        if path == _default():
-            path.parent.chmod(0o700)
+        path.parent.chmod(0o700)
     except OSError as error:
         _say(f"{was}, which {error.strerror}: others of this machine can use this user's clusters")
     else:

@@ -77,7 +77,7 @@ def cluster(cpus: float, modules: Sequence[Path] = (), resume: Sequence[str] = (
                     _temp_dir=folder, runtime_env=environment, **settings,
                 )  # fmt: skip
             stack.enter_context(watched_room(_warn))
-        stack.enter_context(watched(resume, folder))
+        stack.enter_context(watched(resume, folder, os.path.dirname(ray.__file__)))
         with _left(resume, folder):
             yield
 
@@ -95,7 +95,7 @@ def _left(resume: Sequence[str], folder: str | None) -> Iterator[None]:
             # Ray's own way to end would end this process, by those of its threads that wait for the cluster.
             leaving.pop_all()
             if folder:
-                end_cluster(folder)
+                end_cluster(folder, os.path.dirname(ray.__file__))
             raise ClusterLostError(resume) from lost
 
 

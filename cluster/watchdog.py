@@ -5,6 +5,7 @@ Ray ends a driver whose cluster is lost, and a machine one that takes too much m
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,18 +17,18 @@ _DONE = "done"
 
 
 @contextmanager
-def watched(resume: Sequence[str], folder: str | None) -> Iterator[None]:
+def watched(resume: Sequence[str], folder: str | None, ray: str) -> Iterator[None]:
     """Until the block ends, another process waits for the end of this one, and says on stderr how to resume.
 
     resume: the command's arguments for that. folder: where the cluster that this process has started has its
-    files; what is left of it is ended.
+    files; what is left of it is ended. ray: where Ray is installed.
     """
     # Isolated: it starts in 20 ms, and Ctrl-C is not for it.
     watchdog = subprocess.Popen(
         [sys.executable, "-IS", __file__], stdin=subprocess.PIPE, text=True, start_new_session=True
     )
     assert watchdog.stdin
-    print(json.dumps({"resume": list(resume), "folder": folder}), file=watchdog.stdin, flush=True)
+    print(json.dumps({"resume": list(resume), "folder": folder, "ray": ray}), file=watchdog.stdin, flush=True)
     try:
         yield
     finally:
@@ -35,19 +36,32 @@ def watched(resume: Sequence[str], folder: str | None) -> Iterator[None]:
             watchdog.communicate(_DONE)
 
 
-def end_cluster(folder: str) -> None:
-    """End each process, but for this one, that has the folder in its command or a file of it open."""
+def end_cluster(folder: str, ray: str) -> None:
+    """End each process of Ray's and of this user's that has the folder in its command or a file of it open.
+
+    Ray is installed in the folder `ray`.
+    """
     for place in Path("/proc").glob("[0-9]*"):
         process = int(place.name)
-        with suppress(OSError):  # It has ended, or is another user's.
-            if process != os.getpid() and _is_of(place, folder):
+        with suppress(OSError):  # It has ended.
+            if process != os.getpid() and _is_of(place, folder, ray):
                 os.kill(process, signal.SIGKILL)
 
 
-def _is_of(place: Path, folder: str) -> bool:
-    if folder.encode() in (place / "cmdline").read_bytes():
-        return True
-    return any(folder in os.readlink(link) for link in (place / "fd").iterdir())
+def _is_of(place: Path, folder: str, ray: str) -> bool:
+    command = (place / "cmdline").read_bytes()
+    rays = command.startswith(b"ray::") or ray.encode() in command
+    own = place.stat().st_uid == os.getuid()
+    return rays and own and (folder.encode() in command or _has(place, folder))
+
+
+def _has(place: Path, folder: str) -> bool:
+    """Whether the process has a file of the folder open."""
+    for link in (place / "fd").iterdir():
+        with suppress(OSError):  # It was closed.
+            if folder in os.readlink(link):
+                return True
+    return False
 
 
 def _watch() -> None:
@@ -56,8 +70,8 @@ def _watch() -> None:
     if not about or sys.stdin.read() == _DONE:
         return
     if folder := about["folder"]:
-        end_cluster(folder)
-    way_on = f"diptych {' '.join(about['resume'])}" if about["resume"] else "the same command"
+        end_cluster(folder, about["ray"])
+    way_on = f"diptych {shlex.join(about['resume'])}" if about["resume"] else "the same command"
     print(
         "diptych: the process of this command has ended without a word: its Ray cluster was lost, or it was "
         f"killed; go on with: {way_on}",

@@ -7,11 +7,12 @@ and who reads them, changes nothing.
 import numpy as np
 from jaxtyping import Float, Int
 
-from pipelines.philox import Key, derive_key, hashes
+from pipelines.philox import Key, derive_key, hashes, uniforms
 
 # First part of a key's path, and what follows it; other modules use others.
 _CHOICE = 4
 _HELD_OUT, _SAMPLE = 1, 2
+_OFFSETS = 1
 
 Places = Int[np.ndarray, " chosen"]
 
@@ -19,17 +20,16 @@ Places = Int[np.ndarray, " chosen"]
 def held_out_places(
     samples: Int[np.ndarray, " rows"], labels: Int[np.ndarray, " rows"] | None, share: float, seed: int
 ) -> Places:
-    """Places of the rows that are held out, ascending: `share` of each class, to within one row.
+    """Places of the rows that are held out, ascending: `share` of all, of each class to within a row or two.
 
-    At least one of each class that has two, and never the last of a class. Without labels all rows are one
-    class. Raises ValueError where that leaves too few.
+    At least one, and never the last of a class. Without labels all rows are one class. Raises ValueError
+    where that leaves too few.
     """
     classes = _classes(samples, labels)
-    priority, place, size = _priorities(samples, classes, derive_key(seed, _CHOICE, _HELD_OUT))
+    priority, place, size = _priorities(samples, classes, seed, _HELD_OUT)
     priority[place == size - 1] = np.inf
-    several = int((np.bincount(classes) > 1).sum())
-    count, most = max(round(share * len(samples)), several), int(np.isfinite(priority).sum())
-    if count > most or not count:
+    count, most = max(1, round(share * len(samples))), int(np.isfinite(priority).sum())
+    if count > most:
         raise ValueError(f"cannot hold out {share:.0%} of {len(samples)} rows and keep one of each class")
     return _first(priority, count, samples, derive_key(seed, _CHOICE, _HELD_OUT))
 
@@ -37,13 +37,12 @@ def held_out_places(
 def sampled_places(
     samples: Int[np.ndarray, " rows"], labels: Int[np.ndarray, " rows"] | None, count: int, seed: int
 ) -> Places:
-    """Places of `count` rows, or of all, ascending: of each class in proportion, to within one row.
+    """Places of `count` rows, or of all, ascending: of each class in proportion, to within a row or two.
 
-    At least one of each class where there is room for that. A larger sample has all of a smaller one.
+    A larger sample has all of a smaller one.
     """
-    key = derive_key(seed, _CHOICE, _SAMPLE)
-    priority, _, _ = _priorities(samples, _classes(samples, labels), key)
-    return _first(priority, min(count, len(samples)), samples, key)
+    priority, _, _ = _priorities(samples, _classes(samples, labels), seed, _SAMPLE)
+    return _first(priority, min(count, len(samples)), samples, derive_key(seed, _CHOICE, _SAMPLE))
 
 
 def _classes(samples: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"] | None) -> Int[np.ndarray, " n"]:
@@ -51,19 +50,21 @@ def _classes(samples: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"] | Non
 
 
 def _priorities(
-    samples: Int[np.ndarray, " n"], classes: Int[np.ndarray, " n"], key: Key
+    samples: Int[np.ndarray, " n"], classes: Int[np.ndarray, " n"], seed: int, kind: int
 ) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """Each row's priority, less being earlier; its place in the random order of its class; the class's size.
 
-    The i-th of a class of n comes at (i + 1/2) / n: whatever number of rows is taken, each class has its
-    share by Sainte-Lague's method. The first of each class comes before all others.
+    The i-th of a class of n comes at (i + u) / n, with a u of the class from [0, 1): whatever number of rows
+    is taken, each class has its share, rounded up or down. Of many small classes, whose share is less than a
+    row, so many have one as they have rows together.
     """
     counts = np.bincount(classes)
-    order = np.lexsort((hashes(key, samples), classes))
+    order = np.lexsort((hashes(derive_key(seed, _CHOICE, kind), samples), classes))
     place = np.empty(len(samples), np.int64)
     place[order] = np.arange(len(samples)) - np.repeat(np.cumsum(counts) - counts, counts)
     size = counts[classes]
-    return np.where(place == 0, 0.0, (place + 0.5) / size), place, size
+    offsets = uniforms(derive_key(seed, _CHOICE, kind, _OFFSETS), np.arange(len(counts)), 1)[:, 0]
+    return (place + offsets[classes]) / size, place, size
 
 
 def _first(priority: Float[np.ndarray, " n"], count: int, samples: Int[np.ndarray, " n"], key: Key) -> Places:

@@ -32,8 +32,10 @@ _SHUFFLE = 5
 # Readers of Parquet data sets pass over names that begin with _.
 _PART = "_part-"
 
-# A part ends with where each shard's rows begin and their checksum, and where the last one's end.
+# A part ends with where each shard's rows begin and their checksum, where the last one's end, and a checksum
+# of all that.
 _TRAILER = np.dtype([("offset", "<i8"), ("checksum", "<u4")])
+_CHECKSUM_BYTES = 4
 
 # Of reader.SCHEMA, what a shard is made of and what is said of bad images.
 _KEPT = ["image", "label", "path", "key", "sample", "bad"]
@@ -99,6 +101,7 @@ def write_part(job: PartJob, data: DataConfig, dest: str, order: Order) -> pa.Ta
         out.write(content)
     trailer[-1] = out.tell(), 0
     out.write(trailer.tobytes())
+    out.write(zlib.crc32(trailer.tobytes()).to_bytes(_CHECKSUM_BYTES, "little"))
     storage.write(_place(dest, job.number), out.getvalue())
     return pa.table({"images": [len(table)]}, schema=PART_REPORT)
 
@@ -171,14 +174,20 @@ def _encode(table: pa.Table) -> pa.Buffer:
 def _read_slice(filesystem: fs.FileSystem, path: str, shard: int, shards: int) -> pa.Table | None:
     """The rows of a part that belong to `shard`, None where it has none."""
 
-    def read() -> tuple[bytes, int]:
+    def read() -> bytes | None:
         with filesystem.open_input_file(path) as file:
-            at = file.size() - (shards + 1 - shard) * _TRAILER.itemsize
-            here, after = np.frombuffer(file.read_at(2 * _TRAILER.itemsize, at), _TRAILER)
-            size = int(after["offset"] - here["offset"])
-            return file.read_at(size, int(here["offset"])), int(here["checksum"])
+            length = (shards + 1) * _TRAILER.itemsize
+            at = file.size() - length - _CHECKSUM_BYTES
+            if at < 0:
+                return None
+            ending = file.read_at(length + _CHECKSUM_BYTES, at)
+            if zlib.crc32(ending[:length]) != int.from_bytes(ending[length:], "little"):
+                return None
+            here, after = np.frombuffer(ending[:length], _TRAILER)[shard : shard + 2]
+            content = file.read_at(int(after["offset"] - here["offset"]), int(here["offset"]))
+            return content if zlib.crc32(content) == here["checksum"] else None
 
-    content, checksum = reading(read, path)
-    if zlib.crc32(content) != checksum:
+    content = reading(read, path)
+    if content is None:
         raise ValueError(f"{path} is damaged; delete it, and the same command writes it anew")
     return pa.ipc.open_stream(content).read_all() if content else None

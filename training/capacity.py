@@ -60,7 +60,8 @@ def holds(nodes: Sequence[dict[str, float]], bundle: dict[str, float], count: in
     """Whether nodes that have these resources to spare hold so many bundles."""
     wanted = {kind: amount for kind, amount in bundle.items() if amount}
     each = (
-        min(int(node.get(kind, 0.0) / amount + 1e-6) for kind, amount in wanted.items()) for node in nodes
+        min((int(node.get(kind, 0.0) / amount + 1e-6) for kind, amount in wanted.items()), default=count)
+        for node in nodes
     )
     return sum(each) >= count
 

@@ -19,6 +19,9 @@ _CHUNK = 256
 # Wu et al. 2018 take 200 neighbours on ImageNet; a third of its smallest class, of 732 images, is more.
 _NEIGHBOURS, _NEIGHBOURS_PER_VOTE = 200, 3
 
+# A few stray images must not make of everyone's 200 neighbours one.
+_RARE = 20
+
 
 def knn_votes(
     queries: Float[Tensor, "queries dim"],
@@ -40,10 +43,14 @@ def knn_votes(
 
 
 def fitting_neighbours(wanted: int | None, labels: Int[Tensor, " bank"]) -> int:
-    """How many of a bank's images vote, at most all; unset, so few that the smallest class can win."""
+    """How many of a bank's images vote, at most all; unset, so few that the smallest class can win.
+
+    Classes that are so small that all of them together have a twentieth of the images do not count.
+    """
     if wanted is not None:
         return min(wanted, len(labels))
-    smallest = int(labels.unique(return_counts=True)[1].min())
+    sizes = labels.unique(return_counts=True)[1].sort().values
+    smallest = int(sizes[sizes.cumsum(0) * _RARE > len(labels)][0])
     return max(1, min(_NEIGHBOURS, smallest // _NEIGHBOURS_PER_VOTE))
 
 

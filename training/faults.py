@@ -1,5 +1,6 @@
 """What ends a step or a run before its time."""
 
+import shlex
 from collections.abc import Sequence
 
 
@@ -44,5 +45,7 @@ class ClusterLostError(RunError):
     def __init__(self, resume: Sequence[str] = ()) -> None:
         message = "the head of the Ray cluster no longer answers"
         if resume:
-            message = f"{message}; go on with: diptych {' '.join(resume)}"
+            message = (
+                f"the head of the Ray cluster no longer answers; go on with: diptych {shlex.join(resume)}"
+            )
         super().__init__(message, final=True)

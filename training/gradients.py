@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -64,8 +65,7 @@ def micro_batches(
                 embedded.append([_single(rows) for rows in objective.embed(piece)])
         leaves = [[rows.requires_grad_() for rows in piece] for piece in embedded]
         joined = [torch.cat(rows) for rows in zip(*leaves, strict=True)]
-        labels = torch.cat([piece.labels for piece in pieces])
-        loss = objective.loss(joined, replace(views, labels=labels))
+        loss = objective.loss(joined, _joined(views, pieces))
         with time("backward"):
             loss.backward()
         for piece, state, rows in zip(pieces, states, leaves, strict=True):
@@ -98,6 +98,16 @@ def split(views: Views, lanes: int, parts: int) -> list[Views]:
             replace(views, images=images, labels=views.labels[chosen], samples=views.samples[chosen.numpy()])
         )
     return pieces
+
+
+def _joined(views: Views, pieces: list[Views]) -> Views:
+    """All views, in the order of the pieces: that of their embeddings."""
+    return replace(
+        views,
+        images=tuple(map(torch.cat, zip(*(piece.images for piece in pieces), strict=True))),
+        labels=torch.cat([piece.labels for piece in pieces]),
+        samples=np.concatenate([piece.samples for piece in pieces]),
+    )
 
 
 def _single(rows: Tensor) -> Tensor:

@@ -22,6 +22,12 @@ _RENEW_SECONDS, _EXPIRY_SECONDS, _LOOK_SECONDS = 10.0, 45.0, 1.0
 # So far apart clocks are not: an older lease has expired, whatever they say.
 _OLD_SECONDS = 900.0
 
+# Of two processes that begin at once each looks, after so long, whether the other has written after it.
+_SETTLE_SECONDS = 0.3
+
+# Leases of this process that have ended: one that could not be removed hinders nobody here.
+_ended = set[str]()
+
 
 @dataclass(frozen=True)
 class Lease:
@@ -61,12 +67,17 @@ def leased(folder: str, taken: Event) -> Iterator[None]:
         _write(place, own)
     except OSError as error:
         raise unwritable(folder, error) from error
+    time.sleep(_SETTLE_SECONDS)
+    if (holder := _read(place)) and holder.key != own.key:
+        raise _held(folder, holder)
     ended = Event()
 
     def renew() -> None:
         while not ended.wait(_RENEW_SECONDS):
             with suppress(OSError, ValueError):  # The next time, then.
-                if (holder := _read(place)) and holder.key != own.key:
+                holder = _read(place)
+                # Without a lease, another process had taken it over, and has ended.
+                if holder is None or holder.key != own.key:
                     taken.set()
                     return
                 if not ended.is_set():
@@ -78,6 +89,7 @@ def leased(folder: str, taken: Event) -> Iterator[None]:
         yield
     finally:
         ended.set()
+        _ended.add(own.key)
         thread.join(_LOOK_SECONDS)
         with suppress(OSError, ValueError):
             if (holder := _read(place)) and holder.key == own.key:
@@ -88,25 +100,30 @@ def _wait_for(folder: str, place: str) -> None:
     """Return once nobody has the lease; ValueError where somebody does."""
     holder = first = _read(place)
     deadline = time.monotonic() + _EXPIRY_SECONDS
-    while holder and not holder.dead and time.time() - holder.renewed < _OLD_SECONDS:
+    while holder and not holder.dead and holder.key not in _ended:
         if holder != first or holder.machine == _machine():
-            raise ValueError(
-                f"{folder} is being written by process {holder.process} on {holder.host}; wait for its end, "
-                "or choose another --name"
-            )
-        if time.monotonic() > deadline:
+            raise _held(folder, holder)
+        if time.monotonic() > deadline or time.time() - holder.renewed > _OLD_SECONDS:
             return
         time.sleep(_LOOK_SECONDS)
         holder = _read(place)
+
+
+def _held(folder: str, holder: Lease) -> ValueError:
+    return ValueError(
+        f"{folder} is being written by process {holder.process} on {holder.host}; wait for its end, or "
+        "choose another --name"
+    )
 
 
 def _read(place: str) -> Lease | None:
     """The lease there; none where there is none, or what is there is no lease."""
     content = storage.read(place)
     try:
-        return Lease(**json.loads(content)) if content else None
+        lease = Lease(**json.loads(content)) if content else None
     except (ValueError, TypeError):
         return None
+    return lease if lease and isinstance(lease.renewed, float) else None
 
 
 def _write(place: str, lease: Lease) -> None:

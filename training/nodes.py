@@ -70,7 +70,7 @@ class Head:
         self.answers = all(map(_listens, self._places))
         if self.answers:
             self._seen = time.monotonic()
-        return time.monotonic() - self._seen > self._grace_seconds
+        return not self.answers and time.monotonic() - self._seen > self._grace_seconds
 
     def given_up(self) -> bool:
         """Whether the head, which answers, says that this process's node is gone: it may still listen."""

@@ -93,7 +93,7 @@ def kept_index(run: str, name: str) -> Index | None:
             return Index.from_bytes(content)
         except (ValueError, OSError, LookupError) as error:
             why = storage.first_line(error)
-            way_out = "delete it, and the images are listed again"
+            way_out = "restore it or, if no image has come or gone since, delete it to list them again"
             raise ValueError(f"{place} is damaged: {why}; {way_out}") from error
 
     return storage.read_as(parsed, place)

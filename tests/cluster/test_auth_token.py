@@ -89,7 +89,9 @@ def test_an_empty_one_is_none(home: Path) -> None:
     assert _modes(home) == [0o700, 0o600]
 
 
-def test_one_that_the_environment_names_is_used(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_the_environment_names_is_used_as_it_is(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     mine = home / "mine"
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(mine))
     with pytest.raises(ValueError, match=f"RAY_AUTH_TOKEN_PATH={mine} has no token; leave it out, or write"):
@@ -97,7 +99,8 @@ def test_one_that_the_environment_names_is_used(home: Path, monkeypatch: pytest.
     mine.write_text("token")
     mine.chmod(0o644)
     ensure_token()
-    assert mine.stat().st_mode & 0o777 == 0o600
+    assert mine.stat().st_mode & 0o777 == 0o644
+    assert f"{mine} has mode 0644: others of this machine can read Ray's token" in capsys.readouterr().err
     assert home.stat().st_mode & 0o777 == 0o755
     monkeypatch.setenv("RAY_AUTH_TOKEN", "token")
     mine.unlink()

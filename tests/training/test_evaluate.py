@@ -66,10 +66,10 @@ def test_where_there_are_fewer_images_than_neighbours_all_of_them_vote() -> None
 
 
 def test_as_many_neighbours_vote_as_the_smallest_class_can_outvote() -> None:
-    sizes = [(5000, 5000), (732, 1300), (100, 100), (38, 60, 74), (3, 900), (1, 900)]
+    sizes = [(5000, 5000), (732, 1300), (100, 100), (38, 60, 74), (3, 900), (60, 900), (3, 3)]
     banks = [torch.repeat_interleave(torch.arange(len(each)), torch.tensor(each)) for each in sizes]
-    assert [fitting_neighbours(None, labels) for labels in banks] == [200, 200, 33, 12, 1, 1]
-    assert [fitting_neighbours(50, labels) for labels in banks] == [50] * 6
+    assert [fitting_neighbours(None, labels) for labels in banks] == [200, 200, 33, 12, 200, 20, 1]
+    assert [fitting_neighbours(50, labels) for labels in banks] == [50, 50, 50, 50, 50, 50, 6]
     assert fitting_neighbours(10**6, banks[2]) == 200
 
 

@@ -103,3 +103,32 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         leased(str(tmp_path / "file" / "run"), Event()),
     ):
         pass
+
+
+def test_a_lease_that_is_gone_was_another_process_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_RENEW_SECONDS", 0.05)
+    folder, taken = str(tmp_path / "run"), Event()
+    with leased(folder, taken):
+        assert not taken.wait(0.3)
+        (tmp_path / "run" / "lease.json").unlink()  # As one that has taken it over does at its end.
+        assert taken.wait(10)
+
+
+def test_a_lease_that_could_not_be_removed_hinders_nobody_of_the_same_process(tmp_path: Path) -> None:
+    folder, place = str(tmp_path / "run"), tmp_path / "run" / "lease.json"
+    with leased(folder, Event()):
+        left = place.read_bytes()
+    place.write_bytes(left)
+    with leased(folder, Event()):
+        pass
+    assert not place.exists()
+
+
+@pytest.mark.parametrize("renewed", [None, "now"])
+def test_what_is_no_lease_is_none(tmp_path: Path, renewed: object) -> None:
+    folder, place = str(tmp_path / "run"), tmp_path / "run" / "lease.json"
+    with leased(folder, Event()):
+        values = json.loads(place.read_bytes())
+    place.write_text(json.dumps(values | {"renewed": renewed}))
+    with leased(folder, Event()):
+        pass
