@@ -14,7 +14,8 @@ from pathlib import Path
 def ensure_token() -> None:
     """Make the token where there is none; take one that others can read from them, and say so on stderr.
 
-    One that RAY_AUTH_TOKEN_PATH names is left as it is. Raises ValueError where RAY_AUTH_TOKEN_PATH has none, or the token cannot be written.
+    One that RAY_AUTH_TOKEN_PATH names is left as it is. Raises ValueError where that has none, or the token
+    cannot be written.
     """
     path = token_file()
     if path is None:
