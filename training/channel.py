@@ -70,16 +70,19 @@ class WorkerEnd:
         stopping, head = Event(), Head()
 
         def ask() -> None:
-            heard = time.monotonic()
-            while time.monotonic() - heard < _LOST_SECONDS and not head.lost():
+            # Counted from the first that fails: a process may have been stopped for longer, and be continued.
+            failing_since: float | None = None
+            while not head.lost():
                 try:
                     if ray.get(self._actor.stopping.remote(), timeout=_LOST_SECONDS):
                         stopping.set()
-                    heard = time.monotonic()
+                    failing_since = None
                 except GetTimeoutError:  # It is busy.
-                    heard = time.monotonic()
+                    failing_since = None
                 except RayError:
-                    pass
+                    failing_since = failing_since or time.monotonic()
+                    if time.monotonic() - failing_since > _LOST_SECONDS:
+                        break
                 time.sleep(_ASK_SECONDS)
             os._exit(1)
 

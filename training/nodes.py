@@ -60,7 +60,9 @@ class Head:
         host, _, port = context.gcs_address.rpartition(":")
         self._places = {(host.strip("[]"), int(port))}
         self._places |= {_place(node) for node in ray.nodes() if node["NodeID"] == here}
-        self._seen, self.answers = time.monotonic(), True
+        # Since when they have not answered: this process may have been stopped for longer than that.
+        self._silent_since: float | None = None
+        self.answers = True
         # Elsewhere it may be started again, or the network be away. Ray's own processes wait for a minute.
         local = all(host.startswith("127.") or host == "::1" for host, _ in self._places)
         self._grace_seconds = _LOCAL_SECONDS if local else _REMOTE_SECONDS
@@ -69,8 +71,10 @@ class Head:
         """Whether it has not answered for a while; to be asked several times a second."""
         self.answers = all(map(_listens, self._places))
         if self.answers:
-            self._seen = time.monotonic()
-        return not self.answers and time.monotonic() - self._seen > self._grace_seconds
+            self._silent_since = None
+            return False
+        self._silent_since = self._silent_since or time.monotonic()
+        return time.monotonic() - self._silent_since > self._grace_seconds
 
     def given_up(self) -> bool:
         """Whether the head, which answers, says that this process's node is gone: it may still listen."""

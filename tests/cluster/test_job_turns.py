@@ -193,7 +193,7 @@ def test_a_run_whose_supervisor_is_killed_leaves_no_orphan_and_can_be_resumed(
     orphans = {driver, *(training_workers().keys() - others)}
     os.kill(supervisor, signal.SIGKILL)
     _wait(lambda: not running(orphans), lambda: str({one: titles.get(one) for one in running(orphans)}), 10)
-    assert _status(job) == "FAILED"
+    _wait(lambda: _status(job) == "FAILED", lambda: _status(job))  # Ray looks now and then.
     resumed = diptych("submit", "--", "train", "--resume", str(runs / "unsupervised"))
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     _assert_same(runs / "unsupervised", runs / "queued-0")

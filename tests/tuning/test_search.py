@@ -25,6 +25,7 @@ from cluster.cli import main
 from cluster.digits import scattered_digits
 from cluster.train import run_training
 from pipelines.shards import write_shards
+from pipelines.labels import with_labels
 from pipelines.sources import build_index
 from training.config import TrainConfig, config_hash
 from training.cost import encoder_cost
@@ -261,7 +262,8 @@ def test_a_population_pauses_goes_on_and_branches_exactly(images: Path, tmp_path
     for run in (branched["runs"][-1], straight["run"]):
         config = _config(grown / run)
         alone = tmp_path / "alone" / Path(run).name
-        kept, _ = build_index(config.data.train, config.data).split(0.25, 0)
+        index = with_labels(build_index(config.data.train, config.data), config.data, lambda done, of: None)
+        kept, _ = index.split(0.25, 0)
         there = replace(config, name=alone.name, output=str(alone.parent))
         run_training(there, train=kept, launch=pool.launch)
         losses = _losses(grown / run)
