@@ -24,8 +24,8 @@ from PIL import Image
 from cluster.cli import main
 from cluster.digits import scattered_digits
 from cluster.train import run_training
-from pipelines.shards import write_shards
 from pipelines.labels import with_labels
+from pipelines.shards import write_shards
 from pipelines.sources import build_index
 from training.config import TrainConfig, config_hash
 from training.cost import encoder_cost
