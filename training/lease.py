@@ -93,6 +93,10 @@ def leased(folder: str, taken: Event) -> Iterator[None]:
         thread.join(_LOOK_SECONDS)
         with suppress(OSError, ValueError):
             if (holder := _read(place)) and holder.key == own.key:
+                # A holder that was killed while it renewed its lease left half a file.
+                for name in storage.names(folder):
+                    if name.startswith(f".{_FILE}."):
+                        storage.remove(storage.join(folder, name))
                 storage.remove(place)
 
 
