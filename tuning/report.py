@@ -13,8 +13,8 @@ from training.record import to_toml
 from training.report_glance import compared
 from tuning.config import METRICS, SearchConfig
 from tuning.figures import figures, progress
+from tuning.trial_config import ranking_line, search_folder
 from tuning.trials import Trial
-from tuning.variants import judged_line, search_folder
 
 _TABLE = """<h2>Trials</h2><div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>
 </table></div>
@@ -52,7 +52,7 @@ def render(search: SearchConfig, trials: Sequence[Trial], pictures: str) -> str:
     )
     space = {key: {what.kind: list(what.values)} for key, what in search.distributions.items()}
     config = tomli_w.dumps({"space": space}) + "\n# What all trials have in common\n" + to_toml(search.train)
-    judged = judged_line(search, trials[0]) if trials else {}
+    judged = ranking_line(search, trials[0].run) if trials else {}
     facts = _facts(trials, judged.get(f"{METRICS[search.metric]}_margin"))
     return page(search.name, subtitle, facts + compared(judged), pictures + _table(trials), config)
 

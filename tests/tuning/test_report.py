@@ -22,7 +22,7 @@ from tuning.trials import Result, State, Trial
 def _trial(number: int, state: State, *results: tuple[int, float, float], cost: int = 1) -> Trial:
     values = {"temperature": 0.1 + 0.1 * number, "optimizer.name": "sgd" if number % 2 else "lars"}
     found = [Result(images, accuracy, accuracy, seconds) for images, accuracy, seconds in results]
-    return Trial(number, values, values, [f"trials/{number:016x}"], cost, state, results=found)
+    return Trial(number, values, values, f"trials/{number:016x}", cost, state, results=found)
 
 
 def _search(output: Path) -> SearchConfig:
