@@ -34,7 +34,6 @@ _TRAINING: list[tuple[dict[str, Any], str]] = [
         "data.second_view.jitter has no effect with objective=supervised, which trains on the first view",
     ),
     ({"optimizer": {"nesterov": True}}, "nesterov has no effect with optimizer.name=lars; leave it out"),
-    ({"init": "a", "branch_from": "b"}, "init and branch_from both say where weights come from; leave out"),
     ({"micro_batch_size": 100}, "micro_batch_size=100 must be a multiple of lanes=8 and divide batch_size"),
     ({"batch_size": 1}, "batch_size=1 leaves SimCLR no other image to tell an image from; try"),
     ({"batch_size": 1, "objective": "byol"}, "batch_size=1 leaves batch norm one image alone; try"),
