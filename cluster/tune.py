@@ -8,7 +8,6 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-import tomli_w
 from rich.console import Console
 
 from cluster.config_file import read_toml
@@ -19,7 +18,6 @@ from cluster.signals import Interrupted, stop_signals
 from cluster.train import training_index, with_absolute_paths
 from cluster.trial_table import LiveTrials, described, trial_table
 from pipelines import storage
-from pipelines.checksums import toml_with_checksum
 from pipelines.labels import with_labels
 from training.certainty import doubts, shown, shown_baselines
 from training.checkpoint import find_checkpoint
@@ -28,7 +26,7 @@ from training.encoders import build_encoder
 from training.faults import RunError
 from training.lease import leased
 from training.objectives import load_initial, read_initial
-from training.record import keep_index, kept_index, kept_toml, to_toml, to_values
+from training.record import encode_toml, keep_index, kept_index, kept_toml, to_toml, to_values
 from training.run import load_branch
 from tuning.compound import scoring
 from tuning.config import METRICS, SearchConfig
@@ -106,15 +104,11 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
     if not read_trials(search_folder(search)):
         _check_checkpoints(search)
     count = _count(search)
+    folder = search_folder(search)
+    kept_toml(storage.join(folder, _FILE), resumed=True)  # Refuses another version's.
     index = training_index(search.train)
     index.check_labels("ranking trials", "search with other images")
-    folder = search_folder(search)
     if kept := kept_index(folder, "train"):
-        if kept.labels is None and read_trials(folder):
-            raise ValueError(
-                f"{folder} was begun by a version of diptych that held out other images; search anew under "
-                "another --name"
-            )
         kept.check_unchanged()
     # Images that have come since would change which are held out.
     index = kept if kept and kept.uri == index.uri else index
@@ -209,7 +203,7 @@ def _count(search: SearchConfig) -> int:
 def _keep(search: SearchConfig) -> None:
     fields = {field.name: getattr(search, field.name) for field in dataclasses.fields(search)}
     kept = {key: value for key, value in fields.items() if value is not None}
-    content = toml_with_checksum(tomli_w.dumps(kept | {"train": to_values(search.train)}))
+    content = encode_toml(kept | {"train": to_values(search.train)})
     _write(storage.join(search_folder(search), _FILE), content)
 
 
