@@ -22,7 +22,7 @@ from training.config import TrainConfig, most_workers, worker_counts
 from training.encoders import build_encoder
 from training.evaluator import Sets
 from training.faults import RunError, StoppedError
-from training.lease import leased
+from training.lease import Held, leased
 from training.metrics import read_metrics
 from training.objectives import count_classes, load_initial
 from training.record import claim_run, find_run, keep_index, kept_index
@@ -78,7 +78,7 @@ def run_training(
     sets = Sets.of(config, index, test_index)
     steps = total_steps(config, make_plan(config, sets.train))
     ended = Event()
-    with leased(run, ended):
+    with leased(run, ended) as held:
         claim_run(run, config)
         for name, listed in (("train", index), ("test", test_index)):
             if listed and not resumed:
@@ -93,7 +93,7 @@ def run_training(
         if not done:
             say_mixing(config, sets.train)
         startup.reached("index")
-        _launch(config, sets, steps, done, startup, modules, launch, ended)
+        _launch(config, sets, steps, done, startup, modules, launch, ended, held)
         _report(config)
         return read_metrics(run)
 
@@ -139,6 +139,7 @@ def _launch(
     modules: list[Path],
     launch: "Launch | None",
     ended: Event,
+    held: Held,
 ) -> None:
     # Ray takes seconds to import; an error in the config should not.
     from training.attempts import run_to_its_end
@@ -160,6 +161,7 @@ def _launch(
                 lambda values: _tell(values, bar, trackers),
                 stop.event,
                 launch=launch or start_workers,
+                held=held,
             )
         except StoppedError as stopped:
             if not stop.number:

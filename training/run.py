@@ -31,6 +31,7 @@ from training.encoders import Encoder, raw_pixels
 from training.evaluator import Evaluator, Sets
 from training.faults import NonFiniteError, StoppedError
 from training.gradients import Backward, micro_batches, whole_batch
+from training.lease import Held
 from training.loop import fit
 from training.losses import Matching
 from training.objectives import Objective, build_objective
@@ -78,6 +79,7 @@ def train(
     *,
     until: int | None = None,
     careful_until: int = 0,
+    held: Held | None = None,
 ) -> None:
     """Train from the newest checkpoint, or from the start, to the end; every worker of the run calls it.
 
@@ -86,9 +88,10 @@ def train(
 
     Calls progress(values) about once a second on rank 0, with what metrics.jsonl gets; and, on the way to the
     first step, with the phase that is over. Raises StoppedError once it has saved because the worker shall
-    stop, and UnsavedError where the storage takes no checkpoint for too long.
+    stop, and UnsavedError where the storage takes no checkpoint for too long, or where another process has
+    taken the lease `held`.
     """
-    run = _Run(config, sets, worker, progress, until, careful_until)
+    run = _Run(config, sets, worker, progress, until, careful_until, held)
     run.train()
 
 
@@ -101,6 +104,7 @@ class _Run:
         progress: Progress,
         until: int | None,
         careful_until: int,
+        held: Held | None,
     ) -> None:
         self.quarantine = Quarantine(run_uri(config))
         self.config, self.sets = config, sets.complete(config)
@@ -111,7 +115,7 @@ class _Run:
         self.plan = make_plan(config, sets.train)
         self.steps = total_steps(config, self.plan)
         self.stop_step = self.steps if until is None else min(until, self.steps)
-        self.checkpoints = Checkpoints(run_uri(config), config.checkpoint.keep)
+        self.checkpoints = Checkpoints(run_uri(config), config.checkpoint.keep, held)
         self.log: RunLog | None = None
         self.warnings: list[str] = []
         saved = self._newest_checkpoint()
@@ -125,7 +129,7 @@ class _Run:
         self.left_out: list[Quarantined] = []
         self.progress = progress
         if self._leads:
-            self.log = RunLog(run_uri(config), self.plan, self.steps, self.start_step, progress)
+            self.log = RunLog(run_uri(config), self.plan, self.steps, self.start_step, progress, held)
 
     @property
     def _leads(self) -> bool:
@@ -345,6 +349,7 @@ class _Run:
         if done == self.stop_step:
             log.end()
         if stopping:
+            log.write()  # The storage may have been away when it was first tried.
             LOG.info("saved after step %d, and told to stop", done)
             raise StoppedError(done)
 
