@@ -27,7 +27,7 @@ from training.metrics import read_metrics
 from training.objectives import count_classes, load_initial
 from training.record import claim_run, find_run, keep_index, kept_index
 from training.report import write_report
-from training.run import load_branch, make_plan, run_uri, total_steps
+from training.run import make_plan, run_uri, total_steps
 
 if TYPE_CHECKING:
     from training.worker import Launch
@@ -110,15 +110,12 @@ def _report(config: TrainConfig) -> None:
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The config as it means the same in every process, and the checkpoints named that others' runs have."""
+    """The config with paths that mean the same in every process, and `init` as the URI of a checkpoint."""
     data = config.data
     test = absolute(data.test) if data.test else None
     data = replace(data, train=absolute(data.train), test=test)
-    found = {
-        key: find_checkpoint(storage.absolute(place), warn) if place else None
-        for key, place in (("init", config.init), ("branch_from", config.branch_from))
-    }
-    return replace(config, data=data, output=storage.absolute(config.output), **found)
+    init = find_checkpoint(storage.absolute(config.init), warn) if config.init else None
+    return replace(config, data=data, output=storage.absolute(config.output), init=init)
 
 
 def _steps_done(config: TrainConfig) -> int:
@@ -130,7 +127,7 @@ def _steps_done(config: TrainConfig) -> int:
         return saved["step"]
     if config.init:
         load_initial(build_encoder(config.encoder), config.init)
-    return load_branch(config.branch_from)["step"] if config.branch_from else 0
+    return 0
 
 
 def _launch(

@@ -25,7 +25,7 @@ from pipelines.views import Views
 from pipelines.windows import training_plan
 from training.batch_norm import synchronize_batch_norm
 from training.certainty import doubts
-from training.checkpoint import Checkpoints, read_checkpoint, snapshot
+from training.checkpoint import Checkpoints, snapshot
 from training.config import TrainConfig, training_recipes
 from training.encoders import Encoder, raw_pixels
 from training.evaluator import Evaluator, Sets
@@ -93,14 +93,6 @@ def train(
     """
     run = _Run(config, sets, worker, progress, until, careful_until, held)
     run.train()
-
-
-def load_branch(checkpoint: str) -> dict[str, Any]:
-    """What the checkpoint that a run goes on from holds; ValueError where there is none."""
-    saved = read_checkpoint(checkpoint)
-    if saved is None:
-        raise ValueError(f"there is no checkpoint {checkpoint}; give --branch-from a run or one of its own")
-    return saved
 
 
 class _Run:
@@ -257,18 +249,10 @@ class _Run:
         return score if step is not None and step <= self.start_step else -math.inf
 
     def _load(self, saved: dict[str, Any] | None) -> int:
-        """Take what a checkpoint holds, or the one branched from if that is None; the step to begin at."""
-        if saved is None and self.config.branch_from:
-            saved = load_branch(self.config.branch_from)
+        """Load a checkpoint, if there is one; returns the step to begin at."""
         if saved is None:
             return 0
-        try:
-            self.objective.load_state_dict(saved["model"])
-        except RuntimeError as error:
-            raise ValueError(
-                f"the weights of {self.config.branch_from} do not fit this run's networks: "
-                "branch with the same --objective, --encoder and --projector"
-            ) from error
+        self.objective.load_state_dict(saved["model"])
         load_moments(self.optimizer, saved["optimizer"])
         if self.average:
             self.average.load_state_dict(saved["average"])
