@@ -19,7 +19,7 @@ from training.evaluator import Sets
 from training.faults import RunError
 from training.finetune import finetune_config
 from training.protocols import Protocol
-from training.record import kept_index, read_config
+from training.record import kept_index, read_config, read_values
 from training.run import run_uri
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ def _finetune(
 
 def _config(run: str, request: EvaluationRequest) -> TrainConfig:
     config = read_config(run)
+    if config.supervised.labels is not None:
+        read_values(run, resumed=True)  # Earlier versions kept the index of the share alone.
     test = absolute(request.test) if request.test else config.data.test
     data = replace(config.data, test=test)
     if not data.test:

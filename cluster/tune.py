@@ -98,9 +98,9 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
     check_surface(search)
     modules = _modules(search)
     folder = search_folder(search)
+    kept_toml(storage.join(folder, _FILE), resumed=True)  # Refuses another version's.
     if not read_trials(folder):
         _check_checkpoints(search)
-    kept_toml(storage.join(folder, _FILE), resumed=True)  # Refuses another version's.
     index, ended = _index(search), Event()
     with leased(folder, ended):
         _keep(search)
@@ -123,16 +123,11 @@ def _with_absolute_paths(search: SearchConfig) -> SearchConfig:
 
 def _index(search: SearchConfig) -> Index:
     """The images: those that the search began with, if it is resumed."""
-    index, folder = training_index(search.train), search_folder(search)
+    index = training_index(search.train)
     index.check_labels("ranking trials", "search with other images")
-    kept = kept_index(folder, "train")
+    kept = kept_index(search_folder(search), "train")
     if kept is None:
         return index
-    if kept.labels is None and read_trials(folder):
-        raise ValueError(
-            f"{folder} was begun by a version of diptych that held out other images; search anew under "
-            "another --name"
-        )
     kept.check_unchanged()
     # Images that were added since would change which are held out.
     return kept if kept.uri == index.uri else index

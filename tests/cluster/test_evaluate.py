@@ -19,8 +19,9 @@ from training.certainty import COMPARED
 from training.config import TrainConfig
 from training.evaluator import Sets
 from training.gather import LocalGather
+from training.objective_config import SupervisedConfig
 from training.process import Worker
-from training.record import claim_run
+from training.record import claim_run, to_toml
 from training.run import run_uri, train
 from training.worker import Task
 
@@ -54,3 +55,12 @@ def test_only_what_was_found_is_kept(ray_cluster: None, tmp_path: Path) -> None:
     assert found.keys() == {"step", "protocol", "labels", "features", *judged}
     kept = (tmp_path / "run/evaluations.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in kept] == [found]
+
+
+def test_a_share_of_the_labels_that_an_earlier_version_took_is_not_shared_out_again(tmp_path: Path) -> None:
+    data = DataConfig(train=str(tmp_path), test=str(tmp_path))
+    config = TrainConfig(data=data, objective="supervised", supervised=SupervisedConfig(labels=0.1))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text(to_toml(config))
+    with pytest.raises(ValueError, match=r"config.toml was written by another version of diptych"):
+        run_evaluation(str(tmp_path / "run"))
