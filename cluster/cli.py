@@ -242,7 +242,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         _fail(first_line(error))
     except ClusterLostError as lost:
-        print(f"diptych: {lost}", file=sys.stderr, flush=True)
+        if not lost.told:
+            print(f"diptych: {lost}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(1)  # Ray's own way to end would wait for the cluster.
     except RunError as error:

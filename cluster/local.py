@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -94,9 +95,12 @@ def _left(resume: Sequence[str], folder: str | None) -> Iterator[None]:
         except ClusterLostError as lost:
             # Ray's own way to end would end this process, by those of its threads that wait for the cluster.
             leaving.pop_all()
+            told = ClusterLostError(resume, told=True)
+            # At once: Ray may still end this process, and after this block no watchdog would say it.
+            print(f"diptych: {told}", file=sys.stderr, flush=True)
             if folder:
                 end_cluster(folder, os.path.dirname(ray.__file__))
-            raise ClusterLostError(resume) from lost
+            raise told from lost
 
 
 def _connect(there: str, environment: dict[str, Any], settings: dict[str, Any]) -> None:

@@ -39,13 +39,14 @@ class ClusterLostError(RunError):
     """The head of the Ray cluster, or the node that this process is connected through, is gone.
 
     This process can use no other cluster: its threads that wait for the lost one would end it. `resume` is
-    the command for another process, where there is one.
+    the command for another process, where there is one; `told`, whether stderr has the message already.
     """
 
-    def __init__(self, resume: Sequence[str] = ()) -> None:
+    def __init__(self, resume: Sequence[str] = (), *, told: bool = False) -> None:
         message = "the head of the Ray cluster no longer answers"
         if resume:
             message = (
                 f"the head of the Ray cluster no longer answers; go on with: diptych {shlex.join(resume)}"
             )
         super().__init__(message, final=True)
+        self.told = told
