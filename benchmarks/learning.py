@@ -3,7 +3,7 @@
     python benchmarks/learning.py CIFAR10                  # Parquet files train-*, test-*: image, label
     python benchmarks/learning.py CIFAR10 --ablations      # heads, jitter and temperature, diptych alone
     python benchmarks/learning.py CIFAR10 --orders --train 'train-*'   # stored by class against shuffled
-    python benchmarks/learning.py CIFAR10 --train 'train-*' --device cuda --encoder resnet18 --epochs 200
+    python benchmarks/learning.py CIFAR10 --train 'train-*' --device cuda --encoder resnet18 --stem cifar
 
 The same encoder and projector, batch size, epochs, optimiser, schedule and augmentations, the same number of
 images, and bfloat16 with CUDA; seeds 0 to 2, the two in turns. lightly is its SimCLRTransform in a DataLoader
@@ -77,7 +77,7 @@ def _config(arguments: argparse.Namespace, output: str, seed: int, **fields: Any
     settings: dict[str, Any] = {
         "name": f"seed{seed}",
         "temperature": 0.2,
-        "encoder": {"name": arguments.encoder},
+        "encoder": {"name": arguments.encoder, "stem": arguments.stem},
         "projector": {"hidden_dim": 256, "dim": 64},
         "optimizer": {"name": "adamw", "learning_rate": 2e-3, "scaling": "none", "weight_decay": 1e-4},
         "evaluation": {"train_images": 10_000, "test_images": 5_000, "diagnostic_images": 0},
@@ -257,6 +257,7 @@ def main() -> None:
     parser.add_argument("cifar10", help="a folder of Parquet files train-* and test-*")
     parser.add_argument("--train", default="train-00000*", help="pattern of the training files")
     parser.add_argument("--encoder", default="resnet8")
+    parser.add_argument("--stem", choices=["imagenet", "cifar"], help="encoder.stem of ImageNet ResNets")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)

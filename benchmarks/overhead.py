@@ -54,7 +54,7 @@ _HELD = 4
 def _config(arguments: argparse.Namespace, output: str, name: str) -> TrainConfig:
     data = DataConfig(train=f"{arguments.folder}/{arguments.train}", recipe=arguments.recipe)
     settings: dict[str, Any] = {
-        "encoder": {"name": arguments.encoder},
+        "encoder": {"name": arguments.encoder, "stem": arguments.stem},
         "projector": {"hidden_dim": 256, "dim": 64},
         "optimizer": {"name": "sgd", "learning_rate": 0.03},
         "evaluation": {"diagnostic_images": 0},
@@ -146,6 +146,7 @@ def main() -> None:
     parser.add_argument("--train", default="train-*", help="pattern of the files")
     parser.add_argument("--recipe", default="simclr-cifar")
     parser.add_argument("--encoder", default="resnet20")
+    parser.add_argument("--stem", choices=["imagenet", "cifar"], help="encoder.stem of ImageNet ResNets")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)

@@ -12,7 +12,8 @@ from trove_classifiers import classifiers
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCKED = re.findall(r"^([\w.-]+)(?:\[[\w,]+\])?==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+LOCK = (ROOT / "requirements.lock").read_text()
+LOCKED = re.findall(r"^([\w.-]+)(?:\[[\w,]+\])?==(\S+)", LOCK, re.MULTILINE)
 
 
 def test_changelog_and_citation_have_the_projects_version() -> None:
