@@ -1,4 +1,4 @@
-"""What a benchmark measured of diptych and, in the same run, of something else; and such results as JSON."""
+"""Measurements of diptych beside those of a peer in the same run, and their JSON files."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from pipelines import storage
 
 @dataclass(frozen=True)
 class Comparison:
-    """What diptych and a peer, or diptych in other circumstances, needed or did; values of as many rounds."""
+    """Values of diptych and of a peer, or of diptych under other conditions; one of each a round."""
 
     claim: str
     peer: str
@@ -29,7 +29,7 @@ class Comparison:
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """The median of the values and, where they are several, the lowest and the highest."""
+    """The median of the values; of several also the lowest and the highest."""
     median = f"{statistics.median(values):{form}}"
     return f"{median} ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else median
 
@@ -40,7 +40,7 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
 
 
 def write_json(path: Path | None, comparisons: Sequence[Comparison]) -> None:
-    """Write them whole or not at all; nothing is done where no path was asked for."""
+    """Write them, the whole file or none of it; does nothing without a path."""
     if path:
         storage.write(str(path.absolute()), json.dumps([asdict(each) for each in comparisons]).encode())
 

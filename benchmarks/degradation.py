@@ -1,20 +1,19 @@
-"""Deeper plain nets train worse, deeper residual nets do not. He et al. 2015, figure 6.
+"""Deeper plain nets train worse than shallow ones, deeper residual nets do not. He et al. 2015, figure 6.
 
     python benchmarks/degradation.py CIFAR    # a folder of CIFAR-10's train-*.parquet: columns image, label
 
 Trains the CIFAR nets of section 4.2 with a classifier, plain and residual, as the paper does: SGD with
 momentum 0.9 and weight decay 1e-4, crops out of padded images, flips, a learning rate that falls to a tenth
-after a half and after three quarters. By default on 512 images of 16 pixels, which two cores do in
-minutes, and at a learning rate of 0.02: in so few steps even deep residual nets do not get going at the
-paper's 0.1. The paper's experiment is --images 50000 --size 32 --batch-size 128 --epochs 164
---learning-rate 0.1 --depths 20 32 44 56 110. Prints the training error at the end, on the images as they
-are; --picture draws that of every epoch, on the crops.
+after a half and after three quarters of the epochs. By default on 512 images of 16 pixels, which takes
+minutes on two cores, and at a learning rate of 0.02: at the paper's 0.1 even deep residual nets hardly learn
+in so few steps. The paper's experiment is --images 50000 --size 32 --batch-size 128 --epochs 164
+--learning-rate 0.1 --depths 20 32 44 56 110. Prints the training error at the end, on whole images;
+--picture draws that of every epoch, on the crops.
 """
 
 import argparse
 import io
 import itertools
-import os
 import sys
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.machine import add_device_option, chosen_device, describe
 from training.encoder_config import EncoderConfig
 from training.encoders import build_encoder
 
@@ -40,7 +40,7 @@ Labels = Int[Tensor, " n"]
 def train(
     name: str, images: Images, labels: Labels, arguments: argparse.Namespace, seed: int
 ) -> tuple[list[float], float]:
-    """Training error in each epoch, on the crops, and after the last, on the images as they are."""
+    """Training error in each epoch, on the crops, and after the last, on whole images."""
     torch.manual_seed(seed)
     encoder = build_encoder(EncoderConfig(name=name))
     model = nn.Sequential(encoder, nn.Linear(encoder.dim, _CLASSES)).to(images.device)
@@ -64,7 +64,7 @@ def train(
 
 
 def _augmented(images: Images) -> Images:
-    """A random crop out of zeros around each image, and half of them mirrored."""
+    """A random crop of each image padded with zeros; half of them mirrored."""
     size = images.shape[2]
     padding = size // 8  # The paper's 4 of 32 pixels.
     padded = F.pad(images, [padding] * 4)
@@ -91,8 +91,7 @@ def read_images(folder: Path, most: int, size: int) -> tuple[Images, Labels]:
     """The first `most` training images, less their mean, each channel over its standard deviation."""
     files = sorted(folder.glob("train-*.parquet"))
     if not files:
-        print(f"skipped: {folder} holds no train-*.parquet of CIFAR-10")
-        sys.exit()
+        sys.exit(f"{folder} holds no train-*.parquet; give the folder of CIFAR-10's Parquet files")
     tables = (pq.read_table(file, columns=["image", "label"]) for file in files)
     rows = list(itertools.islice((row for table in tables for row in table.to_pylist()), most))
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(row["image"]))) for row in rows])
@@ -123,7 +122,7 @@ def draw(curves: dict[tuple[str, int], list[list[float]]], path: Path) -> None:
 def _measure(
     name: str, images: Images, labels: Labels, arguments: argparse.Namespace
 ) -> tuple[list[list[float]], str]:
-    """The curve of each seed, and what is said of the end."""
+    """The curve of each seed, and the error at the end as text."""
     started = time.process_time()
     runs = [train(name, images, labels, arguments, seed) for seed in range(arguments.seeds)]
     errors = 100 * np.array([error for _, error in runs])
@@ -143,12 +142,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=0.02)
     parser.add_argument("--seeds", type=int, default=1, help="runs of each net")
-    parser.add_argument("--picture", type=Path, help="write the curves there, as PNG; needs `make bench`")
+    parser.add_argument("--picture", type=Path, help="write the curves there, as PNG")
+    add_device_option(parser)
     arguments = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = chosen_device(arguments.device)
     read = read_images(arguments.cifar, arguments.images, arguments.size)
     images, labels = (part.to(device) for part in read)
-    print(f"{device}, {os.cpu_count()} cores, torch {torch.__version__}; {len(images):,} images")
+    print(f"{describe(device, 'torch')}; {len(images):,} images")
     curves: dict[tuple[str, int], list[list[float]]] = {}
     for family, title in _FAMILIES.items():
         for depth in arguments.depths:

@@ -3,15 +3,16 @@
     python benchmarks/learning.py CIFAR10                  # Parquet files train-*, test-*: image, label
     python benchmarks/learning.py CIFAR10 --ablations      # heads, jitter and temperature, diptych alone
     python benchmarks/learning.py CIFAR10 --orders --train 'train-*'   # stored by class against shuffled
+    python benchmarks/learning.py CIFAR10 --train 'train-*' --device cuda --encoder resnet18 --stem cifar
 
 The same encoder and projector, batch size, epochs, optimiser, schedule and augmentations, the same number of
-images; seeds 0 to 2, the two in turns. lightly is its SimCLRTransform in a DataLoader with a worker process a
-core and its NTXentLoss, in a plain PyTorch loop. Both encoders are judged by diptych's kNN. Times are those
-of the training steps alone. Idle OpenMP threads sleep, for both.
+images, and bfloat16 with CUDA; seeds 0 to 2, the two in turns. lightly is its SimCLRTransform in a DataLoader
+with a worker process for each core and its NTXentLoss, in a plain PyTorch loop. Both encoders are judged by
+diptych's kNN. Times are those of the training steps alone. Idle OpenMP threads sleep, for both.
 
---orders: the same images in the order of their classes, in row groups of 1,000, trained on where they are,
-with windows of 1,024 images as they once were and as they are by default, and once packed; against the same
-images stored in a random order.
+--orders: images stored in the order of their classes, in row groups of 1,000, trained on as they are, with
+windows of 1,024 images and with windows of the default size, and once packed; against the same images stored
+in a random order.
 """
 
 import argparse
@@ -34,15 +35,17 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.comparison import Comparison, add_json_option, spread, write_json
+from benchmarks.machine import CORES, add_device_option, chosen_device, describe, finish
+from benchmarks.samples import read_images
 from pipelines.config import DataConfig
 from pipelines.mixing import run_mixing
 from pipelines.packing import Sizes
 from pipelines.philox import derive_key, permutation
-from pipelines.reader import read_windows
+from pipelines.reader import ahead, read_windows
 from pipelines.shuffle import Order, part_jobs, remove_parts, write_gathered, write_part
 from pipelines.sources import build_index
 from training.config import TrainConfig
-from training.encoders import Encoder, build_encoder
+from training.encoders import build_encoder
 from training.evaluator import Evaluator, Sets
 from training.gather import LocalGather
 from training.heads import build_projector
@@ -51,12 +54,16 @@ from training.optimizers import build_optimizer, learning_rate, peak_learning_ra
 from training.process import Worker
 from training.run import make_plan, run_uri, total_steps, train
 
-_CORES = os.cpu_count() or 1
 _STRENGTH = 0.5
 
 
-def _worker() -> Worker:
-    return Worker(gather=LocalGather(), device=torch.device("cpu"), threads=_CORES, tables=read_windows)
+def _worker(device: torch.device) -> Worker:
+    return Worker(
+        gather=LocalGather(),
+        device=device,
+        threads=CORES,
+        tables=lambda index, data, windows: ahead(read_windows(index, data, windows)),
+    )
 
 
 def _config(arguments: argparse.Namespace, output: str, seed: int, **fields: Any) -> TrainConfig:
@@ -70,7 +77,7 @@ def _config(arguments: argparse.Namespace, output: str, seed: int, **fields: Any
     settings: dict[str, Any] = {
         "name": f"seed{seed}",
         "temperature": 0.2,
-        "encoder": {"name": arguments.encoder},
+        "encoder": {"name": arguments.encoder, "stem": arguments.stem},
         "projector": {"hidden_dim": 256, "dim": 64},
         "optimizer": {"name": "adamw", "learning_rate": 2e-3, "scaling": "none", "weight_decay": 1e-4},
         "evaluation": {"train_images": 10_000, "test_images": 5_000, "diagnostic_images": 0},
@@ -87,9 +94,9 @@ def _sets(config: TrainConfig) -> Sets:
     return Sets.of(config, *indexes)
 
 
-def _diptych(config: TrainConfig) -> tuple[float, float]:
+def _diptych(config: TrainConfig, device: torch.device) -> tuple[float, float]:
     """kNN accuracy, and the seconds of all steps but the first."""
-    train(config, _sets(config), _worker(), lambda _: None)
+    train(config, _sets(config), _worker(device), lambda _: None)
     lines = read_metrics(run_uri(config))
     steps = [line for line in lines if "loss" in line][1:]
     seconds = sum(config.batch_size / line["images_per_second"] for line in steps)
@@ -97,7 +104,7 @@ def _diptych(config: TrainConfig) -> tuple[float, float]:
 
 
 class _Images(Dataset):
-    """Encoded images and a transform, as lightly's users have them in a folder."""
+    """Views of encoded images, as lightly's users make them of a folder."""
 
     def __init__(self, encoded: list[bytes], transform: Any) -> None:
         self._encoded, self._transform = encoded, transform
@@ -109,7 +116,8 @@ class _Images(Dataset):
         return self._transform(Image.open(io.BytesIO(self._encoded[index])).convert("RGB"))
 
 
-def _lightly(config: TrainConfig, encoded: list[bytes]) -> tuple[float, float]:
+def _lightly(config: TrainConfig, encoded: list[bytes], device: torch.device) -> tuple[float, float]:
+    """kNN accuracy, and the seconds of all steps but the first, of a plain loop with lightly's parts."""
     from lightly.loss import NTXentLoss
     from lightly.transforms import SimCLRTransform
 
@@ -119,13 +127,15 @@ def _lightly(config: TrainConfig, encoded: list[bytes]) -> tuple[float, float]:
         normalize={"mean": list(view.mean), "std": list(view.std)},
     )  # fmt: skip
     loader = DataLoader(
-        _Images(encoded, transform), config.batch_size, shuffle=True, drop_last=True, num_workers=_CORES,
-        persistent_workers=True, generator=torch.Generator().manual_seed(config.seed),
+        _Images(encoded, transform), config.batch_size, shuffle=True, drop_last=True, num_workers=CORES,
+        persistent_workers=True, pin_memory=device.type == "cuda",
+        generator=torch.Generator().manual_seed(config.seed),
     )  # fmt: skip
     torch.manual_seed(config.seed)
-    torch.set_num_threads(_CORES)
+    torch.set_num_threads(CORES)
     encoder = build_encoder(config.encoder)
     model = torch.nn.Sequential(encoder, build_projector(config.projector, encoder.dim, config.objective))
+    model.to(device)
     optimizer, criterion = build_optimizer(model, config.optimizer), NTXentLoss(config.temperature)
     sets = _sets(config)
     plan = make_plan(config, sets.train)
@@ -137,17 +147,15 @@ def _lightly(config: TrainConfig, encoded: list[bytes]) -> tuple[float, float]:
             started = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, peak=peak, steps=steps, warmup_steps=warmup)
-        projections = model(torch.cat([first, second]))
-        loss = criterion(*projections.chunk(2))
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            projections = model(torch.cat([first, second]).to(device, non_blocking=True))
+        loss = criterion(*projections.float().chunk(2))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    finish(device)
     seconds = time.perf_counter() - started
-    return _knn(config, sets, encoder), seconds
-
-
-def _knn(config: TrainConfig, sets: Sets, encoder: Encoder) -> float:
-    return Evaluator(config, sets, _worker()).knn(encoder)["top1"]
+    return Evaluator(config, sets, _worker(device)).knn(encoder)["top1"], seconds
 
 
 def _forever(loader: DataLoader) -> Iterator[Any]:
@@ -155,15 +163,13 @@ def _forever(loader: DataLoader) -> Iterator[Any]:
         yield from loader
 
 
-def _compare(arguments: argparse.Namespace, output: str) -> list[Comparison]:
-    files = sorted(Path(arguments.cifar10).glob(arguments.train))
-    columns = [row for path in files for row in pq.read_table(path)["image"].to_pylist()]
-    encoded = [row["bytes"] if isinstance(row, dict) else row for row in columns]
+def _compare(arguments: argparse.Namespace, output: str, device: torch.device) -> list[Comparison]:
+    encoded = list(read_images(Path(arguments.cifar10), arguments.train))
     found: dict[str, list[tuple[float, float]]] = {"diptych": [], "lightly": []}
     for seed in range(arguments.seeds):
         config = _config(arguments, output, seed)
-        found["diptych"].append(_diptych(config))
-        found["lightly"].append(_lightly(config, encoded))
+        found["diptych"].append(_diptych(config, device))
+        found["lightly"].append(_lightly(config, encoded, device))
         for name, results in found.items():
             print(f"seed {seed}  {name:<8} kNN {results[-1][0]:.1%}  {results[-1][1]:6.1f} s", flush=True)
     accuracies = {name: [accuracy for accuracy, _ in results] for name, results in found.items()}
@@ -188,19 +194,18 @@ _ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def _ablate(arguments: argparse.Namespace, output: str) -> None:
+def _ablate(arguments: argparse.Namespace, output: str, device: torch.device) -> None:
     for name, fields in _ABLATIONS.items():
-        accuracies = [
-            _diptych(
-                replace(_config(arguments, output, seed, **fields), name=f"{name}-{seed}".replace(" ", "-"))
-            )[0]
+        configs = [
+            replace(_config(arguments, output, seed, **fields), name=f"{name}-{seed}".replace(" ", "-"))
             for seed in range(arguments.seeds)
         ]
+        accuracies = [_diptych(config, device)[0] for config in configs]
         print(f"{name:<18} kNN {spread(accuracies, '.1%')}", flush=True)
 
 
 def _stored(arguments: argparse.Namespace, folder: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """For each way to store the training images, by its name: where they are, and their windows."""
+    """The place and the data settings of the training images, by the way in which they are stored."""
     tables = [pq.read_table(path) for path in sorted(Path(arguments.cifar10).glob(arguments.train))]
     table = pa.concat_tables(tables)
     by_class, shuffled, packed = (f"{folder}/{name}" for name in ("by-class", "shuffled", "packed"))
@@ -230,7 +235,7 @@ def _pack(source: str, dest: str) -> None:
     remove_parts(dest)
 
 
-def _compare_orders(arguments: argparse.Namespace, output: str) -> None:
+def _compare_orders(arguments: argparse.Namespace, output: str, device: torch.device) -> None:
     accuracies: dict[str, list[float]] = {}
     stored = _stored(arguments, output)
     for seed in range(arguments.seeds):
@@ -238,7 +243,7 @@ def _compare_orders(arguments: argparse.Namespace, output: str) -> None:
             config = _config(arguments, output, seed, data=settings)
             data = replace(config.data, train=place)
             config = replace(config, data=data, name=f"{name}-{seed}".replace(" ", "-").replace(",", ""))
-            accuracies.setdefault(name, []).append(_diptych(config)[0])
+            accuracies.setdefault(name, []).append(_diptych(config, device)[0])
             index = _sets(config).train
             mixing = run_mixing(make_plan(config, index), index, data)
             print(f"seed {seed}  {name:<27} kNN {accuracies[name][-1]:.1%}  {mixing}", flush=True)
@@ -252,22 +257,26 @@ def main() -> None:
     parser.add_argument("cifar10", help="a folder of Parquet files train-* and test-*")
     parser.add_argument("--train", default="train-00000*", help="pattern of the training files")
     parser.add_argument("--encoder", default="resnet8")
+    parser.add_argument("--stem", choices=["imagenet", "cifar"], help="encoder.stem of ImageNet ResNets")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ablations", action="store_true")
     parser.add_argument("--orders", action="store_true")
+    add_device_option(parser)
     add_json_option(parser)
     arguments = parser.parse_args()
     if (arguments.ablations or arguments.orders) and arguments.json:
         parser.error("--json holds what is measured against a peer; --ablations and --orders have none")
+    device = chosen_device(arguments.device)
+    print(describe(device, "torch", "nvidia-dali-cuda130"))
     with tempfile.TemporaryDirectory() as output:
         if arguments.ablations:
-            _ablate(arguments, output)
+            _ablate(arguments, output, device)
         elif arguments.orders:
-            _compare_orders(arguments, output)
+            _compare_orders(arguments, output, device)
         else:
-            write_json(arguments.json, _compare(arguments, output))
+            write_json(arguments.json, _compare(arguments, output, device))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Classes in a batch, by the plan that a run has, of 1.28 million images that are stored by class.
+"""Classes in a batch of 1.28 million images that are stored by class, by a run's own plan.
 
     python benchmarks/mixing.py
     python benchmarks/mixing.py --classes 10 --images 50000 --image-bytes 930     # CIFAR-10
 
-For each way to store them the classes in a batch and the pairs of one class, averaged over batches of an
-epoch: before (windows of 1,024 rows, torchvision's data sets in runs of 256, a shuffle of row groups and
-then of each shard's rows) and now (windows of 128 MiB, single rows of torchvision's, a shuffle of all rows).
-Labels alone and no image: half a minute.
+Prints the classes in a batch and the pairs of one class, averaged over batches of an epoch, for each way to
+store the images: as diptych 0.1 read them (windows of 1,024 rows, torchvision's data sets in runs of 256, a
+shuffle of row groups and then of each shard's rows) and as it reads them now (windows of 128 MiB, single rows
+of torchvision's, a shuffle of all rows). Needs labels alone and no images: half a minute.
 """
 
 import argparse
@@ -33,7 +33,7 @@ _BEFORE = 1024
 
 @dataclass(frozen=True)
 class _Stored:
-    """The labels of the images in their order, how many lie in each fragment, and the rows of a window."""
+    """The labels in the order of the images, the images of a fragment, and the rows of a window."""
 
     labels: np.ndarray
     group: int
@@ -41,7 +41,7 @@ class _Stored:
     window_rows: int | None = None
 
     def plan(self, arguments: argparse.Namespace) -> Plan:
-        """A run's."""
+        """The plan of a run with the arguments' settings."""
         rows = _fragments(len(self.labels), self.group)
         table = pa.table({"rows": rows, "first_sample": np.cumsum(rows) - rows})
         index = Index("", self.layout, table, image_bytes=arguments.image_bytes)
@@ -54,7 +54,7 @@ def _fragments(images: int, group: int) -> np.ndarray:
 
 
 def _ways(arguments: argparse.Namespace) -> Iterator[tuple[str, _Stored]]:
-    """The lines of the table."""
+    """A name and a layout for each line of the table."""
     labels = np.arange(arguments.images) * arguments.classes // arguments.images
     sizes = Sizes.of(arguments.image_bytes, shard=None, group=None)
     group, shard = sizes.rows_per_group, sizes.rows_per_shard
@@ -72,7 +72,7 @@ def _ways(arguments: argparse.Namespace) -> Iterator[tuple[str, _Stored]]:
 
 
 def _shard_by_shard(labels: np.ndarray, group: int, shard: int) -> np.ndarray:
-    """The order that `pack --shuffle 0` wrote before: of fragments, and of each shard's rows."""
+    """The order of `pack --shuffle 0` in diptych 0.1: shuffled fragments, then each shard's rows."""
     fragments = _fragments(len(labels), group)
     line = Line.of(fragments, derive_key(0, 5, 0))
     starts = np.cumsum(fragments) - fragments

@@ -1,12 +1,12 @@
-"""A run's result depends on its config alone: on one, two and four workers, and killed on the way.
+"""A run's result depends on its config alone: the same run on one, two and four workers, and once killed.
 
     python benchmarks/promise.py    # handwritten digits: 5 minutes on two cores
 
 Trains the demo's config, with gentle steps, on one, two and four workers; once more on two, killed without
-warning after a third of the steps and gone on with by one; and, to compare, with another seed. Prints their
-losses and accuracies, and how far the losses are from those of one worker; --picture draws that. What is left
-is rounding: the order in which floating-point numbers are added. Training makes more of it with each step,
-and more so with a high learning rate and a low temperature; also in plain PyTorch with other threads.
+warning after a third of the steps and resumed on one; and, to compare, with another seed. Prints their losses
+and accuracies, and how far the losses are from those of one worker; --picture draws that. The difference left
+is rounding: the order in which floating-point numbers are added. It grows with each step, and faster with a
+high learning rate and a low temperature; so it does in plain PyTorch with another number of threads.
 """
 
 import argparse
@@ -42,7 +42,7 @@ _GENTLE = {"name": "sgd", "learning_rate": 0.02, "scaling": "linear", "weight_de
 
 
 def main() -> None:
-    """Run the four, print them, and draw them where that is asked for."""
+    """Run, print and, with --picture, draw."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -80,7 +80,7 @@ def _config(folder: Path, steps: int, workers: int, name: str, seed: int = 0) ->
 
 
 def _runs(folder: Path, steps: int, counts: list[int]) -> dict[str, list[dict]]:
-    """The metrics of each run, by the workers that it had."""
+    """The metrics of each run, by its workers."""
     found = {}
     with cluster(cpus=8):
         for workers in counts:
@@ -92,7 +92,7 @@ def _runs(folder: Path, steps: int, counts: list[int]) -> dict[str, list[dict]]:
 
 
 def _killed(folder: Path, steps: int) -> list[dict]:
-    """The metrics of a run whose processes are killed, and that then goes on with one worker."""
+    """The metrics of a run whose processes are killed, and which is resumed on one worker."""
     config = _config(folder, steps, 2, "killed")
     (folder / "killed.toml").write_text(to_toml(config))
     run = f"{config.output}/{config.name}"
@@ -125,7 +125,7 @@ def _print(losses: dict[str, Losses], accuracies: dict[str, float]) -> None:
 
 
 def _draw(losses: dict[str, Losses]) -> Figure:
-    """The losses over each other, and below how far they are from the first run's."""
+    """The losses of all runs, and below them their differences from the first run's."""
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     reference = next(iter(losses.values()))

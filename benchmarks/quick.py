@@ -1,12 +1,11 @@
-"""The claims that can be measured in some minutes, peers beside diptych, in one table.
+"""The claims that can be measured in a few minutes, diptych beside its peers, in one table.
 
     python benchmarks/quick.py    # images that come with scikit-learn, or --photographs FOLDER --cifar FOLDER
 
 Runs the other benchmarks one after the other with few images and rounds, and prints what they measured:
-diptych's median and the peer's, their ratio (above 1 where diptych is the better: faster, smaller, more
-accurate) as the median, lowest and highest of the rounds', and the command for the whole benchmark. A part
-that fails is a row that says so, and makes the exit code 1; Ctrl-C ends the part that runs and prints what
-there is.
+diptych's median and the peer's, their ratio (above 1 where diptych is better: faster, smaller, more accurate)
+as the median, lowest and highest of the rounds, and the command for the whole benchmark. A part that fails
+has a row that says so, and the exit code is 1. Ctrl-C ends the part that runs and prints the rows so far.
 """
 
 import argparse
@@ -40,7 +39,7 @@ _LAST_LINES = 15
 
 @dataclass(frozen=True)
 class _Part:
-    """A benchmark and what keeps it short."""
+    """A benchmark, and the arguments that keep it short."""
 
     name: str
     arguments: tuple[str, ...]
@@ -73,12 +72,12 @@ def _parts(photographs: str, small_images: str) -> list[_Part]:
         _Part("overhead", (small_images, "--encoder", "resnet8", "--steps", "30", "--rounds", "2")),
         _Part("learning", (small_images, "--epochs", "2", "--seeds", "2")),
         _Part("search", (small_images, "--seeds", "0", "--rounds", "1")),
-        _Part("scale", ("--workers", "--shards", "100000", "1000000", "--serving", "1024")),
+        _Part("plan", ("--shards", "100000", "1000000", "--serving", "1024")),
     ]
 
 
 def _run(part: _Part, scratch: Path) -> list[Comparison]:
-    """What it measured. Prints its last lines and raises RuntimeError if it fails."""
+    """Its comparisons. Prints its last lines and raises RuntimeError if it fails."""
     log, results = scratch / "log", scratch / "results.json"
     results.unlink(missing_ok=True)
     command = [sys.executable, str(part.script), *part.arguments, "--json", str(results)]
@@ -100,8 +99,8 @@ def _run(part: _Part, scratch: Path) -> list[Comparison]:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End it as Ctrl-C would, or else with all that it started."""
-    # The second time, a run that is saving ends at once.
+    """End it as Ctrl-C would, or kill it and all that it started."""
+    # The second SIGINT ends a run that is saving at once.
     for number in (signal.SIGINT, signal.SIGINT, signal.SIGKILL):
         if process.poll() is None:
             os.killpg(process.pid, number)
@@ -110,9 +109,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _table(found: dict[_Part, list[Comparison] | str]) -> Table:
-    caption = (
-        "Ratios above 1: diptych is the better. Few images and rounds; those of the right column do more."
-    )
+    caption = "Ratios above 1: diptych is better. Few images and rounds; the commands on the right have more."
     table = Table(box=box.MARKDOWN, caption=caption, caption_justify="left", caption_style="")
     for heading in ("claim", "diptych", "peer", "ratio", "whole benchmark"):
         table.add_column(heading, overflow="fold")
@@ -137,7 +134,7 @@ def _shown(values: list[float]) -> str:
 def _measure(
     arguments: argparse.Namespace, scratch: Path, found: dict[_Part, list[Comparison] | str]
 ) -> None:
-    """Add what each part measured, or that it failed, to `found`."""
+    """Add the comparisons of each part, or why it failed, to `found`."""
     photographs, small_images = scratch / "photographs", scratch / "small"
     write_photographs(photographs, arguments.photographs)
     write_small_images(small_images, arguments.cifar)
@@ -167,8 +164,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         try:
             _measure(arguments, Path(scratch), found)
-        except ValueError as error:
-            sys.exit(f"benchmarks/quick.py: {error}")
         except KeyboardInterrupt:
             print("stopped", flush=True)
             code = 128 + signal.SIGINT

@@ -1,6 +1,7 @@
-"""A few images for quick benchmarks: the first of the user's own, or such as scikit-learn brings along."""
+"""Images of benchmarks: those of the user's Parquet files, or a few that come with scikit-learn."""
 
 import io
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import cycle, islice
 from pathlib import Path
@@ -18,35 +19,38 @@ _SMALL_IMAGES = {"train": 4096, "test": 1024}
 
 _SIDE = 32
 
-# A search holds whole row groups out.
 _GROUP_ROWS = 256
 
 # Of most of ImageNet's photographs; an image of this size and quality has about as many bytes as theirs.
 _WIDTH, _HEIGHT, _QUALITY = 500, 375, 97
 
 
+def read_images(folder: Path, pattern: str) -> Iterator[bytes]:
+    """The encoded images in the folder's Parquet files; exits where there are none."""
+    return (content for content, _, _ in _rows(folder, pattern))
+
+
 def write_photographs(folder: Path, source: Path | None) -> None:
     """JPEG photographs in one Parquet file: the first in `source`, or pieces of scikit-learn's two."""
-    images = _first(source, "*.parquet", _PHOTOGRAPHS) if source else _pieces(_PHOTOGRAPHS)
+    images = islice(_rows(source, "*.parquet"), _PHOTOGRAPHS) if source else _pieces(_PHOTOGRAPHS)
     _write(images, folder / "photographs.parquet")
 
 
 def write_small_images(folder: Path, source: Path | None) -> None:
     """Training and test images of 32 pixels, named like CIFAR-10's: the first in `source`, or digits."""
     for part, count in _SMALL_IMAGES.items():
-        images = _first(source, f"{part}-*.parquet", count) if source else _digits(part, count)
+        images = islice(_rows(source, f"{part}-*.parquet"), count) if source else _digits(part, count)
         _write(images, folder / f"{part}-00000-of-00001.parquet")
 
 
-def _first(folder: Path, pattern: str, count: int) -> Iterator[EncodedImage]:
-    """The first images of the Parquet files. Raises ValueError where there are none."""
+def _rows(folder: Path, pattern: str) -> Iterator[EncodedImage]:
+    """Bytes, label and number of each image of the Parquet files; exits where there are none."""
     files = sorted(folder.glob(pattern))
     if not files:
-        raise ValueError(f"{folder} holds no {pattern}; without a folder, scikit-learn's images are used")
+        sys.exit(f"{folder} holds no {pattern}; give a folder of Parquet files with a column image")
     columns = ["image", "label"]  # The second need not be there.
-    tables = (table for file in files for table in pq.ParquetFile(file).iter_batches(count, columns=columns))
-    rows = (row for table in tables for row in table.to_pylist())
-    for number, row in enumerate(islice(rows, count)):
+    tables = (table for file in files for table in pq.ParquetFile(file).iter_batches(256, columns=columns))
+    for number, row in enumerate(row for table in tables for row in table.to_pylist()):
         image = row["image"]
         yield image["bytes"] if isinstance(image, dict) else image, row.get("label", 0), str(number)
 

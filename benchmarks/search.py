@@ -1,12 +1,12 @@
-"""What searching cleverly saves, and what a search costs beside its trials' training.
+"""A search by TPE and ASHA against random search, and trials in a search against runs of their own.
 
     python benchmarks/search.py CIFAR10    # a folder of Parquet files train-*: image, label
 
 For each seed, on 5,000 images of which three fifths are held out: the search `simclr` that comes with
-diptych, and a random one of the same space, which trains all its trials to the end. Prints how many images
-the first had trained on when it reached the accuracy that is the best of the second's, as a share of what
-that trained on in all. Then a few trials of one epoch are run by a search and, for comparison, one after the
-other as `diptych train` would on the same cluster, in turns; prints how long both take.
+diptych, and a random search of the same space, which trains all its trials to the end. Prints how many images
+the first had trained on when it reached the best accuracy of the second, as a share of all the images that
+the second trained on. Then a few trials of one epoch are run by a search and one after the other, as
+`diptych train` would on the same cluster, in turns; prints how long both take.
 """
 
 import argparse

@@ -1,11 +1,10 @@
-"""Object storage to views, the whole way, against the same DALI pipeline fed from memory.
+"""Views of images streamed from object storage, against the same DALI pipeline fed from memory.
 
     python benchmarks/stream.py PHOTOGRAPHS    # a Parquet file or folder with the columns image and label
 
-Packs the images, several times over, into a bucket of a real S3 server on this machine, and lets two workers
-make two views of each: once with the tables of every window in memory, once streamed through Ray Data. The
-two take turns in one run. Prints the ratio of their rates, the time to the first batch, and the peak memory
-for a small and a large data set.
+Packs the images, several times over, into a bucket of a real S3 server on this machine. Two workers make two
+views of each: from tables in memory, and streamed through Ray Data. The two take turns in one run. Prints
+the ratio of their rates, the time to the first batch, and the peak memory for a small and a large data set.
 """
 
 import argparse

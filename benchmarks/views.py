@@ -1,12 +1,14 @@
 """Encoded images to two float views each: diptych against lightly and torchvision.
 
     python benchmarks/views.py --photographs FOLDER --cifar FOLDER    # Parquet files with a column image
+    python benchmarks/views.py --photographs FOLDER --cifar FOLDER --device cuda
 
-Everyone starts from the same encoded bytes in memory and ends with batches of normalised float32 tensors, on
-all cores: diptych's DALI pipeline with its draws, lightly's SimCLRTransform on PIL images, and torchvision's
-v2 transforms on tensors, the last two in a DataLoader with a worker process a core. Photographs get SimCLR's
-recipe for ImageNet at 224 pixels, CIFAR-10 its recipe for 32. The three take turns. Prints each one's images
-a second and CPU time, and diptych's ratios to the others: medians over the rounds, lowest and highest.
+All start from the same encoded bytes in memory and end with batches of normalised float32 tensors on the
+device: diptych's DALI pipeline with its draws, lightly's SimCLRTransform on PIL images, and torchvision's v2
+transforms on tensors. The last two run in a DataLoader with a worker process for each core and, as neither
+makes views on a GPU, are copied to it. Photographs get SimCLR's recipe for ImageNet at 224 pixels, CIFAR-10
+its recipe for 32. The three take turns. Prints images a second and CPU time of each, and diptych's ratios to
+the others: medians over the rounds, lowest and highest.
 """
 
 import argparse
@@ -14,16 +16,13 @@ import io
 import itertools
 import multiprocessing
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -31,6 +30,8 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from benchmarks.comparison import Comparison, add_json_option, spread, write_json
+from benchmarks.machine import CORES, add_device_option, chosen_device, describe, finish
+from benchmarks.samples import read_images
 from pipelines.dali import Request, make_views
 from pipelines.draws import draw
 from pipelines.header import read_header
@@ -42,13 +43,16 @@ try:
 except ImportError:
     sys.exit("benchmarks/views.py needs lightly; install it with: make bench")
 
-_CORES = os.cpu_count() or 1
+_MOST_IMAGES = 20_000
 _MAX_PIXELS = 100_000_000
+
+# Images of a batch, of photographs and of small ones.
+_BATCH_SIZES = {"cpu": (64, 256), "cuda": (256, 512)}
 
 
 @dataclass(frozen=True)
 class _Case:
-    """What is measured: encoded images, the recipe's name, and the strength of its jitter."""
+    """Encoded images, the name of a recipe, and the strength of its jitter."""
 
     name: str
     images: list[bytes]
@@ -56,6 +60,7 @@ class _Case:
     strength: float
     batch_size: int
     batches: int
+    device: torch.device
 
     @property
     def recipes(self) -> tuple[ViewRecipe, ViewRecipe]:
@@ -63,7 +68,7 @@ class _Case:
 
 
 class _Encoded(Dataset):
-    """Two views of each image, made by `views` from its bytes; the images come round as often as it takes."""
+    """Two views of each image, made from its bytes by `views`; the images repeat."""
 
     def __init__(self, case: _Case, views: Callable[[bytes], Sequence[torch.Tensor]]) -> None:
         self._images, self._length, self._views = case.images, case.batches * case.batch_size, views
@@ -113,14 +118,15 @@ def _loader(case: _Case, views: Callable, collate: Callable) -> DataLoader:
     return DataLoader(
         _Encoded(case, views),
         batch_size=case.batch_size,
-        num_workers=_CORES,
+        num_workers=CORES,
         collate_fn=collate,
         persistent_workers=True,
+        pin_memory=case.device.type == "cuda",
     )
 
 
 def _diptych(case: _Case) -> Iterator[object]:
-    """Endless batches; what the reader and the feed do for each image is done here for each image too."""
+    """Endless batches; the reader's and the feed's work for each image is included."""
 
     def request(step: int) -> Request:
         samples = np.arange(step * case.batch_size, (step + 1) * case.batch_size)
@@ -133,12 +139,13 @@ def _diptych(case: _Case) -> Iterator[object]:
         return Request([np.frombuffer(content, np.uint8) for content in encoded], draws)
 
     requests = map(request, itertools.count())
-    return make_views(requests, case.recipes, batch_size=case.batch_size, threads=_CORES)
+    gpu = case.device.index
+    return make_views(requests, case.recipes, batch_size=case.batch_size, threads=CORES, gpu=gpu)
 
 
 @dataclass(frozen=True)
 class _Turn:
-    """What came of one turn: images a second, and milliseconds of CPU an image, worker processes included."""
+    """Images a second of one turn, and milliseconds of CPU an image, worker processes included."""
 
     rate: float
     cpu: float
@@ -147,6 +154,7 @@ class _Turn:
 def _timed(case: _Case, work: Callable[[], object]) -> _Turn:
     started, cpu = time.perf_counter(), _cpu_seconds()
     work()
+    finish(case.device)
     images = case.batches * case.batch_size
     return _Turn(images / (time.perf_counter() - started), 1e3 * (_cpu_seconds() - cpu) / images)
 
@@ -159,14 +167,19 @@ def _cpu_seconds() -> float:
 
 
 def _turn_of_loader(loader: DataLoader, case: _Case) -> _Turn:
-    return _timed(case, lambda: [None for _ in loader])
+    def work() -> None:
+        for views, *_ in loader:
+            for view in views:
+                view.to(case.device, non_blocking=True)
+
+    return _timed(case, work)
 
 
 def _turn_of_stream(views: Iterator[object], case: _Case) -> _Turn:
-    for _ in range(4):  # Those that were made ahead while the others had their turn.
+    for _ in range(4):  # Those that were made ahead during the others' turns.
         next(views)
     turn = _timed(case, lambda: [None for _ in itertools.islice(views, case.batches)])
-    time.sleep(1)  # Those that are being made ahead do not take the next one's time.
+    time.sleep(1)  # Those that are being made ahead must not take time from the next turn.
     return turn
 
 
@@ -190,28 +203,15 @@ def _measure(case: _Case, rounds: int) -> list[Comparison]:
 
 
 def _compare(case: _Case, name: str, turns: dict[str, list[_Turn]]) -> list[Comparison]:
-    ours, theirs = turns["diptych"], turns[name]
-    claim = f"views of {case.name}"
-    rate = Comparison(
-        claim, name, "images/s", [turn.rate for turn in ours], [turn.rate for turn in theirs],
-        more_is_better=True,
-    )  # fmt: skip
-    cpu = Comparison(
-        claim, name, "ms of CPU an image", [turn.cpu for turn in ours], [turn.cpu for turn in theirs]
-    )
+    pair = turns["diptych"], turns[name]
+    rates, cpus = ([[getattr(turn, key) for turn in each] for each in pair] for key in ("rate", "cpu"))
+    rate = Comparison(f"views of {case.name}", name, "images/s", *rates, more_is_better=True)
+    cpu = Comparison(f"views of {case.name}", name, "ms of CPU an image", *cpus)
     print(
         f"  diptych / {name}: {spread(rate.ratios, '.2f')} in images/s, "
         f"{spread(cpu.ratios, '.2f')} in images per second of CPU"
     )
     return [rate, cpu]
-
-
-def _images(folder: Path, most: int) -> list[bytes]:
-    files = sorted(folder.glob("*.parquet"))
-    if not files:
-        sys.exit(f"{folder} holds no Parquet files")
-    images = (image for file in files for image in pq.read_table(file)["image"].to_pylist())
-    return list(itertools.islice(images, most))
 
 
 def main() -> None:
@@ -223,22 +223,23 @@ def main() -> None:
     parser.add_argument(
         "--batches", type=int, default=12, help="of photographs in a round; of small images twice as many"
     )
+    add_device_option(parser)
     add_json_option(parser)
     arguments = parser.parse_args()
-    names = ("lightly", "torch", "torchvision", "pillow", "nvidia-dali-cuda130")
-    print(
-        f"{_CORES} cores, Python {platform.python_version()},", *(f"{name} {version(name)}" for name in names)
-    )
+    device = chosen_device(arguments.device)
+    print(describe(device, "lightly", "torch", "torchvision", "pillow", "nvidia-dali-cuda130"))
+    large, small = _BATCH_SIZES[device.type]
     comparisons = []
     for folder, settings in (
-        (arguments.photographs, ("photographs at 224 pixels", "simclr", 1.0, 64, arguments.batches)),
-        (arguments.cifar, ("small images at 32 pixels", "simclr-cifar", 0.5, 256, 2 * arguments.batches)),
+        (arguments.photographs, ("photographs at 224 pixels", "simclr", 1.0, large, arguments.batches)),
+        (arguments.cifar, ("small images at 32 pixels", "simclr-cifar", 0.5, small, 2 * arguments.batches)),
     ):
         name, *rest = settings
-        if folder is None or not folder.is_dir():
-            print(f"{name}: skipped, for there is no folder {folder or 'given'}")
+        if folder is None:
+            print(f"{name}: skipped, as no folder is given")
             continue
-        comparisons += _measure(_Case(name, _images(folder, 20_000), *rest), arguments.rounds)
+        images = list(itertools.islice(read_images(folder, "*.parquet"), _MOST_IMAGES))
+        comparisons += _measure(_Case(name, images, *rest, device), arguments.rounds)
     write_json(arguments.json, comparisons)
 
 
