@@ -8,9 +8,9 @@ import tomli_w
 from matplotlib.figure import Figure
 
 from pipelines import storage
-from training.page import page
 from training.record import to_toml
-from training.report_glance import compared
+from training.report.page import page
+from training.report.summary import evaluation_facts
 from tuning.config import METRICS, SearchConfig
 from tuning.figures import figures, progress
 from tuning.trials import Trial
@@ -54,7 +54,7 @@ def render(search: SearchConfig, trials: Sequence[Trial], pictures: str) -> str:
     config = tomli_w.dumps({"space": space}) + "\n# What all trials have in common\n" + to_toml(search.train)
     judged = judged_line(search, trials[0]) if trials else {}
     facts = _facts(trials, judged.get(f"{METRICS[search.metric]}_margin"))
-    return page(search.name, subtitle, facts + compared(judged), pictures + _table(trials), config)
+    return page(search.name, subtitle, facts + evaluation_facts(judged), pictures + _table(trials), config)
 
 
 def saving(trials: Sequence[Trial]) -> float:

@@ -26,7 +26,7 @@ from training.gather import LocalGather
 from training.process import Worker
 from training.record import claim_run, read_config
 from training.report import COMMAND_MULTIPLY_ADDS, END_MULTIPLY_ADDS, write_report, write_reports
-from training.report_images import affordable
+from training.report.features import affordable
 from training.run import run_uri, train
 
 _NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -108,8 +108,8 @@ def test_the_page_has_every_section_and_is_small_enough_to_send(run: Path, page:
     assert page.stat().st_size < 15e6
     content = page.read_text()
     assert _headings(content) == [
-        "At a glance", "Curves", "Images and their views", "Features", "Nearest neighbours",
-        "Images left out", "The same run again", "Versions", "Config",
+        "Summary", "Curves", "Images and their views", "Features", "Nearest neighbours",
+        "Quarantined images", "Run it again", "Versions", "Config",
     ]  # fmt: skip
     assert len(re.findall("<g data-name", content)) == _TEST_IMAGES
     assert f"{_TEST_IMAGES} test images as the encoder sees them after {_STEPS} steps" in content
@@ -149,7 +149,7 @@ def test_a_run_that_has_only_begun_has_a_page(run: Path, tmp_path: Path) -> None
     young.mkdir()
     shutil.copy(run / "config.toml", young)
     content = Path(write_reports([str(young)], None)).read_text()
-    for part in ("No step is written down yet", "There is no views.png yet", "There is no checkpoint yet"):
+    for part in ("No step is logged yet", "There is no views.png yet", "There is no checkpoint yet"):
         assert part in content
 
 
@@ -210,7 +210,7 @@ def test_several_runs_are_compared(run: Path, other: Path) -> None:
     path = Path(write_reports([str(run), str(other)], None))
     assert path == run.parent / "comparison.html"
     content = path.read_text()
-    differing = content[content.index("What differs") : content.index("<h2>Curves")]
+    differing = content[content.index("Differing settings") : content.index("<h2>Curves")]
     rows = [re.findall("<td>([^<]*)</td>", row) for row in differing.split("<tr>")[2:]]
     assert rows == [["seed", "0", "1"], ["temperature", "1.0", "0.5"]]
     for title in ("loss", "knn_top1", "effective_rank", "stages"):

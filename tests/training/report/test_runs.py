@@ -17,11 +17,11 @@ from pipelines.config import DataConfig
 from training.certainty import with_margins
 from training.config import EncoderConfig, TrainConfig, config_hash
 from training.metrics import MetricsLog
-from training.report import render as render_run
 from training.report import write_report
-from training.report_curves import thinned
-from training.report_glance import numbers, words
-from training.report_run import RunRecord
+from training.report.curves import thinned
+from training.report.history import RunHistory
+from training.report.runs import render as render_run
+from training.report.summary import measurements, settings
 
 _CONFIG = TrainConfig(
     data=DataConfig(train="s3://bucket/<script>alert('1')</script>&more"),
@@ -50,7 +50,7 @@ def _png() -> bytes:
 
 
 def render(config: TrainConfig, metrics: list[dict[str, Any]], views: bytes | None) -> str:
-    return render_run(RunRecord(config, metrics, views=views), 0)
+    return render_run(RunHistory(config, metrics, views=views), 0)
 
 
 class _Page(HTMLParser):
@@ -170,21 +170,21 @@ def test_what_went_wrong_is_counted_and_nothing_is_said_where_nothing_did(page: 
     ]
     wrong = _Page(render(_CONFIG, [*_STEPS[:1], *bad, *_STEPS[3:]], None))
     assert wrong.fact("steps skipped") == "2"
-    assert wrong.fact("times gone back") == "1"
-    assert wrong.fact("images left out") == "1,234"
-    assert not {"steps skipped", "times gone back", "images left out"} & set(page.text)
+    assert wrong.fact("rollbacks") == "1"
+    assert wrong.fact("images quarantined") == "1,234"
+    assert not {"steps skipped", "rollbacks", "images quarantined"} & set(page.text)
 
 
 def test_the_time_that_steps_took_is_their_images_by_their_speed(page: _Page) -> None:
     # 256 images at 1,000 to 5,000 a second.
-    assert page.fact("spent in steps") == "1 s"
+    assert page.fact("time in steps") == "1 s"
     slow = [{**line, "images_per_second": 0.05} for line in _STEPS]
-    assert _Page(render(_CONFIG, slow, None)).fact("spent in steps") == "7.1 h"
+    assert _Page(render(_CONFIG, slow, None)).fact("time in steps") == "7.1 h"
 
 
 def test_left_out_images_are_counted_by_reason_and_their_reasons_escaped() -> None:
     left_out = Counter({"is <torn>": 3, "has no header": 1})
-    page = render_run(RunRecord(_CONFIG, [], left_out=left_out), 0)
+    page = render_run(RunHistory(_CONFIG, [], quarantined=left_out), 0)
     text = _Page(page).text
     assert text[text.index("is <torn>") + 1] == "3"
     assert text[text.index("has no header") + 1] == "1"
@@ -193,9 +193,9 @@ def test_left_out_images_are_counted_by_reason_and_their_reasons_escaped() -> No
 
 def test_view_matching_is_shown_beside_its_chance() -> None:
     steps = [{**line, "view_matching": 0.1 * line["step"]} for line in _STEPS]
-    run = RunRecord(replace(_CONFIG, batch_size=10), steps)
-    assert dict(numbers(run))["views matched"] == "30.0% (chance 5.3%)"
-    assert "views matched" not in dict(numbers(RunRecord(_CONFIG, _STEPS)))
+    run = RunHistory(replace(_CONFIG, batch_size=10), steps)
+    assert dict(measurements(run))["views matched"] == "30.0% (chance 5.3%)"
+    assert "views matched" not in dict(measurements(RunHistory(_CONFIG, _STEPS)))
     content = render_run(run, 0)
     assert _Page(content).text.count("View matching") == 1
     drawn = content[content.index("Plotly.newPlot", content.index('id="curve-view_matching"')) :]
@@ -203,7 +203,7 @@ def test_view_matching_is_shown_beside_its_chance() -> None:
     assert [trace["name"] for trace in traces] == ["run-7", "chance"]
     # 10 images are 20 views, and each has 19 others.
     assert traces[1]["y"] == pytest.approx([100 / 19] * 2)
-    assert "View matching" not in _Page(render_run(RunRecord(_CONFIG, _STEPS), 0)).text
+    assert "View matching" not in _Page(render_run(RunHistory(_CONFIG, _STEPS), 0)).text
 
 
 def test_many_steps_are_drawn_as_means_of_equally_many() -> None:
@@ -221,11 +221,11 @@ def test_many_steps_are_drawn_as_means_of_equally_many() -> None:
 
 def test_a_run_that_went_on_says_on_how_many_workers() -> None:
     begun = [{"step": 0, "epoch": 0, "workers": 4}, {"step": 20, "epoch": 1, "workers": 4}]
-    facts = dict(words(RunRecord(_CONFIG, begun)) + numbers(RunRecord(_CONFIG, begun)))
-    assert (facts["workers"], facts["times gone on from a checkpoint"]) == ("4", "1")
-    fewer = RunRecord(_CONFIG, [*begun, {"step": 40, "epoch": 2, "workers": 1}])
-    assert dict(words(fewer))["workers"] == "4, then 1"
-    assert "times gone on from a checkpoint" not in dict(numbers(RunRecord(_CONFIG, begun[:1])))
+    facts = dict(settings(RunHistory(_CONFIG, begun)) + measurements(RunHistory(_CONFIG, begun)))
+    assert (facts["workers"], facts["resumes"]) == ("4", "1")
+    fewer = RunHistory(_CONFIG, [*begun, {"step": 40, "epoch": 2, "workers": 1}])
+    assert dict(settings(fewer))["workers"] == "4, then 1"
+    assert "resumes" not in dict(measurements(RunHistory(_CONFIG, begun[:1])))
 
 
 def test_accuracies_say_how_sure_they_are_and_what_to_compare_them_with() -> None:
@@ -234,7 +234,7 @@ def test_accuracies_say_how_sure_they_are_and_what_to_compare_them_with() -> Non
         "neighbours": 12, "trained_on_images": 4,
     }  # fmt: skip
     line = {"step": 5, "epoch": 1, **with_margins({"knn_top1": 0.35}, 172), **compared}
-    shown = dict(numbers(RunRecord(_CONFIG, [*_STEPS, line])))
+    shown = dict(measurements(RunHistory(_CONFIG, [*_STEPS, line])))
     assert shown["kNN, trained"] == "35.0% ± 7.4"
     assert (shown["images evaluated"], shown["largest class"], shown["chance"]) == ("172", "35.0%", "33.3%")
     assert (shown["training images compared with"], shown["neighbours"]) == ("1,500", "12")

@@ -1,0 +1,37 @@
+"""Self-contained HTML pages from Jinja2 templates; the reports of runs and of searches share them."""
+
+import re
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+# Where a path or a dotted key may be broken.
+_JOINT = re.compile("(?<=[/._])(?=[A-Za-z])")
+
+
+def render_page(template: str, **values: Any) -> str:
+    """The page of a template that extends page.html, with all that `values` says escaped.
+
+    Raises jinja2.UndefinedError if the template names a value that is missing.
+    """
+    return _environment().get_template(template).render(values)
+
+
+def page(name: str, subtitle: str, facts: Iterable[tuple[str, str]], body: str, config: str) -> str:
+    """A page of a heading, facts (label, value), `body` as trusted HTML, and a config as TOML."""
+    return render_page("page.html", name=name, subtitle=subtitle, facts=facts, body=body, config=config)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("training.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["parts"] = _JOINT.split
+    return environment
