@@ -19,9 +19,16 @@ def render_page(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(values)
 
 
-def page(name: str, subtitle: str, facts: Iterable[tuple[str, str]], body: str, config: str) -> str:
-    """A page of a heading, facts (label, value), `body` as trusted HTML, and a config as TOML."""
-    return render_page("page.html", name=name, subtitle=subtitle, facts=facts, body=body, config=config)
+def page(
+    name: str, subtitle: str, facts: Iterable[tuple[str, str]], body: str, config: str, style: str = ""
+) -> str:
+    """A page of a heading, facts (label, value), and a config as TOML.
+
+    `body` is HTML and `style` CSS, both trusted: they are not escaped.
+    """
+    return render_page(
+        "page.html", name=name, subtitle=subtitle, facts=facts, body=body, config=config, style=style
+    )
 
 
 @cache
