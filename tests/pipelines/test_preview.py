@@ -50,7 +50,8 @@ def test_what_is_no_picture_is_transparent(table: pa.Table):
         opaque = np.asarray(image)[:, :, 3] > 0
     assert not opaque[96:_PITCH].any()
     assert not opaque[:, 96:_PITCH].any()
-    for column, (height, width) in enumerate(zip(*(table[key].to_pylist() for key in ("height", "width")))):
+    for column, row in enumerate(table.select(["height", "width"]).to_pylist()):
+        height, width = row["height"], row["width"]
         shown = opaque[:96, column * _PITCH : column * _PITCH + 96]
         assert shown.mean() == pytest.approx(min(height, width) / max(height, width), abs=0.02)
 

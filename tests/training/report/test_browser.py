@@ -304,6 +304,32 @@ def test_the_pointer_enlarges_an_image_and_a_class_is_shown_alone(browser: Brows
 
 @pytest.mark.slow
 @needs_chromium
+def test_a_plots_button_saves_it_as_a_png(browser: Browser, page: Path) -> None:
+    browser.open(page, width=1280, dark=True)
+    browser.run("document.getElementById('curve-loss').scrollIntoView()")
+    button = "document.querySelector('#curve-loss .modebar-btn')"
+    x, y = json.loads(
+        browser.run(
+            f"(box => JSON.stringify([box.x + box.width / 2, box.y + box.height / 2]))"
+            f"({button}.getBoundingClientRect())"
+        )
+    )
+    browser.click(x, y)
+    saved = browser.downloads / "curve-loss.png"
+    for _ in range(600):
+        if saved.exists():
+            break
+        browser.run("new Promise(done => setTimeout(done, 100))")
+    drawn = np.asarray(Image.open(saved).convert("RGBA"))
+    _, width = drawn.shape[:2]
+    assert width == 2 * browser.run("document.getElementById('curve-loss').clientWidth")
+    colours = {tuple(pixel) for pixel in drawn[drawn[:, :, 3] == 255][:, :3].tolist()}
+    assert (0x3B, 0x82, 0xC4) in colours  # The curve's blue.
+    assert browser.errors == []
+
+
+@pytest.mark.slow
+@needs_chromium
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_draws_a_comparisons_runs_over_each_other(
     browser: Browser, run: Path, other: Path, tmp_path: Path, width: int

@@ -29,7 +29,9 @@ def test_as_many_images_as_wanted_are_chosen_each_once_and_always_the_same() -> 
     index = _index(*[1000] * 40)
     chosen = _samples(choose_images(index, 500, seed=3))
     assert len(chosen) == len(set(chosen)) == 500
-    assert chosen == _samples(choose_images(index, 500, seed=3)) != _samples(choose_images(index, 500, seed=4))
+    assert (
+        chosen == _samples(choose_images(index, 500, seed=3)) != _samples(choose_images(index, 500, seed=4))
+    )
     assert max(chosen) < 40_000
     # A row group is read for each of the fragments.
     assert len({sample // 1000 for sample in chosen}) == 32
@@ -74,5 +76,3 @@ def test_the_projection_is_named_always_the_same_and_keeps_groups_together(count
 def test_features_that_are_one_point_are_not_projected(features: np.ndarray) -> None:
     with pytest.raises(ValueError, match="there is nothing to project"):
         project(features.astype(np.float32))
-
-
