@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from training.report.plots import COLOURS, GREY, plot_html, styled
 
 # Most points of a curve, and most points of the area plot of stages.
 _CURVE_POINTS, _STAGE_POINTS = 600, 60
+
+# Characters of a line of a run's name beside its bar: a phone has room for few.
+_LABEL_WIDTH = 16
 
 # Curves with fewer points show them as markers.
 _FEW_POINTS = 30
@@ -160,6 +164,7 @@ def _stages(runs: Mapping[str, RunHistory]) -> Curve:
 
 def _stage_bars(names: list[str], totals: list[dict[str, float]]) -> go.Figure:
     figure = go.Figure()
+    names = ["<br>".join(wrap(name, _LABEL_WIDTH)) for name in names]
     for stage, colour in zip(STAGES, COLOURS, strict=False):
         shares = [100 * seconds[stage] / sum(seconds.values()) for seconds in totals]
         figure.add_bar(x=shares, y=names, orientation="h", name=_stage_title(stage), marker={"color": colour})

@@ -82,7 +82,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Rows of an image and its neighbours."""
+    """Rows of an image and its neighbours; the first image's name is the row's heading."""
 
     about: str
     rows: list[list[Cell]]
@@ -188,7 +188,7 @@ def _same_class_pairs(labels: Int[np.ndarray, " n"]) -> float:
 def _row(
     sample: FeatureSample, query: int, order: Int[np.ndarray, " k"], similarity: Float[np.ndarray, " k"]
 ) -> list[Cell]:
-    cells = [_cell(sample, query, sample.class_name(query) or "image", same=False)]
+    cells = [_cell(sample, query, "", same=False)]
     for image, near in zip(order.tolist(), similarity.tolist(), strict=True):
         same = bool(sample.labels[image] == sample.labels[query] >= 0)
         cells.append(_cell(sample, image, f"{near:.3f}", same=same))

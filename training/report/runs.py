@@ -142,9 +142,9 @@ def _features(run: RunHistory, saved: dict[str, Any], multiply_adds: float) -> d
 
 def _quarantined(run: RunHistory) -> list[list[str]]:
     reasons = run.quarantined.most_common()
-    rows = [[reason, f"{count:,}"] for reason, count in reasons[:_REASONS]]
+    rows = [[f"{count:,}", reason] for reason, count in reasons[:_REASONS]]
     if rest := reasons[_REASONS:]:
-        rows.append([f"{len(rest):,} other reasons", f"{sum(count for _, count in rest):,}"])
+        rows.append([f"{sum(count for _, count in rest):,}", f"{len(rest):,} other reasons"])
     return rows
 
 

@@ -127,7 +127,10 @@ def _view_matching(run: RunHistory) -> list[tuple[str, str]]:
     if not shares:
         return []
     by_chance = chance(run.config.batch_size)
-    return [("views matched", f"{sum(shares) / len(shares):.1%} (chance {by_chance:.1%})")]
+    return [
+        ("views matched", f"{sum(shares) / len(shares):.1%}"),
+        ("views matched by chance", f"{by_chance:.1%}"),
+    ]
 
 
 def _faults(run: RunHistory) -> list[tuple[str, str]]:
