@@ -52,7 +52,7 @@ class Bar:
 
     def update(self, count: int, *, total: int | None = None, note: str | None = None) -> None:
         """Count so many more; a note says more of the last of them."""
-        fields = {} if note is None else {"note": note}
+        fields: dict[str, Any] = {} if note is None else {"note": note}
         self._progress.update(self._task, advance=count, total=total, **fields)
         now, self._unlogged = time.monotonic(), True
         if now < self._begins:
