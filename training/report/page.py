@@ -11,8 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 _JOINT = re.compile("(?<=[/._])(?=[A-Za-z])")
 
 
-def render_page(template: str, **values: Any) -> str:
-    """The page of a template that extends page.html, with all that `values` says escaped.
+def render_template(template: str, **values: Any) -> str:
+    """A page, or a part of one, from a file of templates/, with `values` escaped.
 
     Raises jinja2.UndefinedError if the template names a value that is missing.
     """
@@ -26,7 +26,7 @@ def page(
 
     `body` is HTML and `style` CSS, both trusted: they are not escaped.
     """
-    return render_page(
+    return render_template(
         "page.html", name=name, subtitle=subtitle, facts=facts, body=body, config=config, style=style
     )
 

@@ -5,6 +5,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from training.report.page import render_template
+
 # Readable on a light page and on a dark one.
 GREY = "#8a919e"
 COLOURS = (
@@ -22,7 +24,7 @@ def colour(number: int) -> str:
 
 def plotly_script() -> str:
     """Plotly's JavaScript as HTML, about 5 MB; a page with plots needs it once, ahead of them."""
-    return f"<script>{get_plotlyjs()}</script>"
+    return render_template("plotly.html", code=get_plotlyjs())
 
 
 def plot_html(figure: go.Figure, name: str) -> str:

@@ -16,7 +16,7 @@ from training.report.curves import curves, run_colours
 from training.report.features import affordable_images, sample_features
 from training.report.history import RunHistory, read_history, read_run
 from training.report.images import feature_map, neighbours, pixelated, view_columns
-from training.report.page import render_page
+from training.report.page import render_template
 from training.report.plots import plotly_script
 from training.report.summary import differing_rows, measurements, settings, summary_rows
 
@@ -68,7 +68,7 @@ def render(run: RunHistory, multiply_adds: float) -> str:
     config = run.config
     saved, missing = _newest_checkpoint(run)
     views = view_columns(run.views, len(training_recipes(config))) if run.views else None
-    return render_page(
+    return render_template(
         "run.html",
         name=config.name,
         subtitle=(
@@ -89,7 +89,7 @@ def render(run: RunHistory, multiply_adds: float) -> str:
 
 def render_comparison(runs: Mapping[str, RunHistory]) -> str:
     """The page of several runs by their names: side by side, and their curves over each other."""
-    return render_page(
+    return render_template(
         "comparison.html",
         name=f"{len(runs)} runs",
         subtitle=", ".join(runs),

@@ -15,7 +15,7 @@ from pipelines.reader import SCHEMA
 from pipelines.recipes import RECIPES
 from training.report.features import FeatureSample
 from training.report.images import Tile, feature_map, neighbours, queries, view_columns
-from training.report.page import render_page
+from training.report.page import render_template
 
 
 def _clouds(count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -48,7 +48,7 @@ def test_classes_are_named_and_escaped() -> None:
     sample = _sample(features, labels, ("<a>", "b & c", "d"))
     shown: dict[str, Any] = {"feature_map": feature_map(sample), "neighbours": neighbours(sample)}
     for part, values in shown.items():
-        content = render_page(f"{part}.html", pixelated=False, **{part: values})
+        content = render_template(f"{part}.html", pixelated=False, **{part: values})
         assert "<a>" not in content
         assert "&lt;a&gt;" in content
         assert "b &amp; c" in content

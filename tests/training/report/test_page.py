@@ -7,7 +7,7 @@ import jinja2
 import pytest
 from hatchling.builders.wheel import WheelBuilder
 
-from training.report.page import page, render_page
+from training.report.page import page, render_template
 
 ROOT = Path(__file__).parents[3]
 
@@ -26,7 +26,7 @@ def test_text_is_escaped_and_html_and_css_are_not() -> None:
 def test_a_path_may_be_broken_between_its_parts_and_is_escaped_all_the_same() -> None:
     shared = {"name": "", "subtitle": "", "facts": [], "config": "", "run_colours": [], "plotly_script": ""}
     rows = [["data.train", "s3://bucket/<folder>/1.5"]]
-    content = render_page(
+    content = render_template(
         "comparison.html",
         **shared, names=["one"], summary=rows, differences=[], curves=[], first_run="", versions=[],
     )  # fmt: skip
@@ -35,7 +35,7 @@ def test_a_path_may_be_broken_between_its_parts_and_is_escaped_all_the_same() ->
 
 def test_a_missing_value_is_an_error() -> None:
     with pytest.raises(jinja2.UndefinedError, match="'subtitle' is undefined"):
-        render_page("page.html", name="a", facts=[], body="", config="")
+        render_template("page.html", name="a", facts=[], body="", config="")
 
 
 def test_a_wheel_has_the_templates() -> None:
