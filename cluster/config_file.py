@@ -14,7 +14,7 @@ from training.config import shipped_config
 def read_toml(path: Path) -> dict[str, Any]:
     """What the file says, its name being the file's where it says none; ValueError where it is no TOML."""
     try:
-        return {"name": path.stem} | tomllib.loads(path.read_text())
+        return {"name": path.stem} | tomllib.loads(path.read_text("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
     except OSError as error:
@@ -35,7 +35,7 @@ def read_config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCol
     elif "--resume" in given:
         from training.record import read_values  # Takes half a second to import.
 
-        path, values = given["--resume"], read_values(given["--resume"])
+        path, values = given["--resume"], read_values(given["--resume"], resumed=True)
     else:
         return
     for command in reversed(commands):  # A flat table would lose `data`, which is a command's name too.

@@ -11,7 +11,7 @@ from cluster.progress import counted, warn
 from cluster.request import EvaluationRequest
 from cluster.train import labelled, labels_known, run_training, training_index
 from pipelines import storage
-from pipelines.labels import labelled_share, numbered, read_labels
+from pipelines.labels import labelled_part, numbered, read_labels, with_labels
 from training.certainty import COMPARED, doubts
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, most_workers
@@ -85,12 +85,11 @@ def _finetune(
         raise ValueError(f"features={request.features} has no effect with protocol=finetune; leave it out")
     train, share = sets.train, request.labels
     with counted(f"labels of {train.uri}", "fragment") as progress:
-        labels = read_labels(train, config.data, progress)
-    train = numbered(train, labels)
-    if share < 1:
-        train = train.only(labelled_share(labels, share, seed=config.seed))
+        train = with_labels(train, config.data, progress)
+        train = numbered(train, read_labels(train, config.data, progress))
+    tuned_on = labelled_part(train, config.data, share, seed=config.seed) if share < 1 else train
     tuned = finetune_config(
-        config, checkpoint, request.finetune, share=share, images=int(train.rows.sum()),
+        config, checkpoint, request.finetune, share=share, images=int(tuned_on.rows.sum()),
         classes=len(train.classes) or len(train.label_values),
     )  # fmt: skip
     lines = run_training(tuned, train, sets.test, launch=launch)

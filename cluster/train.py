@@ -57,11 +57,6 @@ def run_training(
     run = run_uri(config)
     resumed = find_run(run, config)
     kept = kept_index(run, "train") if resumed else None
-    if kept and kept.labels is None and config.evaluation.held_out:
-        raise ValueError(
-            f"{run} was begun by a version of diptych that held out other images, which it would now train "
-            "on; start it anew under another --name"
-        )
     index = kept or labels_known(train or training_index(config), config)
     test_index = None
     if config.data.test:
@@ -182,21 +177,26 @@ def _tell(values: dict[str, Any], bar: RunBar, trackers: Trackers) -> None:
 
 
 def training_index(config: TrainConfig) -> Index:
-    """The index of the images that the config trains on, their classes counted where it needs them."""
+    """The index of data.train, its classes counted where the config needs them.
+
+    Sets.of takes of it what is held out and, of the rest, the share of the labels.
+    """
     index = read_index(config.data.train, config.data)
     if config.supervised.labels is not None:
-        index = labelled(index, config, config.supervised.labels)
+        index.check_labels("a share of the labels", "use all images")
     unnamed = not config.supervised.classes and not index.classes
     if config.objective == "supervised" and unnamed and index.has_labels:
         with counted(f"labels of {index.uri}", "fragment") as progress:
+            index = with_labels(index, config.data, progress)
             index = numbered(index, read_labels(index, config.data, progress))
     return index
 
 
 def labels_known(index: Index, config: TrainConfig) -> Index:
-    """The index with its labels read, where the config draws from each class some images to evaluate by."""
+    """The index with its labels read, where the config draws from each class to train or evaluate by."""
     settings = config.evaluation
-    if settings.held_out is None and settings.train_images is None and settings.test_images is None:
+    shares = (settings.held_out, settings.train_images, settings.test_images, config.supervised.labels)
+    if all(share is None for share in shares):
         return index
     with counted(f"labels of {index.uri}", "fragment") as progress:
         return with_labels(index, config.data, progress)

@@ -8,7 +8,6 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-import tomli_w
 from rich.console import Console
 
 from cluster.config_file import read_toml
@@ -19,7 +18,6 @@ from cluster.signals import Interrupted, stop_signals
 from cluster.train import training_index, with_absolute_paths
 from cluster.trial_table import LiveTrials, described, trial_table
 from pipelines import storage
-from pipelines.checksums import toml_with_checksum
 from pipelines.labels import with_labels
 from pipelines.sources import Index
 from training.certainty import doubts, shown, shown_baselines
@@ -29,7 +27,7 @@ from training.encoders import build_encoder
 from training.faults import RunError
 from training.lease import leased
 from training.objectives import load_initial, read_initial
-from training.record import keep_index, kept_index, kept_toml, to_toml, to_values
+from training.record import encode_toml, keep_index, kept_index, kept_toml, to_toml, to_values
 from tuning.compound import scoring
 from tuning.config import METRICS, SearchConfig
 from tuning.report import write_search_report
@@ -102,6 +100,7 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
     folder = search_folder(search)
     if not read_trials(folder):
         _check_checkpoints(search)
+    kept_toml(storage.join(folder, _FILE), resumed=True)  # Refuses another version's.
     index, ended = _index(search), Event()
     with leased(folder, ended):
         _keep(search)
@@ -238,7 +237,7 @@ def _count(search: SearchConfig) -> int:
 def _keep(search: SearchConfig) -> None:
     fields = {field.name: getattr(search, field.name) for field in dataclasses.fields(search)}
     kept = {key: value for key, value in fields.items() if value is not None}
-    content = toml_with_checksum(tomli_w.dumps(kept | {"train": to_values(search.train)}))
+    content = encode_toml(kept | {"train": to_values(search.train)})
     _write(storage.join(search_folder(search), _FILE), content)
 
 

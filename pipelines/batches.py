@@ -74,7 +74,10 @@ class Rows:
     def quarantined(self) -> tuple[Quarantined, ...]:
         """The rows that are bad."""
         rows = np.flatnonzero(self.is_bad)
-        return tuple(Quarantined(self.path[row], self.key[row], self.bad[row]) for row in rows)
+        return tuple(
+            Quarantined(self.path[row], self.key[row], self.bad[row], int(self.sample[row]))
+            for row in rows.tolist()
+        )
 
 
 def _views(column: pa.ChunkedArray) -> Shaped[np.ndarray, " n"]:

@@ -1,12 +1,14 @@
 """Checksums (CRC-32) of the files that diptych writes, where other readers of their formats pass over them.
 
 Checkpoints: the zip's comment. Parquet: bytes between pages and footer, which no offset leads to; the pages
-have Parquet's own. TOML: a comment as the last line. JSON: the last key of each line. A file without one is
-taken as it is: it is older, or someone else's. A flipped bit in these marks leaves all else as it was.
+have Parquet's own. TOML: a comment as the first line, which a file that is cut keeps. JSON: the last key of
+each line. A file without one is taken as it is: it is older, or someone else's. A flipped bit in these marks
+leaves all else as it was.
 """
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
@@ -17,7 +19,10 @@ _MARK = b"\x00diptych crc32\xff"
 _DIGITS = 8
 _SEAL_BYTES = len(_MARK) + 2 * _DIGITS
 
+_FIRST_LINE = re.compile(rb"# crc32: ([0-9a-f]{8})\n")
+# Of earlier versions.
 _LAST_LINE = re.compile(rb"^# crc32: ([0-9a-f]{8})\n?\Z", re.MULTILINE)
+_TOML_MARK = b"# crc32: "
 _KEY = "crc32"
 _TAIL = len(f', "{_KEY}": "{"0" * _DIGITS}"}}')
 
@@ -70,15 +75,22 @@ def check_footer(end: bytes) -> None:
 
 
 def toml_with_checksum(text: str) -> bytes:
-    """The same, with a last line that holds its checksum."""
-    return f"{text}# {_KEY}: ".encode() + _hex(text.encode()) + b"\n"
+    """The same below a line that holds its checksum."""
+    return _TOML_MARK + _hex(text.encode()) + b"\n" + text.encode()
 
 
 def checked_toml(content: bytes) -> str:
-    """The text of a TOML file.
+    """The text of a TOML file, below the line with its checksum.
 
-    Raises ChecksumError where the last line has another's checksum, ValueError where it is not UTF-8.
+    Raises ChecksumError where that is another's, ValueError where the text is not UTF-8.
     """
+    content = content.removeprefix(BOM_UTF8)
+    if content.startswith(_TOML_MARK):
+        found = _FIRST_LINE.match(content)
+        text = content[found.end() :] if found else b""
+        if not found or found[1] != _hex(text):
+            raise ChecksumError
+        return text.decode()
     found = _LAST_LINE.search(content)
     if found and found[1] != _hex(content[: found.start()]):
         raise ChecksumError

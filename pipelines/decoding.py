@@ -14,6 +14,7 @@ from pipelines.conversion import to_png
 from pipelines.graph import build_decoder
 from pipelines.header import read_header
 from pipelines.isolation import Crash, Isolated
+from pipelines.layout import Identity
 from pipelines.pillow import BadImageError
 
 
@@ -59,11 +60,12 @@ def screened(tables: Iterable[pa.Table], rows: int, *, gpu: int | None = None) -
         yield _with_bad(table, {row: fault for row, fault in found if fault})
 
 
-def known_bad(tables: Iterable[pa.Table], known: Mapping[tuple[str, str], str]) -> Iterator[pa.Table]:
-    """The same tables (reader.SCHEMA); the images whose path and key are known are bad, for that reason."""
+def known_bad(tables: Iterable[pa.Table], known: Mapping[Identity, str]) -> Iterator[pa.Table]:
+    """The same tables (reader.SCHEMA); the images that are known are bad, for that reason."""
     for table in tables:
-        places = zip(table["path"].to_pylist(), table["key"].to_pylist(), strict=True) if known else ()
-        yield _with_bad(table, {row: known[place] for row, place in enumerate(places) if place in known})
+        columns = (table[name].to_pylist() for name in ("path", "key", "sample"))
+        images = zip(*columns, strict=True) if known else ()
+        yield _with_bad(table, {row: known[image] for row, image in enumerate(images) if image in known})
 
 
 def _with_bad(table: pa.Table, broken: Mapping[int, str]) -> pa.Table:

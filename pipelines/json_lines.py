@@ -1,5 +1,6 @@
 """Files that hold one JSON object a line, each with its checksum."""
 
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,9 +14,14 @@ def encode_lines(objects: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def decode_lines(content: bytes, of: str) -> list[dict[str, Any]]:
-    """What encode_lines was given; ValueError, which says `of` what, where a line is damaged."""
+    """What encode_lines was given; ValueError, which says `of` what, where a line is damaged.
+
+    What editors add, a byte order mark or lines without text, is passed over.
+    """
     objects = []
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, line in enumerate(content.removeprefix(BOM_UTF8).splitlines(), start=1):
+        if not line.strip():
+            continue
         try:
             objects.append(checked_json(line))
         except ChecksumError as error:

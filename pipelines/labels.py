@@ -21,10 +21,24 @@ _LABELS = 7
 
 
 def labelled_part(
-    index: Index, data: DataConfig, share: float, *, seed: int, progress: Callable[[int, int], None]
+    index: Index,
+    data: DataConfig,
+    share: float,
+    *,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Index:
-    """The index of labelled_share of its images; calls progress(done, fragments) as it reads the labels."""
-    return index.only(labelled_share(read_labels(index, data, progress), share, seed=seed))
+    """The index of labelled_share of its images; calls progress(done, fragments) as it reads the labels.
+
+    Raises ValueError where no image has a label.
+    """
+    chosen = labelled_share(read_labels(index, data, progress), share, seed=seed)
+    if not len(chosen):
+        raise ValueError(
+            f"a share of the labels needs some, and none of the {len(index.samples):,} images of {index.uri} "
+            "has one; choose their column by --data.label-column, or leave the share out"
+        )
+    return index.only(chosen)
 
 
 def with_labels(index: Index, data: DataConfig, progress: Callable[[int, int], None]) -> Index:

@@ -13,6 +13,9 @@ _T = TypeVar("_T")
 
 Layout = Literal["parquet", "tar", "folder", "torchvision"]
 
+# Path, key and sample's number (see sources.Index), which tell an image from all others: keys may repeat.
+Identity = tuple[str, str, int | None]
+
 # Rows as a layout reads them. `label` is -1 where there is none; `path` and `key` say where an image is.
 # large_binary, because a window may hold more than the 2 GiB that binary's offsets reach.
 ROWS = pa.schema({"image": pa.large_binary(), "label": pa.int64(), "path": pa.string(), "key": pa.string()})

@@ -125,8 +125,8 @@ def write_shard(
     """Write `rows` as shard `number`, whole or not at all, with a note of what is bad in `table`; REPORT."""
     bad = table.filter(pc.is_valid(table["bad"]))  # pyright: ignore[reportAttributeAccessIssue]
     lines = quarantine.encode(
-        quarantine.Quarantined(row["path"], row["key"], row["bad"])
-        for row in bad.select(["path", "key", "bad"]).to_pylist()
+        quarantine.Quarantined(row["path"], row["key"], row["bad"], row["sample"])
+        for row in bad.select(["path", "key", "bad", "sample"]).to_pylist()
     ).decode()
     content = encode_shard(rows, rows_per_group=rows_per_group, classes=classes, quarantine=lines)
     storage.write(storage.join(dest, shard_name(number)), content)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pipelines import storage
 from pipelines.isolation import ENDS_PROCESS
 from pipelines.json_lines import decode_lines, encode_lines, read_lines
+from pipelines.layout import Identity
 from pipelines.sources import Index
 
 _FILE = "quarantine.jsonl"
@@ -19,11 +20,19 @@ WAY_OUT = "mend them; diptych data inspect URI --decode counts all faults"
 
 @dataclass(frozen=True)
 class Quarantined:
-    """An image that was left out: the file that holds it, its key there, and the reason."""
+    """An image that was left out: the file that holds it, its key there, and the reason.
+
+    sample: its number in the data set, from 0; None where an earlier version has written it down.
+    """
 
     path: str
     key: str
     reason: str
+    sample: int | None = None
+
+    @property
+    def identity(self) -> Identity:
+        return self.path, self.key, self.sample
 
 
 class Quarantine:
@@ -32,18 +41,18 @@ class Quarantine:
     def __init__(self, run: str, name: str = _FILE) -> None:
         """Goes on from what an earlier part of the run has written."""
         self._uri = storage.join(run, name)
-        self._found = {(image.path, image.key): image for image in read_quarantine(self._uri)}
+        self._found = {image.identity: image for image in read_quarantine(self._uri)}
         self._unsaved = False
 
     def __len__(self) -> int:
         return len(self._found)
 
     @property
-    def crashes(self) -> dict[tuple[str, str], str]:
-        """Path and key of each image whose decoding ends the process, and the reason."""
+    def crashes(self) -> dict[Identity, str]:
+        """Each image whose decoding ends the process, and the reason."""
         return {
-            place: image.reason
-            for place, image in self._found.items()
+            identity: image.reason
+            for identity, image in self._found.items()
             if image.reason.startswith(ENDS_PROCESS)
         }
 
@@ -51,7 +60,7 @@ class Quarantine:
         """Keep those that are new."""
         before = len(self._found)
         for image in images:
-            self._found.setdefault((image.path, image.key), image)
+            self._found.setdefault(image.identity, image)
         self._unsaved |= len(self._found) > before
 
     def write(self) -> None:

@@ -124,10 +124,16 @@ class Index:
         try:
             held_out = held_out_places(self.samples, self.labels, share, seed)
         except ValueError as error:
+            images = int(self.rows.sum())
+            if self.labels is not None and images > 1 and len(np.unique(self.labels)) == images:
+                raise ValueError(
+                    f"the labels of {self.uri} are all different, so that no class has an image to hold out; "
+                    "choose the column with the classes by --data.label-column, or leave out "
+                    "evaluation.held_out"
+                ) from error
             one = "one image" if self.labels is None else "one image of each class"
             raise ValueError(
-                f"{self.uri} has {int(self.rows.sum())} images, too few to hold out {share:.0%} of them and "
-                f"train on {one}"
+                f"{self.uri} has {images} images, too few to hold out {share:.0%} of them and train on {one}"
             ) from error
         kept = np.ones(int(self.rows.sum()), bool)
         kept[held_out] = False

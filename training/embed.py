@@ -64,7 +64,7 @@ class Embedder:
         """The job's rows without their images, and the features of the good ones."""
         seen: list[pa.Table] = []
         done: list[int] = []
-        reasons: dict[tuple[str, str], str] = {}
+        reasons: dict[int | None, str] = {}
 
         def tables() -> Iterator[pa.Table]:
             read = ahead(read_pieces(reading, self.data) for reading in job.readings)
@@ -75,7 +75,7 @@ class Embedder:
         def noted(views: Iterator[Views]) -> Iterator[Views]:
             for batch in views:
                 done.extend(batch.samples.tolist())
-                reasons.update({(bad.path, bad.key): bad.reason for bad in batch.quarantined})
+                reasons.update({bad.sample: bad.reason for bad in batch.quarantined})
                 yield batch
 
         views = evaluation_views(
@@ -85,8 +85,8 @@ class Embedder:
         rows = pa.concat_tables(seen)
         embedded = set(done)
         broken = {
-            number: reasons[row["path"], row["key"]]
-            for number, row in enumerate(rows.select(["path", "key", "sample", "bad"]).to_pylist())
+            number: reasons[row["sample"]]
+            for number, row in enumerate(rows.select(["sample", "bad"]).to_pylist())
             if row["bad"] is None and row["sample"] not in embedded
         }
         return with_reasons(rows, broken), features.cpu().numpy()

@@ -115,7 +115,8 @@ class SupervisedConfig:
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of a label's probability that is spread over all classes; unset: 0."""
     labels: Share | None = None
-    """Train on this share of the images, as many of each class as far as it has them; unset: all."""
+    """Train on this share of the images that are not held out, as many of each class as far as it has them;
+    unset: all."""
 
 
 def contrastive_loss(config: SimCLRConfig) -> ContrastiveLoss:

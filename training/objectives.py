@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -220,9 +221,21 @@ class Supervised(Objective):
 
 
 def count_classes(config: TrainConfig, index: Index) -> int:
-    """Classes of the training images, for objective=supervised; ValueError where nothing says them."""
+    """Classes of the training images, for objective=supervised.
+
+    Raises ValueError where nothing says them, or where all labels that are known are one.
+    """
     index.check_labels("objective=supervised", "choose --objective simclr or byol")
-    if classes := config.supervised.classes or len(index.classes) or len(index.label_values):
+    found = np.empty(0) if index.labels is None else np.unique(index.labels[index.labels >= 0])
+    if index.labels is not None and not len(found):
+        raise ValueError(f"no image of {index.uri} has a label; choose their column by --data.label-column")
+    classes = config.supervised.classes or len(index.classes) or len(index.label_values)
+    if classes == 1 or len(found) == 1:
+        raise ValueError(
+            f"all images of {index.uri} are of one class: objective=supervised has nothing to tell apart; "
+            "give images of two classes or more, or choose --objective simclr or byol"
+        )
+    if classes:
         return classes
     raise ValueError(f"nothing says how many classes {index.uri} has; set --supervised.classes")
 

@@ -10,6 +10,7 @@ import torch
 from pipelines.config import DataConfig
 from pipelines.decoding import known_bad, screened
 from pipelines.feed import Device
+from pipelines.layout import Identity
 from pipelines.plan import Window
 from pipelines.sources import Index
 from training.gather import Gather
@@ -57,8 +58,8 @@ class Worker:
             self, screens=(*self.screens, lambda tables: screened(tables, sys.maxsize, gpu=self.dali.gpu))
         )
 
-    def without(self, known: Mapping[tuple[str, str], str]) -> "Worker":
-        """The same, for which the images at these paths and keys are bad."""
+    def without(self, known: Mapping[Identity, str]) -> "Worker":
+        """The same, for which these images are bad."""
         return replace(self, screens=(*self.screens, lambda tables: known_bad(tables, known)))
 
     @property

@@ -1,5 +1,6 @@
 """A run's config.toml, written once, and what tells one run from another; its index."""
 
+import re
 import tomllib
 from dataclasses import asdict
 from typing import Any
@@ -13,14 +14,20 @@ from training.config import TrainConfig, identity
 
 _FILE = "config.toml"
 
+# Of the TOML files that runs and searches keep. Raise it with each change by which one that is kept comes to
+# mean something else: a new field, another default, other weights or other images from the same fields.
+FORMAT = 1
+_FORMAT_LINE = re.compile(r"# format: (\d+)\n")
+
 
 def find_run(run: str, config: TrainConfig) -> bool:
     """Whether there is such a run already, of this config.
 
-    Raises ValueError where it is another config's, naming the fields, or where it cannot be read.
+    Raises ValueError where it is another config's, naming the fields, or another version's, or where it
+    cannot be read.
     """
     try:
-        existing = kept_toml(storage.join(run, _FILE))
+        existing = kept_toml(storage.join(run, _FILE), resumed=True)
     except OSError as error:
         raise unwritable(run, error) from error
     if existing is None:
@@ -36,7 +43,7 @@ def claim_run(run: str, config: TrainConfig) -> None:
     """Write RUN/config.toml; raises ValueError as find_run does, or where nothing can be written."""
     find_run(run, config)
     try:
-        storage.write(storage.join(run, _FILE), toml_with_checksum(to_toml(config)))
+        storage.write(storage.join(run, _FILE), encode_toml(to_values(config)))
     except OSError as error:
         raise unwritable(run, error) from error
 
@@ -51,30 +58,50 @@ def read_config(run: str) -> TrainConfig:
     return TrainConfig(**read_values(run))
 
 
-def read_values(run: str) -> dict[str, Any]:
+def read_values(run: str, *, resumed: bool = False) -> dict[str, Any]:
     """What the config of the run in RUN says; output and name are where it is now, should it have been moved.
 
-    Raises ValueError, naming the run, where there is none.
+    Raises ValueError, naming the run, where there is none, and as kept_toml does.
     """
     run = storage.absolute(run.rstrip("/"))
-    values = kept_toml(storage.join(run, _FILE))
+    values = kept_toml(storage.join(run, _FILE), resumed=resumed)
     if values is None:
         raise ValueError(f"{run} is no run: there is no {_FILE}; give OUTPUT/NAME of one")
     output, _, name = run.rpartition("/")
     return values | {"output": output, "name": name}
 
 
-def kept_toml(uri: str) -> dict[str, Any] | None:
-    """What a TOML file of diptych's says, None where there is none; ValueError where it is damaged."""
+def encode_toml(values: dict[str, Any]) -> bytes:
+    """A TOML file of diptych's, for kept_toml: with its format and checksum."""
+    return toml_with_checksum(f"# format: {FORMAT}\n{tomli_w.dumps(values)}")
+
+
+def kept_toml(uri: str, *, resumed: bool = False) -> dict[str, Any] | None:
+    """What a TOML file of diptych's says, None where there is none.
+
+    Raises ValueError where it is damaged and, where its run is to be resumed, where its format is another:
+    what it says, or leaves out, may have meant something else.
+    """
 
     def parsed(content: bytes) -> dict[str, Any]:
         try:
-            return tomllib.loads(checked_toml(content))
+            text = checked_toml(content)
+            values = tomllib.loads(text)
         except ChecksumError as error:
-            way_out = "restore it, or, if you have edited it, delete its last line"
+            way_out = "restore it, or, if you have edited it, delete the line with its crc32"
             raise ValueError(f"{uri} is damaged: {error}; {way_out}") from error
         except ValueError as error:  # Of TOML, or of UTF-8.
             raise ValueError(f"{uri} is damaged: {error}; restore it") from error
+        if not values:
+            raise ValueError(f"{uri} is damaged: it is empty; restore it")
+        found = _FORMAT_LINE.match(text)
+        if resumed and (not found or int(found[1]) != FORMAT):
+            theirs = found[1] if found else "older than 1"
+            raise ValueError(
+                f"{uri} was written by another version of diptych (its format is {theirs}, this version's "
+                f"{FORMAT}); resume with that version, or start anew under another --name"
+            )
+        return values
 
     return storage.read_as(parsed, uri)
 

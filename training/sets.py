@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from pipelines.labels import labelled_part
 from pipelines.sources import Index
 from training.config import TrainConfig
 
@@ -22,14 +23,18 @@ class Sets:
 
     @classmethod
     def of(cls, config: TrainConfig, train: Index, test: Index | None) -> "Sets":
-        """The sets of `config`, which may hold out a part of the training images.
+        """The sets of `config` out of all images: of data.train, which it may split, and of data.test.
 
-        That part and the samples have each class in proportion where `train` and `test` have their labels.
+        What is held out and the samples have each class in proportion where `train` and `test` have their
+        labels. A share of the labels is taken of what is left, so that a baseline with few labels is judged
+        by the same images as a run on all. Raises ValueError where there are too few images.
         """
         settings, held_out = config.evaluation, None
         if settings.held_out is not None:
             train, held_out = train.split(settings.held_out, config.seed)
             held_out = held_out.sample(settings.test_images, config.seed)
+        if (share := config.supervised.labels) is not None:
+            train = labelled_part(train, config.data, share, seed=config.seed)
         test = test.sample(settings.test_images, config.seed) if test else None
         return cls(train, held_out, test).training_on(train, config)
 

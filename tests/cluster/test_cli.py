@@ -15,7 +15,7 @@ from cluster.local import _other_versions
 from pipelines.config import DataConfig
 from pipelines.shards import write_shards
 from training.config import TrainConfig
-from training.record import to_toml
+from training.record import encode_toml, to_values
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_a_run_to_resume_must_be_one_and_has_its_own_config(
     assert "not both" in refused(["train", "demo", "--resume", str(tmp_path)], capsys)
     config = TrainConfig(data=DataConfig(train=images), name="elsewhere", output="/not/here", steps=2)
     (tmp_path / "moved").mkdir()
-    (tmp_path / "moved" / "config.toml").write_text(to_toml(config))
+    (tmp_path / "moved" / "config.toml").write_bytes(encode_toml(to_values(config)))
     message = refused(["train", "--resume", str(tmp_path / "moved"), "--steps", "3"], capsys)
     assert message == f"diptych: {tmp_path}/moved is a run with other values of steps; try another --name"
 

@@ -3,7 +3,9 @@
 import io
 import json
 import tomllib
+from codecs import BOM_UTF8
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -25,6 +27,7 @@ from pipelines.checksums import (
     toml_with_checksum,
 )
 from pipelines.config import DataConfig
+from pipelines.json_lines import decode_lines, encode_lines
 from pipelines.layout import reading
 from pipelines.parquet import opened
 from pipelines.shards import encode_shard
@@ -67,6 +70,33 @@ def test_every_bit_of_a_toml_file_is_checked() -> None:
     )
 
 
+def test_a_toml_file_that_is_cut_anywhere_is_noticed_or_empty() -> None:
+    content = toml_with_checksum(tomli_w.dumps(_TOML))
+    for end in range(len(content)):
+        try:
+            assert tomllib.loads(checked_toml(content[:end])) == {}
+        except ChecksumError:
+            assert end >= len("# crc32: ")
+
+
+def test_the_checksum_of_an_earlier_version_is_the_last_line() -> None:
+    text = tomli_w.dumps(_TOML)
+    content = text.encode() + b"# crc32: %08x\n" % crc32(text.encode())
+    assert tomllib.loads(checked_toml(content)) == _TOML
+    with pytest.raises(ChecksumError):
+        checked_toml(content.replace(b"10", b"20"))
+
+
+def test_what_editors_add_is_passed_over() -> None:
+    content = toml_with_checksum(tomli_w.dumps(_TOML))
+    assert tomllib.loads(checked_toml(BOM_UTF8 + content)) == _TOML
+    lines = encode_lines([_LINE, _LINE])
+    for edited in (lines + b"\n", lines + b" \n\n", BOM_UTF8 + lines, lines.replace(b"\n", b"\r\n")):
+        assert decode_lines(edited, "the file") == [_LINE, _LINE]
+    with pytest.raises(ValueError, match="the file is damaged in line 4; restore it"):
+        decode_lines(lines + b"\n{\n", "the file")
+
+
 def test_every_bit_of_a_shard_is_checked(tmp_path: Path) -> None:
     def same(found: tuple[list[pa.Table], dict], whole: tuple[list[pa.Table], dict]) -> bool:
         tables = zip(found[0], whole[0], strict=True)
@@ -86,7 +116,7 @@ def test_every_bit_of_an_index_is_checked(tmp_path: Path) -> None:
 
 
 def test_the_checksum_is_crc_32() -> None:
-    assert toml_with_checksum(_CHECKED.decode()) == _CHECKED + b"# crc32: " + _CHECK + b"\n"
+    assert toml_with_checksum(_CHECKED.decode()) == b"# crc32: " + _CHECK + b"\n" + _CHECKED
 
 
 def test_other_readers_pass_over_it(tmp_path: Path) -> None:
@@ -119,7 +149,7 @@ def test_an_edited_file_is_refused_until_its_checksum_is_taken_away() -> None:
     edited = toml_with_checksum("steps = 10\n").replace(b"10", b"20")
     with pytest.raises(ChecksumError):
         checked_toml(edited)
-    assert checked_toml(edited.partition(b"#")[0]) == "steps = 20\n"
+    assert checked_toml(edited.partition(b"\n")[2]) == "steps = 20\n"
     line = json_with_checksum({"steps": 10}).replace("10", "20")
     with pytest.raises(ChecksumError):
         checked_json(line.encode())

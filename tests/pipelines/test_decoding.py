@@ -59,8 +59,12 @@ def test_of_a_stream_the_rows_asked_for_are_screened(deadly: bytes, kinds: dict[
 
 
 def test_known_images_are_bad_wherever_they_come_again(deadly: bytes) -> None:
-    known = {("a.parquet", "image 1"): "known"}
+    known = {("a.parquet", "image 1", 1): "known"}
     (part,) = known_bad([table([deadly] * 3)], known)
+    assert part["bad"].to_pylist() == [None, "known", None]
+    # Others of its key are not.
+    one_key = table([deadly] * 3).set_column(3, "key", pa.array(["image 1"] * 3))
+    (part,) = known_bad([one_key], known)
     assert part["bad"].to_pylist() == [None, "known", None]
     (same,) = known_bad([table([deadly])], {})
     assert same["bad"].to_pylist() == [None]

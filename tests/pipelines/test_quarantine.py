@@ -3,13 +3,19 @@
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from pipelines.quarantine import Quarantine, Quarantined, decode, encode
-from pipelines.sources import Index
+from pipelines.batches import Rows
+from pipelines.config import DataConfig
+from pipelines.isolation import ENDS_PROCESS
+from pipelines.plan import sweep
+from pipelines.quarantine import Quarantine, Quarantined, decode, encode, read_quarantine
+from pipelines.reader import read_windows
+from pipelines.sources import Index, build_index
 
-_IMAGES = [Quarantined("train/0.tar", f"cat/{n}", "truncated JPEG") for n in range(3)]
-_OTHER = Quarantined("test/0.tar", "dog", 'a "reason"\nof two lines')
+_IMAGES = [Quarantined("train/0.tar", f"cat/{n}", "truncated JPEG", n) for n in range(3)]
+_OTHER = Quarantined("test/0.tar", "dog", 'a "reason"\nof two lines', 0)
 
 
 def _index(rows: int) -> Index:
@@ -32,6 +38,43 @@ def test_each_image_is_written_once_and_a_resume_goes_on(tmp_path: Path):
     again.write()
     assert len(again) == 3
     assert decode((tmp_path / "quarantine.jsonl").read_bytes()) == _IMAGES
+
+
+def test_images_of_one_file_with_one_key_are_as_many_as_they_are(
+    index: Index, data: DataConfig, tmp_path: Path
+):
+    """Ten images of one key, of which three are empty: three count, not one."""
+    (table,) = (pq.read_table(path) for path in sorted(Path(data.train).glob("*.parquet"))[:1])
+    images = [b"" if row % 4 == 0 else image for row, image in enumerate(table["image"].to_pylist())]
+    same = pa.table({"image": images, "label": table["label"], "key": ["cat"] * len(table)})
+    (tmp_path / "images").mkdir()
+    pq.write_table(same, tmp_path / "images" / "0.parquet", row_group_size=5)
+    repeated = DataConfig(train=str(tmp_path / "images"))
+    listed = build_index(repeated.train, repeated)
+    tables = read_windows(listed, repeated, sweep(listed.rows, 0, 1, window_rows=5))
+    bad = [image for part in tables for image in Rows.of(part).quarantined]
+    expected = [row for row in range(len(table)) if row % 4 == 0]
+    quarantine = Quarantine(str(tmp_path))
+    quarantine.add(decode(encode(bad)))
+    quarantine.write()
+    assert [image.sample for image in read_quarantine(str(tmp_path / "quarantine.jsonl"))] == expected
+    again = Quarantine(str(tmp_path))
+    again.add(bad)
+    assert len(again) == len(expected)
+    with pytest.raises(ValueError, match=f"^{len(expected)} of {len(table)} images are no good"):
+        again.check(listed, 0.2)
+
+
+def test_one_that_ends_the_process_costs_no_other_of_its_key(tmp_path: Path):
+    quarantine = Quarantine(str(tmp_path))
+    quarantine.add([Quarantined("0.tar", "cat", f"{ENDS_PROCESS} (SIGSEGV)", 3)])
+    quarantine.add([Quarantined("0.tar", "cat", "no bytes", 4)])
+    assert quarantine.crashes == {("0.tar", "cat", 3): f"{ENDS_PROCESS} (SIGSEGV)"}
+
+
+def test_lines_of_an_earlier_version_have_no_number(tmp_path: Path):
+    (tmp_path / "quarantine.jsonl").write_text('{"path": "0.tar", "key": "cat", "reason": "no bytes"}\n')
+    assert read_quarantine(str(tmp_path / "quarantine.jsonl")) == [Quarantined("0.tar", "cat", "no bytes")]
 
 
 def test_a_worker_that_does_not_write_only_counts(tmp_path: Path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from flips import flips
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -154,6 +155,30 @@ def test_a_flipped_bit_in_a_part_is_an_error_that_names_it(index: Index, data: D
     part.write_bytes(content)
     with pytest.raises(ValueError, match=f"{part} is damaged; delete it"):
         write_gathered(0, str(tmp_path), order, parts=1, labelled=True, rows_per_group=5, classes=())
+
+
+def test_every_bit_of_a_parts_ending_is_checked_before_it_is_followed(
+    index: Index, data: DataConfig, tmp_path: Path
+):
+    order = Order.of(0, int(index.rows.sum()), 20)
+    (job,) = part_jobs(index, 100)
+    write_part(job, data, str(tmp_path), order)
+    part = tmp_path / "_part-00000"
+    content = part.read_bytes()
+    # Two shards and the last one's end, an offset of eight bytes and a checksum of four each; and theirs.
+    ending = 3 * 12 + 4
+    assert order.shards == 2
+    for harmed in flips(content, range(8 * (len(content) - ending), 8 * len(content))):
+        part.write_bytes(harmed)
+        for shard in range(2):
+            with pytest.raises(ValueError, match=f"{part} is damaged; delete it"):
+                write_gathered(
+                    shard, str(tmp_path), order, parts=1, labelled=True, rows_per_group=5, classes=()
+                )
+    part.write_bytes(content)
+    for shard in range(2):
+        write_gathered(shard, str(tmp_path), order, parts=1, labelled=True, rows_per_group=5, classes=())
+    assert _keys(str(tmp_path)) == _expected(0, int(index.rows.sum()))
 
 
 def _png(colour: int) -> bytes:

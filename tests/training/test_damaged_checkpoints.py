@@ -172,7 +172,7 @@ def test_where_none_is_whole_the_file_is_named_before_anything_starts(
     ("name", "said"),
     [
         ("metrics.jsonl", r"metrics.jsonl is damaged in line \d+; restore it, or delete that line$"),
-        ("config.toml", r"config.toml is damaged: .*; restore it$"),
+        ("config.toml", r"config.toml is damaged: .*; restore it(, or, if you have edited it, .* crc32)?$"),
         (
             "index/train.parquet",
             r"index/train.parquet is damaged: .*; restore it or, .* delete it to list them",

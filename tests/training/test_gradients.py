@@ -16,6 +16,7 @@ from pipelines.sources import Index
 from pipelines.views import Views
 from training.batch_norm import synchronize_batch_norm
 from training.config import TrainConfig
+from training.encoders import Encoder
 from training.gather import LocalGather, ProcessGroupGather
 from training.gradients import micro_batches, split, whole_batch
 from training.losses import Matching
@@ -112,6 +113,33 @@ def test_a_micro_batch_is_an_equal_part_of_every_lane():
     for piece in pieces:
         assert torch.equal(piece.images[1], _views().images[1][piece.samples])
         assert torch.equal(piece.labels, _views().labels[piece.samples])
+
+
+class _Noting(Objective):
+    """Pixels as embeddings, and a loss that keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__(Encoder(nn.Identity(), 1))
+        self.scale = nn.Parameter(torch.ones(()))
+        self.seen: list[tuple[list[Tensor], Views]] = []
+
+    def embed(self, views: Views) -> list[Tensor]:
+        return [self.scale * images.flatten(1) for images in views.images]
+
+    def loss(self, embedded: list[Tensor], views: Views) -> Tensor:
+        self.seen.append((embedded, views))
+        return torch.cat(embedded).sum()
+
+
+def test_a_loss_gets_each_embedding_with_its_own_image_label_and_number():
+    objective, views = _Noting(), _views()
+    micro_batches(objective, lanes=_LANES, parts=_PARTS, gather=LocalGather(), dtype=torch.float32)(views)
+    ((embedded, seen),) = objective.seen
+    assert sorted(seen.samples.tolist()) == list(range(24))
+    assert seen.labels.tolist() == [sample % 5 for sample in seen.samples.tolist()]
+    for rows, images, given in zip(embedded, seen.images, views.images, strict=True):
+        assert torch.equal(images, given[seen.samples])
+        assert torch.equal(rows, images.flatten(1))
 
 
 def _ranked(name: str) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
