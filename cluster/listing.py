@@ -2,9 +2,7 @@
 
 import sys
 
-from tqdm import tqdm
-
-from cluster.progress import bar, counted
+from cluster.progress import Bar, counted
 from pipelines import storage, torchvision_source
 from pipelines.config import DataConfig
 from pipelines.sources import Index, build_index
@@ -26,6 +24,6 @@ def absolute(uri: str) -> str:
     return storage.absolute(uri)
 
 
-def image_bar(what: str, index: Index) -> tqdm:
+def image_bar(what: str, index: Index) -> Bar:
     """A progress bar over the images of `index`."""
-    return bar(total=int(index.rows.sum()), desc=what, unit="image", smoothing=0.1)
+    return Bar(what, "image", int(index.rows.sum()))

@@ -1,50 +1,110 @@
 """Progress on the terminal: of things that are counted, and of a run."""
 
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
-from tqdm import tqdm
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
 
 from cluster.startup import Startup
 from training.certainty import shown, shown_baselines
 from training.diagnostics import COLLAPSED_RANK
 from training.losses.matching import chance
 
-# How often a run's progress is told where it is no terminal that shows it.
+# How often progress is printed if standard error is no terminal.
 _LOG_SECONDS = 30.0
 
 
-class _Lines:
-    """A bar's file that is no terminal: each state of the bar becomes a line of its own."""
+class Bar:
+    """A count and its total: a bar on the terminal; in a log a line every half minute, and one at the end."""
 
-    def write(self, text: str) -> None:
-        if line := text.strip("\r\n "):
-            print(line, file=sys.stderr, flush=True)
+    def __init__(
+        self, label: str, unit: str, total: int | None = None, done: int = 0, *, delay: float = 0.0
+    ) -> None:
+        """delay: seconds before it is first shown; with one, a terminal's bar is removed at its end."""
+        console = Console(stderr=True)
+        self._progress = _Progress(
+            TextColumn("{task.description}"), BarColumn(), _Numbers(), console=console,
+            transient=delay > 0, redirect_stdout=sys.stdout.isatty(),
+        )  # fmt: skip
+        self._task = self._progress.add_task(label, total=total, completed=done, unit=unit, note="")
+        self._is_terminal, self._begins = console.is_terminal, time.monotonic() + delay
+        self._logged_at: float | None = None
+        self._unlogged = False
 
-    def flush(self) -> None:
-        """Each line is, as it comes."""
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def done(self) -> int:
+        return int(self._progress.tasks[0].completed)
+
+    def update(self, count: int, *, total: int | None = None, note: str | None = None) -> None:
+        """Count so many more; a note says more of the last of them."""
+        fields: dict[str, Any] = {} if note is None else {"note": note}
+        self._progress.update(self._task, advance=count, total=total, **fields)
+        now, self._unlogged = time.monotonic(), True
+        if now < self._begins:
+            return
+        if self._is_terminal:
+            self._progress.start()
+        elif now - (self._logged_at or self._begins) >= _LOG_SECONDS:
+            self._log()
+
+    def close(self) -> None:
+        """Show the last state."""
+        if self._is_terminal:
+            self._progress.stop()
+        elif self._unlogged and time.monotonic() >= self._begins:
+            self._log()
+
+    def _log(self) -> None:
+        (task,) = self._progress.tasks
+        note = f"; {task.fields['note']}" if task.fields["note"] else ""
+        print(f"{task.description}: {_numbers(task)}{note}", file=sys.stderr, flush=True)
+        self._logged_at, self._unlogged = time.monotonic(), False
 
 
-def bar(**settings: Any) -> tqdm:
-    """A bar on the terminal; a line now and then in a log."""
-    if sys.stderr.isatty():
-        return tqdm(**settings)
-    return tqdm(**settings, file=_Lines(), mininterval=_LOG_SECONDS, maxinterval=_LOG_SECONDS)
+class _Progress(Progress):
+    """A bar with its note in a line below, which may be as long as the terminal is wide."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield from (Text(task.fields["note"]) for task in self.tasks if task.fields["note"])
+
+
+class _Numbers(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(_numbers(task))
+
+
+def _numbers(task: Task) -> str:
+    """How many are done, how fast, and the time left."""
+    unit = f"{task.fields['unit']}s"
+    parts = [f"{task.completed:,.0f}" + ("" if task.total is None else f" of {task.total:,.0f}") + f" {unit}"]
+    if speed := task.finished_speed or task.speed:
+        parts.append(f"{speed:,.1f} {unit}/s")
+    if not task.finished and task.time_remaining is not None:
+        parts.append(f"{timedelta(seconds=task.time_remaining)} left")
+    return ", ".join(parts)
 
 
 @contextmanager
 def counted(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """What is called with (done, of how many); there is a bar from the first second on."""
-    with bar(desc=what, unit=unit, leave=False, delay=1) as shown:
-
-        def progress(done: int, of: int) -> None:
-            shown.total = of
-            shown.update(done - shown.n)
-
-        yield progress
+    """A function of (done, total) that shows a bar from the first second on."""
+    with Bar(what, unit, delay=1) as bar:
+        yield lambda done, total: bar.update(done - bar.done, total=total)
 
 
 def warn(message: str) -> None:
@@ -58,7 +118,7 @@ class RunBar:
     def __init__(self, steps: int, done: int, batch_size: int, startup: Startup) -> None:
         self._steps, self._done, self._chance = steps, done, chance(batch_size)
         self._startup: Startup | None = startup
-        self._bar: tqdm | None = None
+        self._bar: Bar | None = None
 
     def __enter__(self) -> "RunBar":
         return self
@@ -75,23 +135,22 @@ class RunBar:
                 self._startup.reached(values["phase"])
             return
         if self._bar is None:  # Only now do steps take time, and not the cluster's start.
-            self._bar = bar(total=self._steps, initial=self._done, desc="train", unit="step", smoothing=0.1)
+            self._bar = Bar("train", "step", self._steps, self._done)
         if "loss" not in values:
-            self._bar.write(f"step {values['step']}: {', '.join(_noted(values))}")
+            print(f"step {values['step']}: {', '.join(_noted(values))}", flush=True)
             return
         if self._startup:
             self._startup.reached("first step")
-            self._bar.write(str(self._startup))
+            print(self._startup, flush=True)
             self._startup = None
         stages = {key: seconds for key, seconds in values.items() if key.endswith("_seconds")}
         waited = values["data_wait_seconds"] / sum(stages.values())
-        self._bar.set_postfix_str(
+        note = (
             f"epoch {values['epoch']}, loss {values['loss']:.3f}, {self._matched(values)}learning rate "
             f"{values['learning_rate']:.3g}, {values['images_per_second']:,.0f} images/s, "
-            f"{waited:.0%} waiting for data",
-            refresh=False,
+            f"{waited:.0%} waiting for data"
         )
-        self._bar.update(values["step"] - self._bar.n)
+        self._bar.update(values["step"] - self._bar.done, note=note)
 
     def _matched(self, values: dict[str, Any]) -> str:
         """View matching, where the objective has one."""

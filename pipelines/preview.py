@@ -26,7 +26,7 @@ def contact_sheet(
 ) -> bytes:
     """A PNG of the first few good images of `table` (reader.SCHEMA), and below each its view of each recipe.
 
-    Raises ValueError where there is none.
+    Transparent between and around them. Raises ValueError where there is none.
     """
 
     def request(rows: Rows) -> Request:
@@ -50,10 +50,10 @@ def contact_sheet(
     return _grid(tiles, size)
 
 
-def _fitted(content: memoryview, orientation: int, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """The whole image, scaled into a square."""
-    image = shown(content, orientation).convert("RGB")
-    return np.asarray(ImageOps.pad(image, (size, size), color=(255, 255, 255)))
+def _fitted(content: memoryview, orientation: int, size: int) -> UInt8[np.ndarray, "size size 4"]:
+    """The whole image, scaled into a transparent square: white bars would glare on a dark page."""
+    image = shown(content, orientation).convert("RGB").convert("RGBA")
+    return np.asarray(ImageOps.pad(image, (size, size), color=(0, 0, 0, 0)))
 
 
 def pixels(view: Float[torch.Tensor, "3 size size"], recipe: ViewRecipe) -> UInt8[np.ndarray, "size size 3"]:
@@ -66,7 +66,7 @@ def pixels(view: Float[torch.Tensor, "3 size size"], recipe: ViewRecipe) -> UInt
 def _grid(rows: list[list[np.ndarray]], size: int) -> bytes:
     scale = max(1, -(-_SMALLEST_SIDE // size))
     pitch = size * scale + GAP
-    sheet = Image.new("RGB", (pitch * len(rows[0]) - GAP, pitch * len(rows) - GAP), "white")
+    sheet = Image.new("RGBA", (pitch * len(rows[0]) - GAP, pitch * len(rows) - GAP))
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
             tile = Image.fromarray(picture).resize((size * scale, size * scale), Image.Resampling.NEAREST)

@@ -6,26 +6,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
-from plotly.offline import get_plotlyjs
 
+from training.report.plots import COLOURS, GREY, plot_html, plotly_script, styled
 from tuning.space import Distribution, Space
 from tuning.trials import Trial
 
 if TYPE_CHECKING:
     import optuna
 
-# Readable on a light page and on a dark one.
-_GREY, _BLUE, _ORANGE, _GRID = "#8a919e", "#3b82c4", "#d9822b", "rgba(138,145,158,.25)"
+_BLUE, _ORANGE, *_ = COLOURS
 
 STYLE = """
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
 .figures > div { min-width: 0; } .figures > .whole { grid-column: 1 / -1; }
 """
-
-# A finger that scrolls the page should not zoom a figure.
-_SCRIPT = """<script>if (matchMedia("(pointer: coarse)").matches)
-  document.querySelectorAll(".plotly-graph-div").forEach(plot => Plotly.relayout(plot,
-    {dragmode: false, "xaxis.fixedrange": true, "yaxis.fixedrange": true}));</script>"""
 
 
 class Section(NamedTuple):
@@ -70,7 +64,7 @@ def drawn(sections: Sequence[Section]) -> str:
         f'<h2>{section.heading}</h2><p class="soft">{section.note}</p>{_grid(section.figures)}'
         for section in sections
     )
-    return f"<script>{get_plotlyjs()}</script>{body}{_SCRIPT}"
+    return f"{plotly_script()}{body}"
 
 
 def progress(trials: Sequence[Trial]) -> list[tuple[float, int, float]]:
@@ -104,7 +98,7 @@ def _curves(study: "optuna.Study", evaluated: Sequence[Trial]) -> go.Figure:
     figure: Any = plot_intermediate_values(study)
     best = max(evaluated, key=lambda trial: trial.score or 0)
     for curve, trial in zip(figure.data, evaluated, strict=True):
-        colour = _BLUE if trial is best else _GREY
+        colour = _BLUE if trial is best else GREY
         symbols = ["circle"] * (len(trial.results) - 1) + [_symbol(trial)]
         marker = {"color": colour, "symbol": symbols, "maxdisplayed": 0}
         curve.update(line={"color": colour}, marker=marker, name=f"trial {trial.number}")
@@ -141,7 +135,7 @@ def _parallel(study: "optuna.Study", evaluated: Sequence[Trial]) -> go.Figure:
     )
     # Optuna has the accuracy first and then the keys in their order, of which it cuts the long ones.
     names = ["accuracy", *(key.replace(".", ".<br>") for key in sorted(_searched(evaluated)))]
-    figure = _styled(figure, "", height=380).update_annotations(font_color=_GREY)
+    figure = _styled(figure, "", height=380).update_annotations(font_color=GREY)
     figure.update_xaxes(ticktext=names, showgrid=False)
     return figure.update_layout(hovermode="closest")
 
@@ -156,7 +150,7 @@ def _cost(evaluated: Sequence[Trial]) -> go.Figure:
         study.add_trial(optuna.trial.create_trial(values=values))
     figure: Any = plot_pareto_front(study, target_names=["cost", "accuracy"])
     others, front = figure.data
-    others.update(marker={"color": _GREY, "showscale": False}, hoverinfo="x+y", hovertemplate=None)
+    others.update(marker={"color": GREY, "showscale": False}, hoverinfo="x+y", hovertemplate=None)
     front.update(marker={"color": _BLUE, "showscale": False}, hoverinfo="x+y", hovertemplate=None)
     return _styled(figure, "millions of multiply-adds for one view", height=360)
 
@@ -212,38 +206,13 @@ def _symbol(trial: Trial) -> str:
     return "x" if trial.state == "stopped early" else "circle"
 
 
-def _styled(figure: Any, title: str, height: int = 260) -> go.Figure:
-    grid = {"gridcolor": _GRID, "zeroline": False, "automargin": True}
-    return figure.update_layout(
-        template="none",
-        title=None,
-        height=height,
-        width=None,
-        margin={"l": 52, "r": 12, "t": 12, "b": 44},
-        font={"color": _GREY, "family": "system-ui, sans-serif", "size": 12},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        showlegend=False,
-        xaxis={"title": {"text": html.escape(title), "standoff": 6, "font": {"size": 12}}, **grid},
-        yaxis={
-            "title": {"text": "accuracy", "standoff": 6, "font": {"size": 12}},
-            "tickformat": ".0%",
-            **grid,
-        },
-    )
+def _styled(figure: Any, title: str, height: int = 270) -> go.Figure:
+    figure = styled(figure.update_layout(title=None, width=None), html.escape(title), "accuracy")
+    return figure.update_layout(height=height, hovermode="closest", yaxis={"tickformat": ".0%"})
 
 
 def _grid(figures: dict[str, go.Figure]) -> str:
     """The figures side by side; a single one over the whole width."""
     kind = ' class="whole"' if len(figures) == 1 else ""
-    return (
-        f'<div class="figures">{"".join(f"<div{kind}>{_plot(*one)}</div>" for one in figures.items())}</div>'
-    )
-
-
-def _plot(name: str, figure: go.Figure) -> str:
-    # Without an id given here the page would differ each time it is written.
-    return figure.to_html(
-        full_html=False, include_plotlyjs=False, div_id=f"figure-{name}",
-        config={"displayModeBar": False, "responsive": True},
-    )  # fmt: skip
+    plots = (plot_html(figure, f"figure-{name}") for name, figure in figures.items())
+    return f'<div class="figures">{"".join(f"<div{kind}>{plot}</div>" for plot in plots)}</div>'

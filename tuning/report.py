@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import tomli_w
 
 from pipelines import storage
-from training.page import page
 from training.record import to_toml
-from training.report_glance import compared
+from training.report.page import page
+from training.report.summary import evaluation_facts
 from tuning.config import METRICS, SearchConfig
 from tuning.figures import STYLE, drawn, progress, sections
 from tuning.trial_config import ranking_line, search_folder
@@ -45,7 +45,7 @@ def render(search: SearchConfig, trials: Sequence[Trial]) -> str:
     space = {key: {what.kind: list(what.values)} for key, what in search.distributions.items()}
     config = tomli_w.dumps({"space": space}) + "\n# Shared by all trials\n" + to_toml(search.train)
     best = ranking_line(search, trials[0].run) if trials else {}
-    facts = _facts(trials, best.get(f"{METRICS[search.metric]}_margin")) + compared(best)
+    facts = _facts(trials, best.get(f"{METRICS[search.metric]}_margin")) + evaluation_facts(best)
     body = drawn(sections(search.distributions, trials)) + _table(trials)
     return page(search.name, subtitle, facts, body, config, STYLE)
 

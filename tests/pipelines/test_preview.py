@@ -32,15 +32,28 @@ def table(index: Index, data: DataConfig) -> pa.Table:
 
 
 def _sheet(content: bytes) -> np.ndarray:
+    """The sheet on white paper."""
     with Image.open(io.BytesIO(content)) as image:
-        assert (image.format, image.mode) == ("PNG", "RGB")
-        return np.asarray(image).astype(int)
+        assert (image.format, image.mode) == ("PNG", "RGBA")
+        paper = Image.new("RGBA", image.size, "white")
+        return np.asarray(Image.alpha_composite(paper, image).convert("RGB")).astype(int)
 
 
 def test_a_sheet_has_a_column_for_each_image_and_a_row_for_it_and_each_view(table: pa.Table):
     for images, columns in ((4, 4), (12, 6)):
         sheet = _sheet(contact_sheet(table, (_RECIPE, _RECIPE), seed=0, images=images))
         assert sheet.shape == (3 * _PITCH - 4, columns * _PITCH - 4, 3)
+
+
+def test_what_is_no_picture_is_transparent(table: pa.Table):
+    with Image.open(io.BytesIO(contact_sheet(table, (_RECIPE, _RECIPE), seed=0))) as image:
+        opaque = np.asarray(image)[:, :, 3] > 0
+    assert not opaque[96:_PITCH].any()
+    assert not opaque[:, 96:_PITCH].any()
+    for column, row in enumerate(table.select(["height", "width"]).to_pylist()):
+        height, width = row["height"], row["width"]
+        shown = opaque[:96, column * _PITCH : column * _PITCH + 96]
+        assert shown.mean() == pytest.approx(min(height, width) / max(height, width), abs=0.02)
 
 
 def test_small_views_are_magnified(table: pa.Table):

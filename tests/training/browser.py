@@ -38,6 +38,8 @@ class Browser:
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
+        self.downloads = profile / "downloads"
+        self._call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(self.downloads))
 
     def open(self, page: Path, *, width: int, dark: bool) -> None:
         """Load the file as a phone or a desktop would, and wait until it is drawn."""
@@ -64,6 +66,12 @@ class Browser:
     def move(self, x: float, y: float) -> None:
         """The pointer to a place of the window."""
         self._call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def click(self, x: float, y: float) -> None:
+        """The left button at a place of the window."""
+        self.move(x, y)
+        for kind in ("mousePressed", "mouseReleased"):
+            self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def screenshot(self, *, whole: bool = True) -> bytes:
         """A PNG of the page, or of what its window shows."""

@@ -1,4 +1,4 @@
-"""What a run has left, read for its report: finished, stopped, or still going on."""
+"""A run's files, read for its report, whether the run has finished, was stopped or is still running."""
 
 import math
 from collections import Counter
@@ -18,58 +18,57 @@ STAGES: tuple[str, ...] = get_args(Stage)
 
 
 @dataclass(frozen=True, eq=False)
-class RunRecord:
-    """A run's config, and the lines of its metrics.jsonl.
+class RunHistory:
+    """A run's config and the lines of its metrics.jsonl.
 
-    left_out: how many images were left out, by reason. views: the PNG of images and their views.
+    quarantined: number of quarantined images by reason. views: the PNG of images and their views.
     """
 
     config: TrainConfig
     metrics: list[dict[str, Any]]
-    left_out: Counter[str] = field(default_factory=Counter)
+    quarantined: Counter[str] = field(default_factory=Counter)
     views: bytes | None = None
 
     @property
     def uri(self) -> str:
         return run_uri(self.config)
 
-    def having(self, key: str) -> list[dict[str, Any]]:
-        """The lines that have `key`."""
+    def lines_with(self, key: str) -> list[dict[str, Any]]:
         return [line for line in self.metrics if key in line]
 
     @property
     def steps(self) -> list[dict[str, Any]]:
         """The lines of steps that were not skipped."""
-        return self.having("loss")
+        return self.lines_with("loss")
 
     @property
     def seconds(self) -> float:
-        """What the steps took by the clock, without evaluations and what lay between two parts of the run."""
+        """Wall-clock seconds of all steps, without evaluations and the time between two parts of the run."""
         return sum(self.config.batch_size / line["images_per_second"] for line in self.steps)
 
     def stage_seconds(self) -> dict[str, float]:
-        """The seconds of each stage of a step, over all steps; none where none were written down."""
+        """Seconds of each stage summed over all steps; empty if the metrics have none."""
         sums = {
             stage: math.fsum(line.get(f"{stage}_seconds", 0.0) for line in self.steps) for stage in STAGES
         }
         return sums if any(sums.values()) else {}
 
 
-def read_run(run: str) -> RunRecord:
-    """The run in RUN, a path or URI; raises ValueError where there is none, or it cannot be read."""
+def read_run(run: str) -> RunHistory:
+    """The run at the path or URI `run`; raises ValueError if there is none or it cannot be read."""
     try:
-        return read_record(read_config(run))
+        return read_history(read_config(run))
     except (OSError, JSONDecodeError) as error:
         raise ValueError(f"cannot read the run {run}: {storage.first_line(error)}") from error
 
 
-def read_record(config: TrainConfig) -> RunRecord:
-    """What the run of `config` has left."""
+def read_history(config: TrainConfig) -> RunHistory:
+    """The files of the run of `config`."""
     run = run_uri(config)
-    bad = read_quarantine(storage.join(run, "quarantine.jsonl"))
-    return RunRecord(
+    images = read_quarantine(storage.join(run, "quarantine.jsonl"))
+    return RunHistory(
         config,
         read_metrics(run),
-        left_out=Counter(image.reason for image in bad),
+        quarantined=Counter(image.reason for image in images),
         views=storage.read(storage.join(run, "views.png")),
     )

@@ -1,4 +1,4 @@
-"""A few hundred images as a run's newest encoder sees them: features, projected, and their neighbours."""
+"""A few hundred images as a run's newest encoder sees them: features, their projection and neighbours."""
 
 import io
 from collections.abc import Iterator
@@ -30,88 +30,91 @@ from training.evaluator import Sets
 from training.record import kept_index
 from training.run import run_uri
 
-_IMAGES, _FEWEST_IMAGES, _BATCH_SIZE = 500, 60, 50
+_MOST_IMAGES, _FEWEST_IMAGES, _BATCH_SIZE = 500, 60, 50
 
 # First part of a key's path; other modules use others.
 _CHOICE = 8
 
-# Images of a fragment, unless there are too few fragments: all of a row group is read for one of its rows.
-_OF_A_FRAGMENT = 16
+# Images per fragment, unless there are too few fragments: reading one row costs its whole row group.
+_PER_FRAGMENT = 16
 
-_LARGEST_SIDE = 96
+_THUMBNAIL_SIDE = 96
 
-# t-SNE looks at about so many neighbours; fewer images than three times as many get fewer.
+# t-SNE considers about so many neighbours; below three times as many images it gets fewer.
 _PERPLEXITY, _FEWEST_FOR_TSNE = 30, 12
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
-    """Images of a run, as the encoder of the checkpoint of `step` sees them.
+class FeatureSample:
+    """Images of a run and their features, by the encoder of the checkpoint of `step`.
 
-    of: which of the run's sets they are. pictures: JPEGs of what the encoder was given, in the same order.
-    labels: -1 where there is none. classes: the labels' names, where they have any.
+    subset: which of the run's images they are. thumbnails: JPEGs of the encoder's input, in the same order.
+    labels: -1 for none. classes: the labels' names, if they have any.
     """
 
     step: int
-    of: str
-    pictures: list[bytes]
+    subset: str
+    thumbnails: list[bytes]
     features: Float[np.ndarray, "n dim"]
     labels: Int[np.ndarray, " n"]
     classes: tuple[str, ...]
 
     def class_name(self, image: int) -> str:
-        """The name or number of an image's class; empty where it has none."""
+        """The name or number of an image's class; empty if it has none."""
         label = int(self.labels[image])
         if label < 0:
             return ""
         return self.classes[label] if label < len(self.classes) else str(label)
 
 
-def affordable(config: TrainConfig, multiply_adds: float) -> int:
-    """How many images the encoder may see for so many multiply-adds; 0 where too few to be worth it."""
+def affordable_images(config: TrainConfig, multiply_adds: float) -> int:
+    """How many images the encoder can embed within `multiply_adds`; 0 if too few to be worth showing."""
     with torch.random.fork_rng(devices=[]):
-        cost = encoder_cost(
-            config.encoder, config.data.view.size, "cpu"
-        )  # Takes less than loading the compiler.
+        # On the CPU this takes less time than loading torch's compiler.
+        cost = encoder_cost(config.encoder, config.data.view.size, "cpu")
     images = int(multiply_adds / cost.multiply_adds)
-    return min(images, _IMAGES) if images >= _FEWEST_IMAGES else 0
+    return min(images, _MOST_IMAGES) if images >= _FEWEST_IMAGES else 0
 
 
-def look(config: TrainConfig, saved: dict[str, Any], images: int) -> Look:
-    """At most so many images, chosen by the run's seed, by the encoder of the checkpoint `saved`.
+def sample_features(config: TrainConfig, saved: dict[str, Any], images: int) -> FeatureSample:
+    """At most `images` images, chosen by the run's seed, embedded by the encoder of the checkpoint `saved`.
 
-    Test images, else held-out ones, else those it trained on. On a GPU if there is one. Raises ValueError or
-    OSError where the images are not there any more.
+    Test images, else held-out ones, else training images. On a GPU if there is one. Raises ValueError or
+    OSError if the images are no longer there.
     """
-    of, index = _watched(config)
+    subset, index = _evaluated_images(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pictures: list[bytes] = []
-    views = _noting(_views(choose(index, images, config.seed), config, device), config.data.view, pictures)
+    thumbnails: list[bytes] = []
+    views = _views(choose_images(index, images, config.seed), config, device)
+    views = _with_thumbnails(views, config.data.view, thumbnails)
     (features,), labels = embed([_encoder(config, saved, device)], views, device)
-    if not pictures:
-        raise ValueError(f"none of the images looked at of {index.uri} can be decoded")
-    return Look(saved["step"], of, pictures, features.cpu().numpy(), labels.cpu().numpy(), label_names(index))
+    if not thumbnails:
+        raise ValueError(f"none of the images chosen from {index.uri} can be decoded")
+    return FeatureSample(
+        saved["step"], subset, thumbnails, features.cpu().numpy(), labels.cpu().numpy(), label_names(index)
+    )
 
 
-def choose(index: Index, images: int, seed: int) -> Index:
-    """At most so many rows of the index, drawn by `seed` from few fragments; always the same."""
+def choose_images(index: Index, images: int, seed: int) -> Index:
+    """At most `images` rows of the index, drawn by `seed` from few fragments; always the same."""
     rows = index.rows
-    share = max(_OF_A_FRAGMENT, -(-images // len(rows)))
+    share = max(_PER_FRAGMENT, -(-images // len(rows)))
     starts = np.cumsum(rows) - rows
-    chosen, left = [], images
+    chosen, remaining = [], images
     for fragment in permutation(derive_key(seed, _CHOICE), len(rows)).tolist():
-        taken = permutation(derive_key(seed, _CHOICE, fragment), int(rows[fragment]))[: min(share, left)]
+        order = permutation(derive_key(seed, _CHOICE, fragment), int(rows[fragment]))
+        taken = order[: min(share, remaining)]
         chosen.append(starts[fragment] + taken)
-        left -= len(taken)
-        if not left:
+        remaining -= len(taken)
+        if not remaining:
             break
     return index.only(np.sort(np.concatenate(chosen)))
 
 
 def project(features: Float[np.ndarray, "n dim"]) -> tuple[Float[np.ndarray, "n 2"], str]:
-    """The features' directions in two dimensions, always the same, and by what method.
+    """The features' directions in two dimensions, always the same, and the method's name.
 
-    Raises ValueError where there are too few, or all are one point.
+    Raises ValueError if there are too few, or all are one point.
     """
     unit = _unit(features)
     if len(unit) < 3 or unit.std(0).max() < 1e-6:
@@ -145,8 +148,8 @@ def _unit(features: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n dim"]:
     return F.normalize(torch.from_numpy(features), dim=1).numpy()
 
 
-def _watched(config: TrainConfig) -> tuple[str, Index]:
-    """What to call the images that tell most, and their index."""
+def _evaluated_images(config: TrainConfig) -> tuple[str, Index]:
+    """The most telling of the run's images, by name, and their index."""
     run, data = run_uri(config), config.data
 
     def index(name: str, uri: str) -> Index:
@@ -171,16 +174,17 @@ def _views(index: Index, config: TrainConfig, device: torch.device) -> Iterator[
     )
 
 
-def _noting(views: Iterator[Views], recipe: ViewRecipe, pictures: list[bytes]) -> Iterator[Views]:
-    """The same views; `pictures` gets a JPEG of each image."""
+def _with_thumbnails(views: Iterator[Views], recipe: ViewRecipe, thumbnails: list[bytes]) -> Iterator[Views]:
+    """The same views; a JPEG of each image is appended to `thumbnails`."""
     for batch in views:
         for view in batch.images[0].float().cpu():
-            pictures.append(_jpeg(Image.fromarray(pixels(view, recipe))))
+            thumbnails.append(jpeg(Image.fromarray(pixels(view, recipe)), _THUMBNAIL_SIDE))
         yield batch
 
 
-def _jpeg(image: Image.Image) -> bytes:
-    image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
+def jpeg(image: Image.Image, most_pixels: int) -> bytes:
+    """The image as a JPEG with at most `most_pixels` a side."""
+    image.thumbnail((most_pixels, most_pixels))
     out = io.BytesIO()
     image.save(out, "JPEG", quality=88, subsampling=0)
     return out.getvalue()

@@ -25,8 +25,9 @@ from training.evaluator import Sets
 from training.gather import LocalGather
 from training.process import Worker
 from training.record import claim_run, read_config
-from training.report import COMMAND_MULTIPLY_ADDS, END_MULTIPLY_ADDS, write_report, write_reports
-from training.report_images import affordable
+from training.report import write_report, write_reports
+from training.report.features import affordable_images
+from training.report.runs import COMMAND_MULTIPLY_ADDS, END_MULTIPLY_ADDS
 from training.run import run_uri, train
 
 _NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -108,8 +109,8 @@ def test_the_page_has_every_section_and_is_small_enough_to_send(run: Path, page:
     assert page.stat().st_size < 15e6
     content = page.read_text()
     assert _headings(content) == [
-        "At a glance", "Curves", "Images and their views", "Features", "Nearest neighbours",
-        "Images left out", "The same run again", "Versions", "Config",
+        "Summary", "Curves", "Images and their views", "Features", "Nearest neighbours",
+        "Quarantined images", "Run it again", "Versions", "Config",
     ]  # fmt: skip
     assert len(re.findall("<g data-name", content)) == _TEST_IMAGES
     assert f"{_TEST_IMAGES} test images as the encoder sees them after {_STEPS} steps" in content
@@ -149,7 +150,7 @@ def test_a_run_that_has_only_begun_has_a_page(run: Path, tmp_path: Path) -> None
     young.mkdir()
     shutil.copy(run / "config.toml", young)
     content = Path(write_reports([str(young)], None)).read_text()
-    for part in ("No step is written down yet", "There is no views.png yet", "There is no checkpoint yet"):
+    for part in ("No step is logged yet", "There is no views.png yet", "There is no checkpoint yet"):
         assert part in content
 
 
@@ -210,7 +211,7 @@ def test_several_runs_are_compared(run: Path, other: Path) -> None:
     path = Path(write_reports([str(run), str(other)], None))
     assert path == run.parent / "comparison.html"
     content = path.read_text()
-    differing = content[content.index("What differs") : content.index("<h2>Curves")]
+    differing = content[content.index("Differing settings") : content.index("<h2>Curves")]
     rows = [re.findall("<td>([^<]*)</td>", row) for row in differing.split("<tr>")[2:]]
     assert rows == [["seed", "0", "1"], ["temperature", "1.0", "0.5"]]
     for title in ("loss", "knn_top1", "effective_rank", "stages"):
@@ -234,11 +235,12 @@ def test_the_page_at_a_runs_end_shows_the_features_where_they_cost_little(run: P
 
 def test_a_larger_encoder_sees_fewer_images(data: DataConfig) -> None:
     small = TrainConfig(data=data, encoder={"name": "resnet8"})  # pyright: ignore
-    assert affordable(small, END_MULTIPLY_ADDS) == affordable(small, COMMAND_MULTIPLY_ADDS) == 500
+    for multiply_adds in (END_MULTIPLY_ADDS, COMMAND_MULTIPLY_ADDS):
+        assert affordable_images(small, multiply_adds) == 500
     large = replace(small, encoder={"name": "resnet50"}, data=DataConfig(train="/images"))
     # 4.1e9 multiply-adds an image of 224 pixels a side, as torchvision says.
-    assert affordable(large, COMMAND_MULTIPLY_ADDS) == pytest.approx(2e12 / 4.1e9, rel=0.02)
-    assert affordable(large, END_MULTIPLY_ADDS) == 0
+    assert affordable_images(large, COMMAND_MULTIPLY_ADDS) == pytest.approx(2e12 / 4.1e9, rel=0.02)
+    assert affordable_images(large, END_MULTIPLY_ADDS) == 0
 
 
 _PICTURES = "[...document.images].filter(image => image.src)"
@@ -299,6 +301,32 @@ def test_the_pointer_enlarges_an_image_and_a_class_is_shown_alone(browser: Brows
     assert set(shown.split()) == {browser.run("document.querySelectorAll('.legend button')[3].textContent")}
     browser.run("[...document.querySelectorAll('.legend button')][3].click()")
     assert not browser.run("document.querySelector('.map').classList.contains('only')")
+    assert browser.errors == []
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_a_plots_button_saves_it_as_a_png(browser: Browser, page: Path) -> None:
+    browser.open(page, width=1280, dark=True)
+    browser.run("document.getElementById('curve-loss').scrollIntoView()")
+    button = "document.querySelector('#curve-loss .modebar-btn')"
+    x, y = json.loads(
+        browser.run(
+            f"(box => JSON.stringify([box.x + box.width / 2, box.y + box.height / 2]))"
+            f"({button}.getBoundingClientRect())"
+        )
+    )
+    browser.click(x, y)
+    saved = browser.downloads / "curve-loss.png"
+    for _ in range(600):
+        if saved.exists():
+            break
+        browser.run("new Promise(done => setTimeout(done, 100))")
+    drawn = np.asarray(Image.open(saved).convert("RGBA"))
+    _, width = drawn.shape[:2]
+    assert width == 2 * browser.run("document.getElementById('curve-loss').clientWidth")
+    colours = {tuple(pixel) for pixel in drawn[drawn[:, :, 3] == 255][:, :3].tolist()}
+    assert (0x3B, 0x82, 0xC4) in colours  # The curve's blue.
     assert browser.errors == []
 
 

@@ -1,0 +1,22 @@
+"""The config and the lines of metrics that the tests of a report's parts share."""
+
+from pipelines.config import DataConfig
+from training.config import EncoderConfig, TrainConfig
+
+CONFIG = TrainConfig(
+    data=DataConfig(train="s3://bucket/<script>alert('1')</script>&more"),
+    name="run-7",
+    encoder=EncoderConfig(name="resnet20"),
+)
+STEPS = [
+    {
+        "step": step,
+        "epoch": 1,
+        "loss": 6.0 - step / 2,
+        "learning_rate": 0.1,
+        "images_per_second": 1000.0 * step,
+    }
+    for step in range(1, 6)
+]
+BEFORE = {"step": 0, "epoch": 0, "knn_top1": 0.30126, "knn_top1_pixels": 0.2502}
+AFTER = {"step": 5, "epoch": 1, "knn_top1": 0.81249}

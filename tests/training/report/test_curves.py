@@ -1,0 +1,64 @@
+"""Which curves are drawn, of which points, and how large a page of many steps is."""
+
+from dataclasses import replace
+from json import JSONDecoder
+from typing import Any
+
+import numpy as np
+import pytest
+from histories import CONFIG, STEPS
+
+from training.report.curves import Curve, curves, thinned
+from training.report.history import STAGES, RunHistory
+from training.report.runs import render
+
+
+def _traces(curve: Curve) -> list[dict[str, Any]]:
+    """What Plotly is given to draw."""
+    drawn = curve.plot[curve.plot.index("Plotly.newPlot") :]
+    return JSONDecoder().raw_decode(drawn[drawn.index("[") :])[0]
+
+
+def test_only_what_a_run_has_is_drawn() -> None:
+    assert [curve.title for curve in curves({"run": RunHistory(CONFIG, STEPS)})] == [
+        "Loss", "Learning rate", "Throughput",
+    ]  # fmt: skip
+    assert curves({"run": RunHistory(CONFIG, [])}) == []
+
+
+def test_a_curve_has_its_values_and_what_it_comes_to_by_chance_beside_it() -> None:
+    steps = [{**line, "view_matching": 0.1 * line["step"]} for line in STEPS]
+    drawn = curves({"run-7": RunHistory(replace(CONFIG, batch_size=10), steps)})
+    (curve,) = (one for one in drawn if one.title == "View matching")
+    matched, chance = _traces(curve)
+    assert (matched["name"], chance["name"]) == ("run-7", "chance")
+    # 10 images are 20 views, and each has 19 others.
+    assert chance["y"] == pytest.approx([100 / 19] * 2)
+
+
+def test_many_steps_are_drawn_as_means_of_equally_many() -> None:
+    values = np.stack([np.arange(1001), 3.0 * np.arange(1001)], axis=1)
+    rows, size = thinned(values, 100)
+    assert size == 11
+    assert len(rows) == 91
+    np.testing.assert_allclose(rows[:, 1], 3 * rows[:, 0])
+    np.testing.assert_allclose(rows[0], values[:11].mean(0))
+    np.testing.assert_allclose(rows[-1], values[990:].mean(0))
+    few, size = thinned(values[:5], 100)
+    assert size == 1
+    np.testing.assert_array_equal(few, values[:5])
+
+
+def test_a_page_of_many_steps_is_small_enough_to_send() -> None:
+    spent = {f"{stage}_seconds": 0.125 for stage in STAGES}
+    steps = [{**STEPS[0], **spent, "view_matching": 0.5, "step": step} for step in range(1, 100_001)]
+    content = render(RunHistory(CONFIG, steps), 0)
+    assert "Means of 167 steps." in content
+    assert len(content) < 7e6
+
+
+def test_names_of_runs_cannot_leave_a_plots_code() -> None:
+    name = "file:///runs/</script><script>alert(1)</script>"
+    for curve in curves({name: RunHistory(CONFIG, STEPS), "other": RunHistory(CONFIG, STEPS)}):
+        assert "alert(1)</script>" not in curve.plot
+        assert _traces(curve)[0]["name"] == name
