@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, BinaryIO, NamedTuple, cast
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int
 from pyarrow import fs
 
 from pipelines.config import DataConfig
@@ -243,6 +246,12 @@ def _label(part: _Part | None, path: str) -> int | str:
     if label is None or not -1 <= label <= _LARGEST_LABEL:
         raise ValueError(f"{path}: {part.member.name} is {part.content[:20]!r}, not a whole number from 0")
     return label
+
+
+def labels(fragments: pa.Table) -> Int[np.ndarray, " rows"]:
+    """The label of each sample of an index's fragments, -1 where it has none."""
+    samples = pc.list_flatten(fragments["samples"])  # pyright: ignore[reportAttributeAccessIssue]
+    return pc.struct_field(samples, "label").to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def read_pieces(filesystem: fs.FileSystem, pieces: list[dict], pool: Executor) -> pa.Table:

@@ -26,7 +26,7 @@ from pipelines.checksums import (
 )
 from pipelines.config import DataConfig
 from pipelines.layout import reading
-from pipelines.parquet import opened
+from pipelines.footers import opened
 from pipelines.shards import encode_shard
 from pipelines.sources import Index, build_index
 
