@@ -25,8 +25,8 @@ from pipelines.checksums import (
     toml_with_checksum,
 )
 from pipelines.config import DataConfig
-from pipelines.layout import reading
 from pipelines.footers import opened
+from pipelines.layout import reading
 from pipelines.shards import encode_shard
 from pipelines.sources import Index, build_index
 
