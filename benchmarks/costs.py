@@ -1,4 +1,4 @@
-"""How the cost of listing and reading grows with a data set, at three sizes, beside a plain loop of pyarrow's.
+"""How the cost of listing and reading grows with a data set, at three sizes, beside plain loops of pyarrow.
 
     python benchmarks/costs.py    # or --sizes 2500 5000 10000
 
@@ -147,7 +147,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--sizes", nargs="+", type=int, default=_SIZES, help="row groups or images, ascending"
+        "--sizes", nargs="+", type=int, default=_SIZES, help="row groups or images"
     )
     sizes = parser.parse_args().sizes
     print(f"sizes: {', '.join(f'{size:,}' for size in sizes)}")
