@@ -146,9 +146,7 @@ def _print_case(name: str, sizes: list[int]) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--sizes", nargs="+", type=int, default=_SIZES, help="row groups or images"
-    )
+    parser.add_argument("--sizes", nargs="+", type=int, default=_SIZES, help="row groups or images")
     sizes = parser.parse_args().sizes
     print(f"sizes: {', '.join(f'{size:,}' for size in sizes)}")
     for name in _CASES:
