@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import PurePosixPath
 
 from pyarrow import fs
@@ -80,17 +81,24 @@ def _listed(uri: str) -> list[fs.FileInfo]:
 
 
 def _of_kind(layout: Layout, found: list[fs.FileInfo], folder: str) -> list[Place]:
+    # A file's path is made anew each time that it is asked for.
+    paths = ((file.path, file) for file in found)
     return [
-        Place(file.path, file.size, file.mtime_ns or 0)
-        for file in found
-        if file.path.lower().endswith(_ENDINGS[layout]) and not _is_hidden(file.path, folder, layout)
+        Place(path, file.size, file.mtime_ns or 0)
+        for path, file in paths
+        if path.lower().endswith(_ENDINGS[layout]) and not _is_hidden(path, folder, layout)
     ]
 
 
 def _is_hidden(path: str, folder: str, layout: Layout) -> bool:
     """Whether a part of the path below `folder` says that it is not part of the data set."""
-    parts = path.removeprefix(folder).lstrip("/").split("/")
-    return any(part.startswith(_HIDDEN[layout]) or part in JUNK for part in parts)
+    above, _, name = path.removeprefix(folder).lstrip("/").rpartition("/")
+    return name.startswith(_HIDDEN[layout]) or name in JUNK or _is_hidden_folder(above, layout)
+
+
+@lru_cache
+def _is_hidden_folder(below: str, layout: Layout) -> bool:
+    return any(part.startswith(_HIDDEN[layout]) or part in JUNK for part in below.split("/"))
 
 
 def _main_kind(kinds: Kinds, uri: str) -> Layout:

@@ -8,8 +8,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Int
 
-from pipelines import parquet, storage, torchvision_source
-from pipelines.choice import unpacked
+from pipelines import parquet, storage, tars, torchvision_source
 from pipelines.config import DataConfig
 from pipelines.layout import CONNECTIONS
 from pipelines.philox import derive_key, permutation
@@ -62,25 +61,37 @@ def read_labels(
         return np.full(int(index.rows.sum()), -1)
     if index.layout == "folder":
         return index.fragments["label"].to_numpy()
-    filesystem, _ = storage.resolve(index.uri)
-
-    def labels(number: int) -> Int[np.ndarray, " rows"]:
-        fragment = index.fragments.slice(number, 1).to_pylist()[0]
-        if index.layout == "tar":
-            found = np.array([sample["label"] for sample in fragment["samples"]])
-        elif index.layout == "torchvision":
-            found = torchvision_source.read_labels(fragment)
-        else:
-            found = parquet.read_labels(filesystem, fragment, data)
-        return found[unpacked(fragment["chosen"])] if fragment.get("chosen") else found
-
     found = []
-    count = len(index.fragments)
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        for number, part in enumerate(pool.map(labels, range(count))):
+        for part in pool.map(lambda span: _labels(index, span, data), spans := _spans(index)):
             found.append(part)
-            progress(number + 1, count)
-    return np.concatenate(found)
+            progress(spans[len(found) - 1].stop, len(index.fragments))
+    return _chosen(index, np.concatenate(found))
+
+
+def _spans(index: Index) -> list[range]:
+    """The fragments of each file, which lie side by side."""
+    paths = index.fragments["path"].dictionary_encode().combine_chunks()
+    first = np.flatnonzero(np.diff(paths.indices.to_numpy(), prepend=-1)).tolist()
+    return [range(start, stop) for start, stop in zip(first, [*first[1:], len(paths)], strict=True)]
+
+
+def _labels(index: Index, span: range, data: DataConfig) -> Int[np.ndarray, " rows"]:
+    """The labels of all rows that fragments of one file have."""
+    fragments = index.fragments.slice(span.start, len(span))
+    if index.layout == "tar":
+        return tars.labels(fragments)
+    if index.layout == "torchvision":
+        return np.concatenate([torchvision_source.read_labels(each) for each in fragments.to_pylist()])
+    filesystem, _ = storage.resolve(index.uri)
+    return parquet.read_labels(filesystem, fragments.to_pylist(), data)
+
+
+def _chosen(index: Index, labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " rows"]:
+    """Of the labels of all rows that the fragments have, those of the index's rows."""
+    read = index.rows_read
+    shift = np.cumsum(read) - read - index.first_sample
+    return labels[index.samples + np.repeat(shift, index.rows)]
 
 
 def label_names(index: Index) -> tuple[str, ...]:

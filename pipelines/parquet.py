@@ -1,8 +1,7 @@
 """Parquet files of encoded images: a fragment is a row group, known from the file's footer alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -13,15 +12,12 @@ from jaxtyping import Int
 from pyarrow import fs
 
 from pipelines import storage
-from pipelines.checksums import check_footer, parquet_end_bytes
 from pipelines.config import DataConfig
+from pipelines.footers import opened, reopened
 from pipelines.layout import CHANGED, ROWS, Files, Listing, Place, reading
 from pipelines.partitions import partition_values, value_labels
 
 ENDINGS = (".parquet", ".parq")
-
-# What is read of a file's end, as pyarrow does, in the hope that the footer is there.
-_END_BYTES = 64 << 10
 
 
 def index_files(
@@ -66,42 +62,41 @@ def _without(path: str, column: str) -> str:
     return f"{path} has no column {column!r} (--data.label-column names another)"
 
 
-@contextmanager
-def opened(filesystem: fs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file; checksums that it has are verified: the footer's now, a page's when it is read.
-
-    Raises ChecksumError, OSError or pyarrow.ArrowInvalid where one is wrong, or the file is none.
-    """
-    with filesystem.open_input_file(path) as file:
-        size = file.size()
-        end = file.read_at(min(size, _END_BYTES), max(0, size - _END_BYTES))
-        wanted = min(size, parquet_end_bytes(end))
-        if len(end) < wanted:
-            end = file.read_at(wanted, size - wanted)
-        check_footer(end)
-        metadata = pq.read_metadata(pa.BufferReader(end))
-        with pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True) as opened:
-            yield opened
-
-
 def read_pieces(
     filesystem: fs.FileSystem, pieces: list[dict], data: DataConfig, has_labels: bool, pool: Executor
 ) -> pa.Table:
-    """Rows [start, stop) of each row group, as layout.ROWS."""
-    return pa.concat_tables(pool.map(lambda piece: _read_piece(filesystem, piece, data, has_labels), pieces))
+    """Rows [start, stop) of each row group, as layout.ROWS; a file is opened once for all of its pieces."""
+    numbers: dict[str, list[int]] = {}
+    for number, piece in enumerate(pieces):
+        numbers.setdefault(piece["path"], []).append(number)
+    files = [[pieces[number] for number in of] for of in numbers.values()]
+    tables = list(pool.map(lambda file: _read_file(filesystem, file, data, has_labels), files))
+    if len(tables) == 1:
+        return tables[0]
+    parts = [tables[0]] * len(pieces)
+    for table, of in zip(tables, numbers.values(), strict=True):
+        at = 0
+        for number in of:
+            parts[number] = table.slice(at, pieces[number]["stop"] - pieces[number]["start"])
+            at += len(parts[number])
+    return pa.concat_tables(parts)
 
 
-def read_labels(filesystem: fs.FileSystem, fragment: dict, data: DataConfig) -> Int[np.ndarray, " rows"]:
-    """The label of each row of a row group, -1 where it has none; no image is read."""
-    path, group = fragment["path"], fragment["row_group"]
-    if "label" in fragment:
-        return np.full(fragment.get("fragment_rows", fragment["rows"]), fragment["label"])
+def read_labels(
+    filesystem: fs.FileSystem, fragments: list[dict], data: DataConfig
+) -> Int[np.ndarray, " rows"]:
+    """The labels of all rows of a file's row groups, -1 where there is none; no image is read."""
+    path, counts = fragments[0]["path"], [piece.get("fragment_rows", piece["rows"]) for piece in fragments]
+    if "label" in fragments[0]:
+        return np.repeat([fragment["label"] for fragment in fragments], counts)
+    groups = [fragment["row_group"] for fragment in fragments]
 
     def read() -> pa.Table:
         with opened(filesystem, path) as file:
-            return file.read_row_group(group, columns=[data.label_column])
+            _check_groups(file.metadata, path, dict(zip(groups, counts, strict=True)))
+            return file.read_row_groups(groups, columns=[data.label_column])
 
-    return _labels(reading(read, f"{path}, row group {group}"), data, path).to_numpy()
+    return _labels(reading(read, _place(path, groups)), data, path).to_numpy()
 
 
 def _labels(table: pa.Table, data: DataConfig, path: str) -> pa.ChunkedArray:
@@ -158,37 +153,77 @@ def _check_columns(schema: pa.Schema, path: str, data: DataConfig) -> None:
             )
 
 
-def _read_piece(filesystem: fs.FileSystem, piece: dict, data: DataConfig, has_labels: bool) -> pa.Table:
-    path, group, start, stop = (piece[name] for name in ("path", "row_group", "start", "stop"))
-
-    def read() -> pa.Table:
-        with opened(filesystem, path) as file:
-            names = set(file.schema_arrow.names) & {data.image_column, data.label_column, data.key_column}
-            if group >= file.num_row_groups:
-                raise ValueError(
-                    f"cannot read {path}, row group {group}: it had more when it was indexed; {CHANGED}"
-                )
-            return file.read_row_group(group, columns=sorted(names)).slice(start, stop - start)
-
-    table = reading(read, f"{path}, row group {group}")
+def _read_file(filesystem: fs.FileSystem, pieces: list[dict], data: DataConfig, has_labels: bool) -> pa.Table:
+    """The rows of pieces that are all of one file."""
+    path = pieces[0]["path"]
+    place = _place(path, [piece["row_group"] for piece in pieces])
+    table = reading(lambda: _read_rows(filesystem, path, pieces, data), place)
     images, paths = table[data.image_column], None
     if pa.types.is_struct(images.type):
         if images.type.get_field_index("path") >= 0:
             paths = pc.struct_field(images, "path")  # pyright: ignore[reportAttributeAccessIssue]
         images = pc.struct_field(images, "bytes")  # pyright: ignore[reportAttributeAccessIssue]
-    numbered = pa.array([f"row group {group}, row {row}" for row in range(start, stop)])
     keys = _names(table[data.key_column] if data.key_column in table.column_names else paths)
-    if has_labels and "label" not in piece:
+    if has_labels and "label" not in pieces[0]:
         labels = _labels(table, data, path)
     else:
-        labels = pa.array(np.full(len(table), piece.get("label", -1)))
+        counts = [piece["stop"] - piece["start"] for piece in pieces]
+        labels = pa.array(np.repeat([piece.get("label", -1) for piece in pieces], counts))
     columns = {
         "image": images.cast(pa.large_binary()),
         "label": labels,
         "path": pa.array([path] * len(table)),
-        "key": numbered if keys is None else pc.coalesce(keys, numbered),  # pyright: ignore
+        "key": _numbered(keys, pieces),
     }
     return pa.table(columns, schema=ROWS)
+
+
+def _read_rows(filesystem: fs.FileSystem, path: str, pieces: list[dict], data: DataConfig) -> pa.Table:
+    """The columns of a file that are wanted, of the pieces' rows one after another."""
+    stops: dict[int, int] = {}
+    for piece in pieces:
+        stops[piece["row_group"]] = max(piece["stop"], stops.get(piece["row_group"], 0))
+    with reopened(filesystem, path, pieces[0].get("file_written", 0)) as file:
+        names = set(file.schema_arrow.names) & {data.image_column, data.label_column, data.key_column}
+        rows = _check_groups(file.metadata, path, stops)
+        table = file.read_row_groups(list(stops), columns=sorted(names))
+    starts = dict(zip(stops, (np.cumsum(rows) - rows).tolist(), strict=True))
+    return pa.concat_tables(
+        table.slice(starts[piece["row_group"]] + piece["start"], piece["stop"] - piece["start"])
+        for piece in pieces
+    )
+
+
+def _place(path: str, groups: list[int]) -> str:
+    """The row groups of a file that are read at once, for errors."""
+    return f"{path}, row group {groups[0]}" + (f" and {len(groups) - 1} more" if len(groups) > 1 else "")
+
+
+def _check_groups(footer: pq.FileMetaData, path: str, least: dict[int, int]) -> list[int]:
+    """The rows of these row groups; ValueError where one is not there, or has fewer than `least`."""
+    rows = []
+    for group, wanted in least.items():
+        there = group < footer.num_row_groups
+        if not there or footer.row_group(group).num_rows < wanted:
+            raise ValueError(
+                f"cannot read {path}, row group {group}: it had more when it was indexed; {CHANGED}"
+            )
+        rows.append(footer.row_group(group).num_rows)
+    return rows
+
+
+def _numbered(keys: pa.ChunkedArray | None, pieces: list[dict]) -> pa.ChunkedArray | pa.Array:
+    """The keys; where there is none, the row's place."""
+    if keys is not None and not keys.null_count:
+        return keys
+    places = pa.array(
+        [
+            f"row group {piece['row_group']}, row {row}"
+            for piece in pieces
+            for row in range(piece["start"], piece["stop"])
+        ]
+    )
+    return places if keys is None else pc.coalesce(keys, places)  # pyright: ignore
 
 
 def _names(column: pa.ChunkedArray | None) -> pa.ChunkedArray | None:

@@ -35,6 +35,8 @@ def name_labels(names: Sequence[str]) -> Labels:
 
 
 def _value(path: str, prefix: str) -> str | None:
+    if prefix not in path:
+        return None
     named = [part for part in path.split("/")[:-1] if part.startswith(prefix)]
     value = unquote(named[-1].removeprefix(prefix)) if named else _NONE
     return None if value == _NONE else value

@@ -12,8 +12,8 @@ from pyarrow import fs
 
 from pipelines import storage
 from pipelines.checksums import seal_parquet
+from pipelines.footers import opened
 from pipelines.layout import reading
-from pipelines.parquet import opened
 
 _SCHEMA = pa.schema({"image": pa.binary(), "label": pa.int64(), "key": pa.string()})
 

@@ -4,6 +4,7 @@ Python's tarfile takes a damaged header in the middle for the end of the tar, an
 """
 
 import tarfile
+import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -20,6 +21,19 @@ _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _EMPTY = (
     tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE,
 )  # fmt: skip
+
+
+# Types of headers whose other fields mean the same in every format, and what may end a number.
+_ALIKE = (tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME)
+_ENDS = b"\0 "
+
+
+class _Header(NamedTuple):
+    """The fields of a header block that matter here."""
+
+    name: str
+    type: bytes
+    size: int
 
 
 class Member(NamedTuple):
@@ -50,7 +64,10 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
                 own |= said
             at = data + _padded(info.size)
             continue
-        member = _member(info, data, common | own)
+        if info.type == tarfile.REGTYPE and not (own or common):
+            member = Member(info.name.rstrip("/"), info.type, data, info.size)
+        else:
+            member = _member(info, data, common | own)
         at = data + _padded(member.size)
         if at > size:
             raise tarfile.ReadError(f"it breaks off in {member.name}; {_AGAIN}")
@@ -68,7 +85,7 @@ def _said(kind: bytes, content: bytes, before: str) -> dict[str, str]:
     return {"path": _text(content.partition(b"\0")[0])} if kind == tarfile.GNUTYPE_LONGNAME else {}
 
 
-def _member(info: tarfile.TarInfo, data: int, about: dict[str, str]) -> Member:
+def _member(info: _Header, data: int, about: dict[str, str]) -> Member:
     """The member of a header, of which the headers before it say `about`."""
     # Slashes at the end, which tarfile takes away too, mark a folder.
     name = about.get("path", info.name).rstrip("/")
@@ -97,13 +114,38 @@ def _read(file: BinaryIO, at: int, count: int, size: int, before: str) -> bytes:
     return content
 
 
-def _header(block: bytes, before: str) -> tarfile.TarInfo:
+def _header(block: bytes, before: str) -> _Header:
     """The fields of a header block, whose checksum is compared with its bytes."""
+    if header := _plain_header(block):
+        return header
     try:
-        return tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
     except tarfile.HeaderError as error:
         fault = f"the header after {before} is damaged" if before else "it does not begin as a tar does"
         raise tarfile.ReadError(f"{fault}; {_AGAIN}") from error
+    return _Header(info.name, info.type, info.size)
+
+
+def _plain_header(block: bytes) -> _Header | None:
+    """The fields of a header as nearly all are; None where tarfile, which takes ten times as long, must look.
+
+    Its checksum is right: of 256 bytes the lower half of Adler-32 is their sum and one.
+    """
+    kind, size, checksum = block[156:157], block[124:135], block[148:154]
+    if kind not in _ALIKE or block[135] not in _ENDS or block[154] not in _ENDS:
+        return None
+    total = (zlib.adler32(block[:256]) & 0xFFFF) + (zlib.adler32(block[256:]) & 0xFFFF) - 2
+    try:
+        # The checksum's own bytes count as spaces.
+        if int(checksum, 8) != total - sum(block[148:156]) + 8 * ord(" "):
+            return None
+        number = int(size, 8)
+    except ValueError:
+        return None
+    if not (size.isdigit() and checksum.isdigit()):
+        return None
+    name, prefix = block[:100].partition(b"\0")[0], block[345:500].partition(b"\0")[0]
+    return _Header(_text(prefix + b"/" + name if prefix else name), kind, number)
 
 
 def _text(content: bytes) -> str:

@@ -4,20 +4,27 @@ Members that follow each other and share a key, their name up to its first dot, 
 its class as a whole number in a member that ends in .cls. Aizman et al. 2019, section 3.
 """
 
-import io
+import codecs
 import re
 import tarfile
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import groupby
-from typing import Any, BinaryIO, NamedTuple, cast
+from operator import itemgetter
+from typing import BinaryIO, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int
 from pyarrow import fs
 
 from pipelines.config import DataConfig
-from pipelines.layout import CHANGED, IMAGE_ENDINGS, JUNK, ROWS, Listing, Place, reading
+from pipelines.layout import CHANGED, CONNECTIONS, IMAGE_ENDINGS, JUNK, ROWS, Listing, Place, reading
+from pipelines.read_ahead import read_ahead
 from pipelines.tar_headers import Member, members
 
 ENDINGS = (".tar",)
@@ -25,9 +32,6 @@ ENDINGS = (".tar",)
 # What is read at once: large enough for object storage, small enough to shuffle.
 _FRAGMENT_BYTES = 4 << 20
 _FRAGMENT_SAMPLES = 256
-
-# Headers lie between members; small members come along with them.
-_BUFFER = 1 << 16
 
 _CLASS = ".cls"
 _LARGEST_LABEL = 2**63 - 1
@@ -39,10 +43,12 @@ _LABEL_BYTES = 64
 # Members that an error lists.
 _SHOWN = 4
 
-_SAMPLE = pa.struct(
-    [("key", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("label", pa.int64())]
-)
-_FRAGMENTS = pa.schema({"path": pa.string(), "rows": pa.int64(), "samples": pa.list_(_SAMPLE)})
+_SAMPLE = [
+    pa.field("key", pa.string()),
+    *(pa.field(name, pa.int64()) for name in ("offset", "size", "label")),
+]
+_FRAGMENTS = pa.schema({"path": pa.string(), "rows": pa.int64(), "samples": pa.list_(pa.struct(_SAMPLE))})
+_NONE = array("q")
 
 
 class _Part(NamedTuple):
@@ -54,11 +60,8 @@ class _Part(NamedTuple):
     key: str
     ending: str
     member: Member
+    is_image: bool
     content: bytes = b""
-
-    @property
-    def is_image(self) -> bool:
-        return self.ending.endswith(IMAGE_ENDINGS)
 
     @property
     def is_plain(self) -> bool:
@@ -73,14 +76,17 @@ class _Part(NamedTuple):
 
 @dataclass
 class _Found:
-    """The samples of one tar.
+    """The samples of one tar, in columns: a list of dictionaries would take four times the memory.
 
     no_label: which sample has no label, if one has none. dotted: groups of images that share a key, each of
     which counts as a sample of its own.
     """
 
     path: str
-    samples: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    offsets: "array[int]" = field(default_factory=lambda: array("q"))
+    sizes: "array[int]" = field(default_factory=lambda: array("q"))
+    labels: "array[int]" = field(default_factory=lambda: array("q"))
     no_label: str | None = None
     dotted: list[list[_Part]] = field(default_factory=list)
 
@@ -98,42 +104,58 @@ def index_files(
     number, and where nothing says which of a sample's images is meant.
     """
 
-    def samples(file: Place) -> _Found:
-        found = reading(lambda: _read_tar(filesystem, file.path, data), file.path)
+    ahead = max(2, CONNECTIONS // len(files))
+
+    def samples(file: Place) -> tuple[pa.Table, _Found]:
+        found = reading(lambda: _read_tar(filesystem, file.path, data, ahead), file.path)
         done()
-        return found
+        # The members of all tars would take several times the memory of the table.
+        return _fragments(found), replace(found, keys=[], offsets=_NONE, sizes=_NONE, labels=_NONE)
 
-    tars = list(pool.map(samples, files))
+    found = list(pool.map(samples, files))
+    tars = [tar for _, tar in found]
     _check_dotted(tars)
+    table = pa.concat_tables(table for table, _ in found)
     no_labels = next((tar.no_label for tar in tars if tar.no_label), None)
-    if no_labels:
-        for sample in (sample for tar in tars for sample in tar.samples):
-            sample["label"] = -1
-    rows = [fragment for tar in tars for fragment in _fragments(tar)]
-    return Listing(pa.Table.from_pylist(rows, schema=_FRAGMENTS), no_labels)
+    return Listing(_without_labels(table) if no_labels else table, no_labels)
 
 
-def _fragments(tar: _Found) -> Iterator[dict[str, Any]]:
-    run: list[dict[str, Any]] = []
-    for sample in tar.samples:
-        if run and (
-            len(run) == _FRAGMENT_SAMPLES
-            or sample["offset"] + sample["size"] - run[0]["offset"] > _FRAGMENT_BYTES
-        ):
-            yield {"path": tar.path, "rows": len(run), "samples": run}
-            run = []
-        run.append(sample)
-    if run:
-        yield {"path": tar.path, "rows": len(run), "samples": run}
+def _fragments(tar: _Found) -> pa.Table:
+    """The samples of a tar in runs that are read at once."""
+    offsets, sizes = np.array(tar.offsets, np.int64), np.array(tar.sizes, np.int64)
+    ends, starts = offsets + sizes, [0]
+    while starts[-1] < len(offsets):
+        start = starts[-1]
+        stop = int(np.searchsorted(ends, offsets[start] + _FRAGMENT_BYTES, side="right"))
+        starts.append(max(start + 1, min(start + _FRAGMENT_SAMPLES, stop)))
+    columns = (pa.array(tar.keys, pa.string()), offsets, sizes, np.array(tar.labels, np.int64))
+    samples = pa.StructArray.from_arrays([pa.array(column) for column in columns], fields=_SAMPLE)
+    return pa.table(
+        {
+            "path": [tar.path] * (len(starts) - 1),
+            "rows": np.diff(starts),
+            "samples": pa.ListArray.from_arrays(pa.array(starts, pa.int32()), samples),
+        },
+        _FRAGMENTS,
+    )
 
 
-def _read_tar(filesystem: fs.FileSystem, path: str, data: DataConfig) -> _Found:
+def _without_labels(fragments: pa.Table) -> pa.Table:
+    """The same, where -1 stands for each label."""
+    runs = fragments["samples"].combine_chunks()
+    columns = runs.values.flatten()[: len(_SAMPLE) - 1]
+    none = pa.array(np.full(len(runs.values), -1))
+    samples = pa.StructArray.from_arrays([*columns, none], fields=_SAMPLE)
+    runs = pa.ListArray.from_arrays(runs.offsets, samples)
+    return fragments.set_column(fragments.schema.get_field_index("samples"), "samples", runs)
+
+
+def _read_tar(filesystem: fs.FileSystem, path: str, data: DataConfig, ahead: int) -> _Found:
     found = _Found(path)
     try:
-        with filesystem.open_input_file(path) as file:
-            buffered = cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, file), _BUFFER))
-            parts = _parts(members(buffered, file.size()), data, path, buffered)
-            for _, group in groupby(parts, lambda part: part.key):
+        with read_ahead(filesystem, path, ahead) as (file, size):
+            parts = _parts(members(file, size), data, path, file)
+            for _, group in groupby(parts, itemgetter(0)):
                 _add(found, list(group), data)
     except tarfile.ReadError as error:
         raise ValueError(f"cannot read {path}: {error}") from error
@@ -144,10 +166,11 @@ def _parts(walk: Iterable[Member], data: DataConfig, path: str, file: BinaryIO) 
     """The files of a tar; raises ValueError for an image or class that is there twice, or is a link."""
     seen: set[str] = set()
     for member in walk:
-        part = _Part(*_split(member.name, data.key_dot), member)
         if member.type == tarfile.DIRTYPE or _is_passed_over(member.name):
             continue
-        if part.is_image or part.ending.endswith(_CLASS):
+        key, ending = _split(member.name, data.key_dot)
+        is_image, is_class, content = ending.endswith(IMAGE_ENDINGS), ending.endswith(_CLASS), b""
+        if is_image or is_class:
             if member.type not in tarfile.REGULAR_TYPES:
                 raise ValueError(
                     f"{member.name} of {path} is a link, or no file; write the tar anew with the files "
@@ -156,11 +179,11 @@ def _parts(walk: Iterable[Member], data: DataConfig, path: str, file: BinaryIO) 
             if member.name in seen:
                 raise ValueError(f"{member.name} is twice in {path}; write it anew, each name once")
             seen.add(member.name)
-        if part.ending.endswith(_CLASS):
+        if is_class:
             # At once, as long as it lies in the buffer with its header.
             file.seek(member.offset)
-            part = part._replace(content=file.read(min(member.size, _LABEL_BYTES)))
-        yield part
+            content = file.read(min(member.size, _LABEL_BYTES))
+        yield _Part(key, ending, member, is_image, content)
 
 
 def _split(name: str, dot: str) -> tuple[str, str]:
@@ -174,9 +197,13 @@ def _split(name: str, dot: str) -> tuple[str, str]:
 def _is_passed_over(name: str) -> bool:
     """Whether WebDataset has no key for it, as for the ._NAME beside each NAME of macOS; or it is junk."""
     folder, _, last = name.rpartition("/")
+    return last.startswith(".") or _is_hidden(folder)
+
+
+@lru_cache
+def _is_hidden(folder: str) -> bool:
     folders = folder.split("/")
-    hidden = any(part.startswith(".") and part.strip(".") for part in folders)
-    return last.startswith(".") or hidden or not JUNK.isdisjoint(folders)
+    return any(part.startswith(".") and part.strip(".") for part in folders) or not JUNK.isdisjoint(folders)
 
 
 def _add(found: _Found, group: list[_Part], data: DataConfig) -> None:
@@ -193,13 +220,17 @@ def _add(found: _Found, group: list[_Part], data: DataConfig) -> None:
         key = image.key if len(images) == 1 else image.stem
         if isinstance(label, str) and not found.no_label:
             found.no_label = f"{key} of {found.path} has {label}"
-        where = {"key": key, "offset": image.member.offset, "size": image.member.size}
-        found.samples.append({**where, "label": -1 if isinstance(label, str) else label})
+        found.keys.append(key)
+        found.offsets.append(image.member.offset)
+        found.sizes.append(image.member.size)
+        found.labels.append(-1 if isinstance(label, str) else label)
 
 
 def _images(group: list[_Part], data: DataConfig) -> list[_Part]:
     """The image of a sample: the one that is named, else the plain one; all where that says nothing."""
     images = [part for part in group if part.is_image]
+    if len(images) < 2:
+        return images
     named = "." + (data.image_ending or "").lstrip(".").lower()
     for chosen in ([part for part in images if part.ending == named], [p for p in images if p.is_plain]):
         if len(chosen) == 1:
@@ -236,13 +267,20 @@ def _label(part: _Part | None, path: str) -> int | str:
     """The class that a .cls member holds, or in words that there is none."""
     if part is None:
         return "no .cls beside it"
-    text = part.content.decode("utf-8-sig", "replace").strip()
+    # A mark of Windows' editors may stand before it.
+    text = part.content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace").strip()
     if not text:
         return "an empty .cls"
     label = int(text) if _NUMBER.fullmatch(text) else None
     if label is None or not -1 <= label <= _LARGEST_LABEL:
         raise ValueError(f"{path}: {part.member.name} is {part.content[:20]!r}, not a whole number from 0")
     return label
+
+
+def labels(fragments: pa.Table) -> Int[np.ndarray, " rows"]:
+    """The label of each sample of an index's fragments, -1 where it has none."""
+    samples = pc.list_flatten(fragments["samples"])  # pyright: ignore[reportAttributeAccessIssue]
+    return pc.struct_field(samples, "label").to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def read_pieces(filesystem: fs.FileSystem, pieces: list[dict], pool: Executor) -> pa.Table:

@@ -27,9 +27,9 @@ from pipelines.checksums import (
     toml_with_checksum,
 )
 from pipelines.config import DataConfig
+from pipelines.footers import opened
 from pipelines.json_lines import decode_lines, encode_lines
 from pipelines.layout import reading
-from pipelines.parquet import opened
 from pipelines.shards import encode_shard
 from pipelines.sources import Index, build_index
 
