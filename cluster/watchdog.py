@@ -5,15 +5,19 @@ Ray ends a driver whose cluster is lost, and a machine one that takes too much m
 
 import json
 import os
+import select
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import RawIOBase
 from pathlib import Path
 
 _DONE = "done"
+
+_LOOK_SECONDS = 0.2
 
 
 @contextmanager
@@ -28,12 +32,15 @@ def watched(resume: Sequence[str], folder: str | None, ray: str) -> Iterator[Non
         [sys.executable, "-IS", __file__], stdin=subprocess.PIPE, text=True, start_new_session=True
     )
     assert watchdog.stdin
-    print(json.dumps({"resume": list(resume), "folder": folder, "ray": ray}), file=watchdog.stdin, flush=True)
+    process = os.getpid()
+    about = {"resume": list(resume), "folder": folder, "ray": ray, "process": process}
+    print(json.dumps(about), file=watchdog.stdin, flush=True)
     try:
         yield
     finally:
-        with suppress(BrokenPipeError):  # Somebody has ended it.
-            watchdog.communicate(_DONE)
+        if os.getpid() == process:  # A fork leaves the block too.
+            with suppress(BrokenPipeError):  # Somebody has ended it.
+                watchdog.communicate(_DONE)
 
 
 def end_cluster(folder: str, ray: str) -> None:
@@ -65,10 +72,11 @@ def _has(place: Path, folder: str) -> bool:
 
 
 def _watch() -> None:
-    """What the process does: wait until the other one has said that it is done, or has ended."""
-    about = json.loads(sys.stdin.readline() or "{}")
-    if not about or sys.stdin.read() == _DONE:
-        return
+    """Wait until the command's process has said that it is done, or has ended; in the latter case act."""
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as pipe:
+        about = json.loads(pipe.readline() or "{}")
+        if not about or _is_done(about["process"], pipe):
+            return
     if folder := about["folder"]:
         end_cluster(folder, about["ray"])
     way_on = f"diptych {shlex.join(about['resume'])}" if about["resume"] else "the same command"
@@ -77,6 +85,17 @@ def _watch() -> None:
         f"killed; go on with: {way_on}",
         file=sys.stderr,
     )
+
+
+def _is_done(process: int, pipe: RawIOBase) -> bool:
+    """Whether the process, which has started this one, says so before it ends."""
+    ended = False
+    while not select.select([pipe], [], [], _LOOK_SECONDS)[0]:
+        if ended:
+            return False
+        # A fork keeps the pipe open after the process's end, which its children see by their new parent.
+        ended = os.getppid() != process
+    return pipe.read(len(_DONE)) == _DONE.encode()
 
 
 if __name__ == "__main__":

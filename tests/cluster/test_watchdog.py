@@ -4,7 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
+from processes import running
 
 _COMMAND = """
 import sys
@@ -28,6 +33,56 @@ def _command(folder: Path, ray: Path) -> subprocess.Popen:
 
 def test_it_says_nothing_where_the_command_comes_to_its_end(tmp_path: Path) -> None:
     assert _command(tmp_path, tmp_path).communicate("", timeout=30) == ("", "")
+
+
+_FORKING = """
+import os, sys, time
+from cluster.watchdog import watched
+with watched(("train", "--resume", "/my runs/first"), None, ""):
+    if child := os.fork():
+        print(child, flush=True)
+        sys.stdin.read()
+    elif sys.argv[1] == "leaves":
+        sys.exit()
+    else:
+        time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("child_s_way", ["leaves", "stays"])
+def test_a_fork_of_the_command_neither_speaks_for_it_nor_hides_its_end(
+    child_s_way: str, tmp_path: Path
+) -> None:
+    pipe, children = subprocess.PIPE, list[int]()
+    for end in ("", "killed"):
+        said = tmp_path / f"said{end}"
+        with said.open("w") as err:
+            command = [sys.executable, "-c", _FORKING, child_s_way]
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=err, text=True)
+        with process:
+            assert process.stdout
+            children.append(int(process.stdout.readline()))
+            try:
+                if child_s_way == "leaves":
+                    _wait_until(lambda: not running(children))
+                if end:
+                    process.kill()
+                    _wait_until(lambda said=said: said.read_text().endswith(_SAID))
+                else:
+                    assert process.stdin
+                    process.stdin.close()
+                    assert process.wait(30) == 0
+                    assert said.read_text() == ""
+            finally:
+                for child in running(children):
+                    os.kill(child, signal.SIGKILL)
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_after_a_sudden_end_it_says_how_to_resume_and_ends_ray_s_processes_alone(tmp_path: Path) -> None:
