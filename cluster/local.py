@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +60,17 @@ def cluster(cpus: float, modules: Sequence[Path] = (), resume: Sequence[str] = (
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     environment: dict[str, Any] = {"py_modules": [str(path) for path in modules]} if modules else {}
+    there = address()
+    # As Ray has it for clusters of one's own: with the token, unless someone has said otherwise.
+    if not there and os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
+        ensure_token()
     with ExitStack() as stack:
-        folder = None
-        if there := address():
+        folder = None if there else stack.enter_context(ray_folder())
+        # Before Ray: where this process cannot be started, nothing is left connected.
+        stack.enter_context(watched(resume, folder, os.path.dirname(ray.__file__)))
+        if there:
             _connect(there, environment, settings)
         else:
-            # As Ray has it for clusters of this kind: with the token, unless someone has said otherwise.
-            if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
-                ensure_token()
-            folder = stack.enter_context(ray_folder())
             # The dashboard would take a share of a small machine's cores.
             cores = max(os.cpu_count() or 1, int(cpus + 0.999))
             with checked_start():
@@ -76,9 +78,7 @@ def cluster(cpus: float, modules: Sequence[Path] = (), resume: Sequence[str] = (
                     "local", num_cpus=cores, include_dashboard=False, _system_config=SYSTEM_CONFIG,
                     _temp_dir=folder, runtime_env=environment, **settings,
                 )  # fmt: skip
-            stack.enter_context(watched_room(_warn))
-        stack.enter_context(watched(resume, folder, os.path.dirname(ray.__file__)))
-        with _left(resume, folder):
+        with _left(resume, folder), nullcontext() if there else watched_room(_warn):
             yield
 
 
