@@ -11,7 +11,7 @@ from typing import Any
 from cluster import embedded
 from cluster.auth_token import ensure_token
 from cluster.ray_folder import ray_folder
-from cluster.ray_settings import LOOPBACK_ONLY, SYSTEM_CONFIG, wants_token
+from cluster.ray_settings import LOOPBACK_ONLY, QUIET, SYSTEM_CONFIG, wants_token
 from cluster.start_checks import checked_start, watched_room
 from cluster.watchdog import end_cluster, watched
 from training.faults import ClusterLostError
@@ -188,6 +188,7 @@ def _no_answer(there: str, error: BaseException | None = None) -> str:
 
 
 def _before_ray_is_imported() -> None:
+    os.environ.update(QUIET | os.environ)
     named, running = os.environ.get("RAY_ADDRESS"), embedded.find()
     if running and named in (None, "", _AUTO, running.address):
         os.environ.update(running.environment)

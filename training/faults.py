@@ -24,6 +24,10 @@ class NonFiniteError(Exception):
         self.first, self.last = first, last
 
 
+class NoRoomError(ValueError):
+    """The cluster is too small for the workers; the message says what they need, and a way out."""
+
+
 class RunError(Exception):
     """A worker failed; the message says which and why. `final`: it would again, whoever did the work.
 

@@ -24,7 +24,7 @@ from ray.train.v2._internal.execution.callback import RayTrainCallback
 from pipelines import storage
 from pipelines.scratch import scratch_folder
 from pipelines.stream import stream_windows
-from training.capacity import fitting_workers, worker_bundle
+from training.capacity import fitting_workers
 from training.channel import WorkerEnd, open_channel
 from training.config import TrainConfig
 from training.evaluator import Sets
@@ -162,7 +162,7 @@ def _started(
     def ending() -> bool:
         return left.is_set() or stopping()
 
-    workers, bundle = place.wait(config, most, progress, ending), worker_bundle(config, most)
+    workers, bundle = place.wait(config, most, progress, ending)
     known, mine = groups_of(bundle, workers), set[str]()
 
     def heard(event: dict[str, Any]) -> None:
