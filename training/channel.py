@@ -102,7 +102,7 @@ def open_channel(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(_Channel).options(num_cpus=0, scheduling_strategy=here)
     channel: Any = actor.remote()
-    ended, failures = Event(), list[BaseException]()
+    ended, failures, head = Event(), list[BaseException](), Head()
 
     # Where the channel's process is lost, its workers fail, and whoever waits for them hears why.
     def pump() -> None:
@@ -117,7 +117,11 @@ def open_channel(
     def watch() -> None:
         with suppress(RayError):
             while not ended.wait(_LOOK_SECONDS):
-                if failures or stopping() or draining_nodes().intersection(ray.get(channel.nodes.remote())):
+                # Ray ends a process that has asked a head which is gone, a minute later.
+                if head.lost():
+                    return
+                leaving = head.answers and draining_nodes().intersection(ray.get(channel.nodes.remote()))
+                if failures or stopping() or leaving:
                     ray.get(channel.stop.remote())
                     return
 

@@ -42,8 +42,9 @@ class RunError(Exception):
 class ClusterLostError(RunError):
     """The head of the Ray cluster, or the node that this process is connected through, is gone.
 
-    This process can use no other cluster: its threads that wait for the lost one would end it. `resume` is
-    the command for another process, where there is one.
+    Where this process had started the cluster, its next call starts another. It can leave no other that was
+    lost: its threads that wait for that would end it. `resume` is the command for another process, where
+    there is one.
     """
 
     def __init__(self, resume: Sequence[str] = ()) -> None:
@@ -53,3 +54,4 @@ class ClusterLostError(RunError):
                 f"the head of the Ray cluster no longer answers; go on with: diptych {shlex.join(resume)}"
             )
         super().__init__(message, final=True)
+        self.resume = resume
