@@ -4,15 +4,16 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from cluster import embedded
 from cluster.auth_token import ensure_token
 from cluster.ray_folder import ray_folder
-from cluster.ray_settings import LOOPBACK_ONLY, SYSTEM_CONFIG, wants_token
+from cluster.ray_settings import AT_IMPORT, LOOPBACK_ONLY, SYSTEM_CONFIG, wants_token
 from cluster.start_checks import checked_start, watched_room
 from cluster.watchdog import end_cluster, watched
 from training.faults import ClusterLostError
@@ -24,6 +25,12 @@ _HOST_AND_PORT = re.compile(r"[^/]+:\d+")
 _AUTO, _LOCAL = "auto", "local"
 
 _CONNECT_SECONDS = 10.0
+
+# Threads that wait for processes of a lost cluster hear of their end within so long.
+_ENDING_SECONDS = 1.0
+
+# Where the cluster that this process has started has its files, while it is connected to that.
+_own: str | None = None
 
 
 def address() -> str | None:
@@ -55,21 +62,24 @@ def cluster(cpus: float, modules: Sequence[Path] = (), resume: Sequence[str] = (
     import ray
 
     if ray.is_initialized():
-        yield
+        with _left_once_lost(resume):
+            yield
         return
     # Threads that wait for work must not spin: torch's, DALI's and the readers' share the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     environment: dict[str, Any] = {"py_modules": [str(path) for path in modules]} if modules else {}
+    there = address()
+    # As Ray has it for clusters of one's own: with the token, unless someone has said otherwise.
+    if not there and os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
+        ensure_token()
     with ExitStack() as stack:
-        folder = None
-        if there := address():
+        folder = None if there else stack.enter_context(ray_folder())
+        # Before Ray: where this process cannot be started, nothing is left connected.
+        stack.enter_context(watched(resume, folder, os.path.dirname(ray.__file__)))
+        if there:
             _connect(there, environment, settings)
         else:
-            # As Ray has it for clusters of this kind: with the token, unless someone has said otherwise.
-            if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
-                ensure_token()
-            folder = stack.enter_context(ray_folder())
             # The dashboard would take a share of a small machine's cores.
             cores = max(os.cpu_count() or 1, int(cpus + 0.999))
             with checked_start():
@@ -77,30 +87,51 @@ def cluster(cpus: float, modules: Sequence[Path] = (), resume: Sequence[str] = (
                     "local", num_cpus=cores, include_dashboard=False, _system_config=SYSTEM_CONFIG,
                     _temp_dir=folder, runtime_env=environment, **settings,
                 )  # fmt: skip
-            stack.enter_context(watched_room(_warn))
-        stack.enter_context(watched(resume, folder, os.path.dirname(ray.__file__)))
-        with _left(resume, folder):
+        with _left(resume, folder), nullcontext() if there else watched_room(_warn):
             yield
 
 
 @contextmanager
 def _left(resume: Sequence[str], folder: str | None) -> Iterator[None]:
-    """Leave or end the connected cluster after the block; of one's own that was lost, end the rest."""
+    """Leave or end the connected cluster after the block; `folder` has the files of one's own."""
+    global _own
     import ray
 
+    _own = folder
     with ExitStack() as leaving:
         leaving.callback(ray.shutdown)
         try:
-            yield
-        except ClusterLostError as lost:
-            # Ray's own way to end would end this process, by those of its threads that wait for the cluster.
-            leaving.pop_all()
-            told = ClusterLostError(resume, told=True)
+            with _left_once_lost(resume):
+                yield
+        except ClusterLostError:
+            leaving.pop_all()  # It was left, or cannot be.
+            raise
+        finally:
+            _own = None
+
+
+@contextmanager
+def _left_once_lost(resume: Sequence[str]) -> Iterator[None]:
+    """Once the connected cluster is lost, end what is left of one's own, so that the next call has another.
+
+    A ClusterLostError names the way to resume.
+    """
+    import ray
+
+    try:
+        yield
+    except ClusterLostError as lost:
+        told = ClusterLostError(resume or lost.resume, told=True)
+        if not lost.told:
             # At once: Ray may still end this process, and after this block no watchdog would say it.
             print(f"diptych: {told}", file=sys.stderr, flush=True)
-            if folder:
-                end_cluster(folder, os.path.dirname(ray.__file__))
-            raise told from lost
+        # Ray cannot leave one elsewhere whose processes still run: by its threads that wait for them it would
+        # end this process.
+        if _own:
+            end_cluster(_own, os.path.dirname(ray.__file__))
+            time.sleep(_ENDING_SECONDS)
+            ray.shutdown()
+        raise told from lost
 
 
 def _connect(there: str, environment: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -192,6 +223,7 @@ def _no_answer(there: str, error: BaseException | None = None) -> str:
 
 
 def _before_ray_is_imported() -> None:
+    os.environ.update(AT_IMPORT | os.environ)
     named, running = os.environ.get("RAY_ADDRESS"), embedded.find()
     if running and named in (None, "", _AUTO, running.address):
         os.environ.update(running.environment)

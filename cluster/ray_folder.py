@@ -28,14 +28,14 @@ def ray_folder() -> Iterator[str]:
     """
     with ExitStack() as stack:
         with _told():
-            private = stack.enter_context(scratch_folder(_place(), keep_failed=True))
+            private = stack.enter_context(scratch_folder(_made_place(), keep_failed=True))
         yield os.path.join(private, _RAYS)
 
 
 def lasting_ray_folder() -> str:
     """Likewise for a cluster that outlives this process, which removes it by remove_ray_folder."""
     with _told():
-        return os.path.join(tempfile.mkdtemp(prefix=PREFIX, dir=_place()), _RAYS)
+        return os.path.join(tempfile.mkdtemp(prefix=PREFIX, dir=_made_place()), _RAYS)
 
 
 def remove_ray_folder(folder: str) -> None:
@@ -44,17 +44,31 @@ def remove_ray_folder(folder: str) -> None:
     shutil.rmtree(private if private.name.startswith(PREFIX) else folder, ignore_errors=True)
 
 
-def _place() -> str:
+def rays_place() -> str:
     """RAY_TMPDIR or the system's temporary folder; /tmp where Ray's sockets' paths are too long for those."""
-    place = os.path.abspath(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
-    if len(os.fsencode(place)) > _ROOM:
+    wished = _wished_place()
+    return "/tmp" if _is_too_long(wished) else wished
+
+
+def _wished_place() -> str:
+    with _told():
+        return os.path.abspath(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+
+
+def _is_too_long(place: str) -> bool:
+    return len(os.fsencode(place)) > _ROOM
+
+
+def _made_place() -> str:
+    """The same, which is there; says so where it is not what was wished for."""
+    wished = _wished_place()
+    if _is_too_long(wished):
         print(
-            f"diptych: Ray's files are in /tmp: the path {place} is too long for its sockets; "
+            f"diptych: Ray's files are in /tmp: the path {wished} is too long for its sockets; "
             f"RAY_TMPDIR may have {_ROOM} bytes",
             file=sys.stderr,
         )
-        return "/tmp"
-    os.makedirs(place, exist_ok=True)
+    os.makedirs(place := rays_place(), exist_ok=True)
     return place
 
 

@@ -6,6 +6,13 @@ LOOPBACK = "127.0.0.1"
 # alone.
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
+# Ray reads these as it is imported. It is not to print among a command's lines what they say already, as
+# "worker 1 failed"; and a thread that does not know yet that its cluster is gone is not to start another.
+AT_IMPORT = {
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed while executing a task",
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+}
+
 # Ray ends processes that were idle for a second where there are more than cores. The readers are, between
 # two windows, and starting one takes as long as it reads some thousand images.
 SYSTEM_CONFIG = {"num_workers_soft_limit": 64}

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 
+from cluster.ray_folder import rays_place
+
 # Each of Ray's processes inherits the limit. With one worker the one that has most has 81 open, and more with
 # each node and worker; 1,024 is what Linux comes with.
 _OPEN_FILES, _WISHED_OPEN_FILES = 1024, 65536
@@ -31,7 +33,7 @@ def checked_start() -> Iterator[None]:
 def check_start() -> None:
     """Raise the limit of open files; ValueError where it stays low, or Ray's files have no room."""
     raise_open_files()
-    check_room(_place())
+    check_room(rays_place())
 
 
 @contextmanager
@@ -46,7 +48,7 @@ def watched_room(warn: Callable[[str], None], look_seconds: float = _LOOK_SECOND
         full = False
         while not ended.wait(look_seconds):
             try:
-                check_room(_place())
+                check_room(rays_place())
                 full = False
             except ValueError as error:
                 if not full:
@@ -60,11 +62,6 @@ def watched_room(warn: Callable[[str], None], look_seconds: float = _LOOK_SECOND
     finally:
         ended.set()
         thread.join()
-
-
-def _place() -> str:
-    """Where Ray makes its folder."""
-    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
 
 
 def raise_open_files() -> None:

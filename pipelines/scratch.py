@@ -3,14 +3,17 @@
 import fcntl
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 PREFIX = "diptych-"
 
 # Locked for as long as the folder's owner lives; the kernel lets go of it, however the process ends.
-_LOCK = ".owner"
+# It has the names of the owner's machine.
+_LOCK, _MOST = ".owner", 1000
 
 
 @contextmanager
@@ -44,8 +47,17 @@ def _lock(folder: str) -> int:
     lock = os.open(unnamed, os.O_CREAT | os.O_RDWR, 0o600)
     with suppress(OSError):  # A file system without locks: nobody removes the folder but this process.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(lock, " ".join(_machine()).encode())
         os.rename(unnamed, os.path.join(folder, _LOCK))
     return lock
+
+
+def _machine() -> set[str]:
+    """Its name, which a container has of its own, and Linux's of this start, which the next one changes."""
+    names = {socket.gethostname()}
+    with suppress(OSError):  # Not on Linux.
+        names.add(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    return names
 
 
 def _remove_abandoned(within: str) -> None:
@@ -54,7 +66,7 @@ def _remove_abandoned(within: str) -> None:
         for entry in entries:
             ours = entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False)
             if ours and entry.stat(follow_symlinks=False).st_uid == os.getuid():
-                with suppress(OSError):  # It has no lock, or its owner lives.
+                with suppress(OSError):  # It has no lock, or its owner lives, or may elsewhere.
                     _remove_unlocked(entry.path)
 
 
@@ -62,7 +74,9 @@ def _remove_unlocked(folder: str) -> None:
     lock = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove(folder)
+        # A file system that machines share may keep each one's locks to itself.
+        if _machine() & set(os.read(lock, _MOST).decode().split()):
+            _remove(folder)
     finally:
         os.close(lock)
 

@@ -11,7 +11,7 @@ from training.capacity import asked_for, can_grow, fitting_workers, or_none, wai
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, most_workers
 from training.evaluator import Sets
-from training.faults import RunError, StoppedError
+from training.faults import NoRoomError, RunError, StoppedError
 from training.lease import Held
 from training.nodes import wait_for_lost_nodes
 from training.run import run_uri, train
@@ -64,6 +64,8 @@ def run_to_its_end(
                 raise StoppedError(max(stopped.step, reached or 0)) from stopped
             reached = stopped.step
             progress({"step": reached, "moving": True})
+        except NoRoomError as error:  # Nodes have gone while it waited for its turn.
+            progress({"step": reached or 0, "waiting": f"nodes: {error}"})
         except RunError as error:
             step = checkpoints.latest_step()
             failures = 1 if step != reached else failures + 1

@@ -11,6 +11,7 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 
 from pipelines.stream import READER_CPUS, READERS
 from training.config import TrainConfig, most_workers, worker_counts
+from training.faults import NoRoomError
 from training.nodes import free_resources, usable_resources
 
 _LOOK_SECONDS, _STEADY_SECONDS = 2.0, 60.0
@@ -19,7 +20,7 @@ _LOOK_SECONDS, _STEADY_SECONDS = 2.0, 60.0
 def fitting_workers(config: TrainConfig) -> int:
     """The largest number of workers that the config allows and the connected cluster has room for.
 
-    Where the config leaves it open that is a worker for each GPU, or one. Raises ValueError, with a number
+    Where the config leaves it open that is a worker for each GPU, or one. Raises NoRoomError, with a number
     that fits, where the cluster is too small.
     """
     resources = usable_resources()
@@ -29,7 +30,7 @@ def fitting_workers(config: TrainConfig) -> int:
     if config.workers is None:
         allowed = [count for count in allowed if count <= max(1, gpus // (share or 1.0))]
     if share and allowed[0] * share > gpus:
-        raise ValueError(
+        raise NoRoomError(
             f"workers={allowed[0]} need {allowed[0] * share:g} GPUs of the cluster, which has {gpus:g}; "
             "leave out gpus_per_worker"
         )
@@ -37,7 +38,7 @@ def fitting_workers(config: TrainConfig) -> int:
     if not fitting:
         fewer = [count for count in range(1, int(cpus / each) + 1) if config.lanes % count == 0]
         way_out = f"--workers {fewer[-1]}" if fewer else "--wait-for-nodes 1800, if it grows"
-        raise ValueError(
+        raise NoRoomError(
             f"workers={allowed[0]} need {allowed[0] * each:g} CPUs of the cluster, which has {cpus:g}; "
             f"try {way_out}"
         )

@@ -96,23 +96,32 @@ def open_channel(
 ) -> Iterator[WorkerEnd]:
     """A channel whose events reach `progress` in this process until the block ends.
 
-    The workers are told to stop once `stopping()`, or once a node that has one of them is being drained.
+    The workers are told to stop once `stopping()`, or once a node that has one of them is being drained, or
+    once `progress` has raised an exception, which the block then ends with.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(_Channel).options(num_cpus=0, scheduling_strategy=here)
     channel: Any = actor.remote()
-    ended = Event()
+    ended, failures, head = Event(), list[BaseException](), Head()
 
     # Where the channel's process is lost, its workers fail, and whoever waits for them hears why.
     def pump() -> None:
         with suppress(RayError):
             while event := cast("dict[str, Any] | None", ray.get(channel.get.remote())):
-                progress(event)
+                if not failures:
+                    try:
+                        progress(event)
+                    except BaseException as error:
+                        failures.append(error)
 
     def watch() -> None:
         with suppress(RayError):
             while not ended.wait(_LOOK_SECONDS):
-                if stopping() or draining_nodes().intersection(ray.get(channel.nodes.remote())):
+                # Ray ends a process that has asked a head which is gone, a minute later.
+                if head.lost():
+                    return
+                leaving = head.answers and draining_nodes().intersection(ray.get(channel.nodes.remote()))
+                if failures or stopping() or leaving:
                     ray.get(channel.stop.remote())
                     return
 
@@ -128,6 +137,8 @@ def open_channel(
             ray.kill(channel)
         except RayError:
             pass  # The cluster is gone, and with it the channel.
+        if failures:
+            raise failures[0]
 
 
 def _start(work: Callable[[], None]) -> Thread:

@@ -98,22 +98,29 @@ class Crew:
         stopping: Any,
         since: float | None = None,
     ) -> None:
-        """As worker.launch, on the workers of the task before it where there are as many."""
+        """As worker.launch, on the workers of the task before it where there are as many.
+
+        They save and leave where `progress` or `stopping` raises an exception.
+        """
         group = self._group_for(config, workers, _Order(config, self._shared(sets), task), since)
         number = self._given
         self._given += 1
         done = {_DONE: number}
         event: dict[str, Any] = {}
-        while event != done:
-            if stopping():
-                self._ending.set()
-            if group.done() and self._events.empty():
-                group.result()  # Raises what the task has failed with.
-                raise RuntimeError("the workers left while they had a task")
-            with suppress(Empty):
-                event = self._events.get(timeout=_LOOK_SECONDS)
-                if event != done:
-                    progress(event)
+        try:
+            while event != done:
+                if stopping():
+                    self._ending.set()
+                if group.done() and self._events.empty():
+                    group.result()  # Raises what the task has failed with.
+                    raise RuntimeError("the workers left while they had a task")
+                with suppress(Empty):
+                    event = self._events.get(timeout=_LOOK_SECONDS)
+                    if event != done:
+                        progress(event)
+        except BaseException:
+            self._ending.set()  # Nobody waits for the task any more.
+            raise
 
     def close(self) -> None:
         """Let the workers go."""
@@ -133,7 +140,7 @@ class Crew:
     ) -> Future[None]:
         """A group that has taken the order."""
         group = self._group
-        same = group and not group.done() and workers == self._size
+        same = group and not group.done() and not self._ending.is_set() and workers == self._size
         if group and same and ray.get(self._orders.add.remote(order)):
             return group
         self.close()

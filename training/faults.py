@@ -24,6 +24,10 @@ class NonFiniteError(Exception):
         self.first, self.last = first, last
 
 
+class NoRoomError(ValueError):
+    """The cluster is too small for the workers; the message says what they need, and a way out."""
+
+
 class RunError(Exception):
     """A worker failed; the message says which and why. `final`: it would again, whoever did the work.
 
@@ -38,8 +42,9 @@ class RunError(Exception):
 class ClusterLostError(RunError):
     """The head of the Ray cluster, or the node that this process is connected through, is gone.
 
-    This process can use no other cluster: its threads that wait for the lost one would end it. `resume` is
-    the command for another process, where there is one; `told`, whether stderr has the message already.
+    Where this process had started the cluster, its next call starts another. It can leave no other that was
+    lost: its threads that wait for that would end it. `resume` is the command for another process, where
+    there is one; `told`, whether stderr has the message already.
     """
 
     def __init__(self, resume: Sequence[str] = (), *, told: bool = False) -> None:
@@ -49,4 +54,4 @@ class ClusterLostError(RunError):
                 f"the head of the Ray cluster no longer answers; go on with: diptych {shlex.join(resume)}"
             )
         super().__init__(message, final=True)
-        self.told = told
+        self.resume, self.told = resume, told

@@ -1,9 +1,12 @@
 """Ray Train backend: torch's process group, whose sockets listen on the nodes' own addresses alone."""
 
+import errno
 import fcntl
 import os
 import socket
 import struct
+from array import array
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,13 +14,15 @@ from ipaddress import ip_address
 from typing import Any
 
 import ray
+import ray.train
 import torch.distributed as dist
 from ray.exceptions import GetTimeoutError
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 
-# Linux's request for the IPv4 address of a network interface, and where in its answer that is.
-_SIOCGIFADDR, _ADDRESS = 0x8915, slice(20, 24)
+# Linux's request for the IPv4 addresses of all network interfaces, and the answer's entries: a name of 16
+# bytes, then a socket's address with its family and port before, and nothing after it.
+_SIOCGIFCONF, _ENTRY, _MOST = 0x8912, struct.Struct("16s4x4s16x"), 1024
 
 _SHUTDOWN_SECONDS = 30.0
 
@@ -36,6 +41,7 @@ class _Group(Backend):
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         ranks = range(len(worker_group))
+        worker_group.execute(_tell_environment)
         if len(ranks) == 1:
             return
         store = worker_group.execute_single(0, _listen)
@@ -45,6 +51,18 @@ class _Group(Backend):
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
         with suppress(GetTimeoutError):  # A worker that waits for a lost one; its process ends next.
             ray.get(worker_group.execute_async(_leave), timeout=_SHUTDOWN_SECONDS)
+
+
+def _tell_environment() -> None:
+    """Set the variables that modules find their place by, as torchrun and Ray's own TorchConfig do."""
+    context = ray.train.get_context()
+    os.environ |= {
+        "RANK": str(context.get_world_rank()),
+        "WORLD_SIZE": str(context.get_world_size()),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        "NODE_RANK": str(context.get_node_rank()),
+    }
 
 
 @dataclass(frozen=True)
@@ -58,9 +76,23 @@ class _Store:
 
 def _listen() -> _Store:
     address = ray.util.get_node_ip_address()
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listening = socket.create_server((address, 0), family=family)
+    listening = listening_at(address)
     return _Store(address, listening.getsockname()[1], listening.detach())
+
+
+def listening_at(address: str) -> socket.socket:
+    """A socket that listens there; ValueError where no network interface of this machine has the address."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, 0), family=family)
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            raise
+        own = ", ".join(sorted({socket.inet_ntoa(has) for _, has in _v4_addresses()}))
+        raise ValueError(
+            f"no network interface of {socket.gethostname()} has the address {address} of its Ray node; "
+            f"start Ray there with --node-ip-address set to one that does: {own}"
+        ) from error
 
 
 def _join(at: _Store, rank: int, world_size: int, backend: str, timeout_s: int) -> None:
@@ -95,13 +127,17 @@ def interface_of(address: str) -> str | None:
     wanted = ip_address(address)
     if wanted.version == 6:
         return _interface_of_v6(wanted.packed.hex())
+    return next((name for name, has in _v4_addresses() if has == wanted.packed), None)
+
+
+def _v4_addresses() -> Iterator[tuple[str, bytes]]:
+    """The names of the network interfaces with each of their addresses, of which one may have several."""
+    answer = array("B", bytes(_MOST * _ENTRY.size))
+    request = struct.pack("iP", len(answer), answer.buffer_info()[0])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        for _, name in socket.if_nameindex():
-            with suppress(OSError):  # It has no address.
-                answer = fcntl.ioctl(asking, _SIOCGIFADDR, struct.pack("256s", name.encode()))
-                if answer[_ADDRESS] == wanted.packed:
-                    return name
-    return None
+        length, _ = struct.unpack("iP", fcntl.ioctl(asking, _SIOCGIFCONF, request))
+    for name, address in _ENTRY.iter_unpack(answer[:length]):
+        yield name.partition(b"\0")[0].decode(), address
 
 
 def _interface_of_v6(wanted: str) -> str | None:

@@ -18,7 +18,7 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from training.capacity import holds, worker_bundle
+from training.capacity import fitting_workers, holds, worker_bundle
 from training.config import TrainConfig, worker_counts
 from training.faults import StoppedError
 from training.nodes import free_resources, usable_resources
@@ -55,39 +55,64 @@ class Place:
             remove_placement_group(self._group)
         self._group = None
 
-    def wait(self, config: TrainConfig, most: int, tell: Progress, stopping: Callable[[], bool]) -> int:
-        """How many workers there is room for, `most` at most, once it is this run's turn.
+    def wait(
+        self, config: TrainConfig, most: int, tell: Progress, stopping: Callable[[], bool]
+    ) -> tuple[int, dict[str, float]]:
+        """How many workers there is room for, once it is this run's turn, and what each may have.
 
-        That is the largest number that the config allows: it waits for room for the fewest alone, since a run
-        takes more once there is room for them. Calls tell(waiting=...) now and then. Raises StoppedError once
-        `stopping()` is true.
+        That is the largest number that the config allows, `most` at most, or what fits once nodes have come
+        or gone meanwhile: it waits for room for the fewest alone, since a run takes more once there is room
+        for them. Calls tell(waiting=...) now and then. Raises StoppedError once `stopping()` is true,
+        NoRoomError once the cluster has become too small.
         """
         if self._group is None:
             self._group = placement_group([_BYTE], name=self._name)
-        each = worker_bundle(config, most)
-        counts = [count for count in worker_counts(config) if count <= most]
-        asked, said = None, _Said(tell)
+        fitting, wanted = fitting_workers(config), _Wanted(config, most)
+        said = _Said(tell)
         try:
             while not stopping():
+                if (now := fitting_workers(config)) != fitting:
+                    wanted.end()
+                    fitting, wanted = now, _Wanted(config, now)
                 before = self._before()
-                if not before and asked is None:
-                    # Also tells a cluster that grows by itself what is wanted.
-                    asked = placement_group([each] * counts[0])
-                if asked and asked.wait(_LOOK_SECONDS):
-                    more = [count for count in counts if holds(free_resources(), each, count - counts[0])]
-                    return more[-1]
-                if asked is None:
-                    time.sleep(_LOOK_SECONDS)
-                said.why(config, counts[0], before)
+                if count := wanted.found(first=not before):
+                    return count, wanted.each
+                said.why(config, wanted.counts[0], before)
         finally:
-            if asked is not None:
-                with suppress(RayError):
-                    remove_placement_group(asked)
+            wanted.end()
         raise StoppedError(0)
 
     def _before(self) -> int:
         """How many others came before it."""
         return sum(name < self._name for name in _waiting())
+
+
+class _Wanted:
+    """Room for workers of a run: for the fewest, or for more where that is free; `each` is what one has."""
+
+    def __init__(self, config: TrainConfig, most: int) -> None:
+        self.each = worker_bundle(config, most)
+        self.counts = [count for count in worker_counts(config) if count <= most]
+        self._asked: Any = None
+
+    def found(self, *, first: bool) -> int:
+        """How many workers have room after a moment; 0 unless the run is the `first` in the line."""
+        if first and self._asked is None:
+            # Also tells a cluster that grows by itself what is wanted.
+            self._asked = placement_group([self.each] * self.counts[0])
+        if self._asked is None:
+            time.sleep(_LOOK_SECONDS)
+        elif self._asked.wait(_LOOK_SECONDS):
+            beside = [count - self.counts[0] for count in self.counts]
+            return self.counts[0] + max(more for more in beside if holds(free_resources(), self.each, more))
+        return 0
+
+    def end(self) -> None:
+        """Leave the room to the workers, or to others."""
+        if self._asked is not None:
+            with suppress(RayError):
+                remove_placement_group(self._asked)
+        self._asked = None
 
 
 def others_wait() -> bool:

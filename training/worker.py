@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -14,7 +15,7 @@ import pyarrow as pa
 import ray
 import ray.train
 import torch
-from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayActorError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryError, RayActorError
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer, get_device
 from ray.train.v2._internal.callbacks import DatasetsCallback
@@ -24,7 +25,7 @@ from ray.train.v2._internal.execution.callback import RayTrainCallback
 from pipelines import storage
 from pipelines.scratch import scratch_folder
 from pipelines.stream import stream_windows
-from training.capacity import fitting_workers, worker_bundle
+from training.capacity import fitting_workers
 from training.channel import WorkerEnd, open_channel
 from training.config import TrainConfig
 from training.evaluator import Sets
@@ -162,7 +163,7 @@ def _started(
     def ending() -> bool:
         return left.is_set() or stopping()
 
-    workers, bundle = place.wait(config, most, progress, ending), worker_bundle(config, most)
+    workers, bundle = place.wait(config, most, progress, ending)
     known, mine = groups_of(bundle, workers), set[str]()
 
     def heard(event: dict[str, Any]) -> None:
@@ -201,12 +202,16 @@ def _started(
         try:
             trainer.fit()
         except WorkerGroupError as error:
+            remove_groups(mine)  # Its controller may have been lost since, before it gave back the room.
             raise _failure(config, error) from error
         except ControllerError as error:
             if type(error.controller_failure).__name__ == _NO_ROOM:
                 return False
-            raise RunError(f"the workers could not be started: {_root(error)}", final=False) from error
-        except RayActorError as error:
+            cause = _root_error(error)
+            # As an address that is not the node's: it would not be the next time.
+            final = isinstance(cause, ValueError)
+            raise RunError(f"the workers could not be started: {_described(cause)}", final=final) from error
+        except (RayActorError, OutOfMemoryError) as error:
             # Ray keeps the room of a controller that was lost for as long as its driver lives.
             if not left.is_set():
                 remove_groups(mine or groups_of(bundle, workers) - known)
@@ -256,7 +261,7 @@ def _failure(config: TrainConfig, error: WorkerGroupError) -> Exception:
     rank = blamed[0] if blamed else next(iter(causes))
     cause = causes[rank]
     message = f"worker {rank} failed: {_described(cause)} ({_traceback_place(config, error)})"
-    died = any(isinstance(cause, RayActorError) for cause in causes.values())
+    died = any(isinstance(cause, RayActorError | OutOfMemoryError) for cause in causes.values())
     return RunError(message, final=bool(blamed), died=died)
 
 
@@ -324,7 +329,7 @@ def _log_as(run: str, rank: int) -> None:
 
 def _root_error(error: BaseException) -> BaseException:
     """The innermost cause."""
-    names = ("cause", "controller_failure", "__cause__")
+    names = ("cause", "controller_failure", "health_check_failure", "__cause__")
     while cause := next((found for name in names if (found := getattr(error, name, None))), None):
         error = cause
     return error
@@ -335,5 +340,12 @@ def _root(error: BaseException) -> str:
 
 
 def _described(error: BaseException) -> str:
-    """What it says in one line: Ray's of memory that ran out is a page."""
+    """What it says in one line."""
+    if isinstance(error, OutOfMemoryError):  # Ray says it on a page.
+        used = re.search(r"was (\S+) used / (\S+) limit", str(error))
+        of = f", {used[1]} of {used[2]} being used" if used else ""
+        return (
+            f"Ray ended it, since its node ran out of memory{of}; take nodes with more, a smaller "
+            "--data.window-bytes or --micro-batch-size"
+        )
     return f"{type(error).__name__}: {storage.first_line(error)}"

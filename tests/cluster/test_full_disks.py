@@ -89,8 +89,10 @@ def test_a_failure_whose_traceback_cannot_be_written_is_told_all_the_same(
         run_training(config, launch=pool.launch)
 
 
-def test_a_full_folder_of_rays_is_one_line_before_anything_starts(images: Path, tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk") as disk:
+def test_a_full_folder_of_rays_is_one_line_before_anything_starts(
+    images: Path, short: Path, tmp_path: Path
+) -> None:
+    with small_disk(short / "s") as disk:
         Full(disk).begin()
         done = diptych(*_training(images, tmp_path), RAY_TMPDIR=str(disk), RAY_ADDRESS="local")
     assert done.returncode == 2

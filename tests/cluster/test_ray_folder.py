@@ -1,10 +1,7 @@
 """The place of Ray's files: short enough for its sockets, and no one's but the user's."""
 
 import os
-import shutil
 import socket
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +10,6 @@ from cluster.ray_folder import lasting_ray_folder, ray_folder, remove_ray_folder
 
 # As Ray names them, the longest there are.
 _SOCKET = "session_2026-11-27_04-53-01_123456_4194304/sockets/plasma_store.99"
-
-
-@pytest.fixture
-def short() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="dt-", dir="/tmp"))
-    yield folder
-    shutil.rmtree(folder)
 
 
 def test_ray_may_open_its_own_as_the_one_above_is_closed(

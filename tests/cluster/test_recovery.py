@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from pool import Pool
-from processes import cluster_processes, held, training_workers
+from processes import cluster_processes, held, offspring, training_workers
 
 from cluster import embedded
 from cluster.cli import app, main
@@ -192,6 +192,43 @@ def test_a_run_is_in_the_cluster_s_metrics_and_ctrl_c_twice_ends_it_at_once(
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 128 + signal.SIGINT
     assert "interrupted; the same command goes on" in (tmp_path / "log").read_text()
+
+
+_TWICE = """
+import contextlib, os, sys
+from cluster import cluster, run_training
+from cluster.cli import app
+from training.faults import ClusterLostError
+config = app.parse_args(sys.argv[2:])[1].arguments["run"]
+with cluster(cpus=4) if sys.argv[1] == "within" else contextlib.nullcontext():
+    try:
+        run_training(config)
+    except ClusterLostError as lost:
+        print(lost, flush=True)
+        run_training(config)
+print("the end", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["within", "alone"])
+def test_a_script_whose_cluster_is_lost_trains_on_another_of_its_own(
+    images: Path, undisturbed: Path, tmp_path: Path, way: str
+) -> None:
+    log, run = tmp_path / "log", tmp_path / "run"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _TWICE, way, *_training(images, tmp_path, "run", "2")],
+            env=os.environ | {"RAY_ADDRESS": "local"}, stdout=out, stderr=out,
+        )  # fmt: skip
+    _wait(_has(run, _EVERY), process, log)
+    (head,) = (one for one, title in offspring(process.pid).items() if "gcs_server" in title.split()[0])
+    os.kill(head, signal.SIGKILL)
+    assert process.wait(300) == 0, log.read_text()
+    said = log.read_text()
+    assert f"no longer answers; go on with: diptych train --resume {run}\n" in said
+    assert said.endswith("the end\n")
+    _assert_same_run(run, undisturbed)
 
 
 @pytest.fixture

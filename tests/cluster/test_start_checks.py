@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from threading import Event
 import pytest
 from small_disks import Full, Harm, NoInodes, small_disk
 
+from cluster.ray_folder import ray_folder
 from cluster.start_checks import check_start, checked_start, watched_room
 
 _NUMBER = "import resource; from cluster.start_checks import check_start; check_start(); "
@@ -55,11 +57,11 @@ def _fail(harm: Harm) -> None:
     [(Full, r"has 0 MiB free, and needs \d+"), (NoInodes, r"has room for 0 files, and needs it for 500")],
 )
 def test_a_place_without_room_for_rays_files_is_told_before_and_after_a_start(
-    kind: type[Harm], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[Harm], said: str, short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with small_disk(tmp_path / "small", "size=24m,nr_inodes=2000") as place:
-        monkeypatch.setenv("RAY_TMPDIR", str(place / "below"))
-        told = rf"^Ray's temporary folder in {place}/below {said}; free space there, or set RAY_TMPDIR$"
+    with small_disk(short / "s", "size=24m,nr_inodes=2000") as place:
+        monkeypatch.setenv("RAY_TMPDIR", str(place / "b"))
+        told = rf"^Ray's temporary folder in {place}/b {said}; free space there, or set RAY_TMPDIR$"
         harm = kind(place)
         with checked_start():
             pass
@@ -73,9 +75,22 @@ def test_a_place_without_room_for_rays_files_is_told_before_and_after_a_start(
             raise RuntimeError("another reason")
 
 
-def test_a_place_that_fills_up_meanwhile_is_told_once(
+def test_room_is_looked_for_where_rays_files_are_though_the_temporary_folder_s_path_is_too_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with small_disk(tmp_path / "small", "size=24m") as place:
+        (long := place / ("x" * 60)).mkdir()
+        Full(place).begin()
+        for name, setting in (("RAY_TMPDIR", str(long)), ("TMPDIR", str(long))):
+            monkeypatch.setenv(name, setting)
+            monkeypatch.setattr(tempfile, "tempdir", None)  # It has been looked for already.
+            check_start()
+            with ray_folder() as folder:
+                assert folder.startswith("/tmp/")
+            monkeypatch.delenv(name)
+
+
+def test_a_place_that_fills_up_meanwhile_is_told_once(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     told = Event()
 
@@ -83,7 +98,7 @@ def test_a_place_that_fills_up_meanwhile_is_told_once(
         said.append(message)
         told.set()
 
-    with small_disk(tmp_path / "small", "size=24m") as place:
+    with small_disk(short / "s", "size=24m") as place:
         monkeypatch.setenv("RAY_TMPDIR", str(place))
         with watched_room(warn, look_seconds=0.01):
             assert not said

@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Thread
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -27,7 +28,7 @@ from cluster.objectstore import S3Server
 from cluster.train import run_training
 from pipelines import storage
 from pipelines.shards import write_shards
-from pipelines.sources import build_index
+from pipelines.sources import Index, build_index
 from training.config import TrainConfig
 from training.encoders import raw_pixels
 from training.evaluator import Evaluator, Sets
@@ -396,6 +397,27 @@ def _task_that_evaluates_twice() -> Task:
             progress({"first": first, "second": second})
 
     return evaluate_twice
+
+
+def _task_that_tells_its_environment() -> Task:
+    def tell(config: TrainConfig, sets: Sets, worker: Worker, progress: Progress) -> None:
+        progress({name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK")})
+
+    return tell
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_modules_find_their_place_in_the_environment_as_under_torchrun(
+    pool: Pool, tmp_path: Path, workers: int
+) -> None:
+    config, told = config_of(small_run("", str(tmp_path))), list[dict[str, str]]()
+    sets = Sets(Index("", "folder", pa.table({})))
+    launch = partial(pool.launch, config, sets, told.append, _task_that_tells_its_environment())
+    launch(workers=workers, stopping=lambda: False)
+    shared = {"WORLD_SIZE": str(workers), "NODE_RANK": "0"}
+    assert sorted((place for place in told if "RANK" in place), key=lambda place: place["RANK"]) == [
+        shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(workers)
+    ]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

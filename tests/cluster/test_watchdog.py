@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ray
 from processes import running
 
 _COMMAND = """
@@ -76,6 +77,27 @@ def test_a_fork_of_the_command_neither_speaks_for_it_nor_hides_its_end(
             finally:
                 for child in running(children):
                     os.kill(child, signal.SIGKILL)
+
+
+_WITHOUT = """
+import sys
+from cluster.local import cluster
+sys.executable = "/nowhere/python"
+try:
+    with cluster(cpus=1):
+        pass
+except OSError as error:
+    import ray
+    print(error.filename, ray.is_initialized())
+"""
+
+
+@pytest.mark.ray
+def test_where_it_cannot_be_started_ray_is_not_connected_either(ray_cluster: None) -> None:
+    there = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    command = [sys.executable, "-c", _WITHOUT]
+    done = subprocess.run(command, env=there, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "/nowhere/python False\n", done.stderr
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:

@@ -1,9 +1,11 @@
 """Folders of one process: whose they are, and when they go."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,11 +21,10 @@ with scratch_folder(sys.argv[1]) as folder:
 """
 
 
-def _owned(place: Path) -> tuple[subprocess.Popen[str], Path]:
-    """A process that has a folder until its input ends, and that."""
-    owner = subprocess.Popen(
-        [sys.executable, "-c", _OWNER, str(place)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+def _owned(place: Path, start: Sequence[str] = ()) -> tuple[subprocess.Popen[str], Path]:
+    """A process that has a folder until its input ends, and that; `start` is what its command starts with."""
+    command = [*start, sys.executable, "-c", _OWNER, str(place)]
+    owner = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert owner.stdout
     return owner, Path(owner.stdout.readline().strip())
 
@@ -70,3 +71,32 @@ def test_another_users_stays(tmp_path: Path) -> None:
     os.chown(left, 65534, 65534)
     with scratch_folder(str(tmp_path)):
         assert left.exists()
+
+
+def _in_namespaces(*commands: str) -> list[str]:
+    """The start of a command for which these have changed the machine's name or the id of its start."""
+    start = ["unshare", "--uts", "--mount", "sh", "-ec", "; ".join((*commands, 'exec "$@"')), "sh"]
+    tried = subprocess.run([*start, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"namespaces need root: {tried.stderr.strip()}")
+    return start
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="there is no unshare command")
+@pytest.mark.parametrize(
+    ("machine", "stays"),
+    [("another", True), ("a container here", False), ("this one, started again", False)],
+)
+def test_that_of_a_process_on_another_machine_stays_though_its_lock_is_not_seen(
+    machine: str, stays: bool, tmp_path: Path
+) -> None:
+    place, boot_id = tmp_path / "shared", tmp_path / "boot_id"
+    place.mkdir()
+    boot_id.write_text("00000000-0000-4000-8000-000000000000\n")
+    named, started = "hostname another", f"mount --bind {boot_id} /proc/sys/kernel/random/boot_id"
+    changes = {"another": (named, started), "a container here": (named,)}.get(machine, (started,))
+    # Killed, its lock is as free as one that this machine does not see.
+    owner, left = _owned(place, _in_namespaces(*changes))
+    _end(owner, signal.SIGKILL)
+    with scratch_folder(str(place)) as folder:
+        assert {*place.iterdir()} == {Path(folder), *([left] if stays else [])}

@@ -1,5 +1,7 @@
 """Whose turn it is on a real cluster whose room others hold."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,7 +70,7 @@ class _Waiting:
         with Place(since) as place:
             hear = lambda event: self.said.append(event["waiting"])  # noqa: E731
             try:
-                self.workers = place.wait(config, 2, hear, self.stop.is_set)
+                self.workers, _ = place.wait(config, 2, hear, self.stop.is_set)
             except StoppedError:
                 self.workers = -1
             self.left.wait()
@@ -130,3 +132,48 @@ def test_a_group_that_something_else_has_left_is_found_and_removed(ray_cluster: 
     assert groups_of(bundle, 2) == set()
     remove_groups([found])
     _until(lambda: groups_of(bundle, 3) == set())
+
+
+_WAITING = """
+import sys
+import ray
+from pipelines.config import DataConfig
+from ray.util.placement_group import placement_group
+from training.config import TrainConfig
+from training.faults import NoRoomError
+from training.turns import Place
+ray.init(sys.argv[1], log_to_driver=False)
+assert placement_group([{"CPU": 2}]).wait(60)  # Another run's.
+for workers, most in (("2", 2), ("1:3", 1)):
+    config = TrainConfig(data=DataConfig(train=""), lanes=6, batch_size=6, workers=workers, cpus_per_worker=2)
+    try:
+        with Place(1.0) as place:
+            tell = lambda event: print(event["waiting"], flush=True)
+            print("room for", place.wait(config, most, tell, lambda: False)[0], flush=True)
+    except NoRoomError as error:
+        print("too small:", error, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_whoever_waits_notices_that_nodes_have_gone_and_that_others_have_come() -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        node = cluster.add_node(num_cpus=2)
+        command = [sys.executable, "-c", _WAITING, cluster.address]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            said = process.stdout.readline
+            assert said() == "4 CPUs; 2 of the cluster's 4 are in use by 1 other run\n"
+            cluster.remove_node(node)
+            assert said() == (
+                "too small: workers=2 need 4 CPUs of the cluster, which has 2; try --workers 1\n"
+            )
+            assert said() == "2 CPUs; 2 of the cluster's 2 are in use by 1 other run\n"
+            cluster.add_node(num_cpus=6)
+            assert said() == "room for 3\n"
+            assert process.wait(60) == 0
+    finally:
+        cluster.shutdown()
