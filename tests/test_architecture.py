@@ -1,6 +1,7 @@
 """Arrows point one way, and frameworks stay at the edge."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ HOMES = {
     },
     "nvidia": {"pipelines/graph.py"},
     "cyclopts": {
+        "cluster/app.py",
         "cluster/cli.py",
         "cluster/cluster_cli.py",
         "cluster/data_cli.py",
@@ -52,7 +54,8 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            found.add(node.module or "")
+            # A name may be that of a module.
+            found |= {f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
 
 
@@ -72,6 +75,21 @@ def test_package_imports_only_packages_to_its_left(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):
         used = {name.split(".")[0] for name in imports(path)} & set(PACKAGES)
         assert used <= set(allowed), f"{path} imports {used - set(allowed)}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    modules = {_dotted(path): path for path in MODULES}
+    # Not to packages: those export modules lazily, for users.
+    graph = {
+        name: {found for found in imports(path) & modules.keys() if modules[found].stem != "__init__"}
+        for name, path in modules.items()
+    }
+    TopologicalSorter(graph).prepare()
+
+
+def _dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def test_every_module_says_its_purpose_in_its_first_line() -> None:

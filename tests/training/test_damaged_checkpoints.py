@@ -183,7 +183,10 @@ def test_where_none_is_whole_the_file_is_named_before_anything_starts(
     [
         ("metrics.jsonl", r"metrics.jsonl is damaged in line \d+; restore it, or delete that line$"),
         ("config.toml", r"config.toml is damaged: .*; restore it$"),
-        ("index/train.parquet", r"index/train.parquet is damaged: .*; restore it or, .* delete it to list them"),
+        (
+            "index/train.parquet",
+            r"index/train.parquet is damaged: .*; restore it or, .* delete it to list them",
+        ),
     ],
 )
 @pytest.mark.parametrize("harm", ["truncated", "garbage"])
