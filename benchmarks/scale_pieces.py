@@ -16,7 +16,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.scale_model import Collective, Traffic
@@ -29,7 +28,7 @@ from pipelines.shards import write_shards
 from pipelines.sources import Index
 from pipelines.views import Views
 from pipelines.windows import training_plan
-from training.batch_norm import synchronize_batch_norm
+from training.batch_norm import BatchNorm, synchronize_batch_norm
 from training.config import TrainConfig, shipped_config
 from training.gather import Gather, LocalGather, ProcessGroupGather
 from training.gradients import whole_batch
@@ -119,7 +118,7 @@ def count(config: TrainConfig, index: Index) -> Traffic:
 def formula(config: TrainConfig, index: Index) -> Traffic:
     """The same by arithmetic: numbers of four bytes, by the networks' widths and weights."""
     objective = build_objective(config, index, LocalGather())
-    norms = [part for part in objective.modules() if isinstance(part, _BatchNorm)]
+    norms = [part for part in objective.modules() if isinstance(part, BatchNorm)]
     channels = sum(2 * norm.num_features for norm in norms)
     weights = sum(weight.numel() for weight in objective.parameters() if weight.requires_grad)
     # Two views of an image: their projections, and then for each the sum over its negatives.
