@@ -14,6 +14,7 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 HOMES = {
     "ray": {
         "training/gauges.py",
+        "pipelines/read_ahead.py",
         "pipelines/stream.py",
         "training/worker.py",
         "training/process_group.py",
