@@ -46,6 +46,18 @@ HOMES = {
     },
 }
 
+# Who may use what others keep private, and why: behind a function that does without, with a test of that.
+PRIVATE = {
+    "pipelines/read_ahead.py": "Ray Data offers no limit of how many tables it is ahead by",
+    "training/nodes.py": "Ray's public calls say neither which nodes are drained nor what each has to spare",
+    "cluster/local.py": "Ray's own search for RAY_ADDRESS=auto takes other processes' private clusters too",
+    "cluster/jobs.py": "Ray's client of jobs waits for answers without a limit",
+    "tuning/strategies.py": "Tune draws a population's changes from the process's shared generators",
+}
+
+# Underscored names that Python's documentation has.
+DOCUMENTED = {"_asdict", "_exit", "_fields", "_make", "_replace"}
+
 
 def imports(path: Path) -> set[str]:
     """The dotted names that a file imports, wherever in it they stand."""
@@ -76,6 +88,28 @@ def test_package_imports_only_packages_to_its_left(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):
         used = {name.split(".")[0] for name in imports(path)} & set(PACKAGES)
         assert used <= set(allowed), f"{path} imports {used - set(allowed)}"
+
+
+def test_private_names_are_used_where_there_is_a_reason_and_nowhere_else() -> None:
+    users = {str(path.relative_to(ROOT)) for path in MODULES if private_names(path)}
+    assert users == {name for name in PRIVATE if (ROOT / name).exists()}
+
+
+def private_names(path: Path) -> set[str]:
+    """What a file uses of others that begins with one underscore: imports, attributes, arguments by name."""
+    parts = {part for name in imports(path) for part in name.split(".")}
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Attribute(value=ast.Name(id="self" | "cls")):
+                pass
+            case ast.Attribute(attr=name) | ast.keyword(arg=str(name)):
+                parts.add(name)
+            case ast.Call(
+                func=ast.Name(id="getattr" | "setattr" | "hasattr"), args=[_, ast.Constant(value=name), *_]
+            ):
+                parts.add(name)
+    private = {part for part in parts if part.startswith("_") and not part.startswith("__")}
+    return private - DOCUMENTED
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

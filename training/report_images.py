@@ -70,9 +70,8 @@ class Look:
 def affordable(config: TrainConfig, multiply_adds: float) -> int:
     """How many images the encoder may see for so many multiply-adds; 0 where too few to be worth it."""
     with torch.random.fork_rng(devices=[]):
-        cost = encoder_cost(
-            config.encoder, config.data.view.size, "cpu"
-        )  # Takes less than loading the compiler.
+        # Some of torchvision's networks cannot be built without arithmetic.
+        cost = encoder_cost(config.encoder, config.data.view.size, "cpu")
     images = int(multiply_adds / cost.multiply_adds)
     return min(images, _IMAGES) if images >= _FEWEST_IMAGES else 0
 
