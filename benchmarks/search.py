@@ -32,8 +32,8 @@ from training.run import run_uri
 from tuning.config import SearchConfig
 from tuning.figures import progress
 from tuning.search import search_sets
+from tuning.trial_config import search_space, trial_config
 from tuning.trials import Trial
-from tuning.variants import search_space, trial_config
 
 
 def main() -> None:

@@ -11,17 +11,17 @@ from rich.table import Table
 
 from tuning.trials import Trial
 
-# More rows than a terminal has lines would run through it.
+# More rows than a terminal has lines would scroll at each change.
 _ROWS = 20
 
 _COLOURS = {"running": "cyan", "finished": "green", "failed": "red"}
 
 
 def trial_table(trials: Sequence[Trial], count: int, most: int | None = None) -> Table:
-    """One row for each trial, at most so many; `count` are to be tried."""
-    over = sum(trial.state in ("finished", "stopped early", "failed") for trial in trials)
+    """A table with a row for each trial, at most `most`; the search will have `count` trials."""
+    ended = sum(trial.state in ("finished", "stopped early", "failed") for trial in trials)
     keys = list(dict.fromkeys(key for trial in trials for key in trial.values))
-    table = Table(title=f"{over} of {count} trials are over", title_justify="left", box=None)
+    table = Table(title=f"{ended} of {count} trials have ended", title_justify="left", box=None)
     for heading in ("trial", "accuracy", "score", "images", "state"):
         table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
     for key in keys:
@@ -38,22 +38,22 @@ def trial_table(trials: Sequence[Trial], count: int, most: int | None = None) ->
 
 
 def shown(value: object) -> str:
-    """A value as a person would write it."""
+    """A value as a person writes it."""
     return f"{value:.3g}" if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
 def described(trial: Trial) -> str:
-    """A trial's values in a line."""
+    """A trial's values in one line."""
     return ", ".join(f"{key}={shown(value)}" for key, value in trial.values.items())
 
 
 class LiveTrials:
-    """The table, drawn again at each change; where there is no terminal, a line for each evaluation."""
+    """The table, redrawn at each change; without a terminal, a line for each evaluation."""
 
     def __init__(self, count: int) -> None:
         self._count, self._console = count, Console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
-        self._told: dict[int, tuple[int, str]] = {}
+        self._printed: dict[int, tuple[int, str]] = {}
 
     def __enter__(self) -> "LiveTrials":
         if self._live:
@@ -72,8 +72,8 @@ class LiveTrials:
             return
         for trial in trials:
             state = trial.images, trial.error
-            if self._told.get(trial.number, (0, "")) != state:
-                self._told[trial.number] = state
+            if self._printed.get(trial.number, (0, "")) != state:
+                self._printed[trial.number] = state
                 found = f"failed: {trial.error}" if trial.error else f"{trial.accuracy:.1%}"
                 self._console.print(
                     f"trial {trial.number}: {found} after {trial.images:,} images ({described(trial)})",

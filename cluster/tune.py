@@ -1,4 +1,4 @@
-"""A search from its TOML file to its best config, as the command runs it."""
+"""A search from its TOML file to its best config, as the commands run it."""
 
 import dataclasses
 import shutil
@@ -21,6 +21,7 @@ from cluster.trial_table import LiveTrials, described, trial_table
 from pipelines import storage
 from pipelines.checksums import toml_with_checksum
 from pipelines.labels import with_labels
+from pipelines.sources import Index
 from training.certainty import doubts, shown, shown_baselines
 from training.checkpoint import find_checkpoint
 from training.config import TrainConfig, most_workers
@@ -29,18 +30,17 @@ from training.faults import RunError
 from training.lease import leased
 from training.objectives import load_initial, read_initial
 from training.record import keep_index, kept_index, kept_toml, to_toml, to_values
-from training.run import load_branch
 from tuning.compound import scoring
 from tuning.config import METRICS, SearchConfig
 from tuning.report import write_search_report
+from tuning.trial_config import best_config, check_surface, ranking_line, search_folder, trial_points
 from tuning.trials import Trial, read_trials
-from tuning.variants import best_config, check_surface, judged_line, search_folder, trial_points
 
 _FILE = "search.toml"
 
 
 def read_search(path: Path, flags: dict[str, Any]) -> SearchConfig:
-    """The search of a TOML file; flags, by dotted key, take precedence. ValueError if it is none."""
+    """The search of a TOML file; flags, by dotted key, take precedence. ValueError if it is not valid."""
     if not path.is_file():
         path = _shipped(str(path))
     values: dict[str, Any] = read_toml(path)
@@ -56,7 +56,7 @@ def read_search(path: Path, flags: dict[str, Any]) -> SearchConfig:
 
 
 def kept_search(run: str) -> SearchConfig:
-    """The search that OUTPUT/NAME is; ValueError where it is none."""
+    """The search in the folder OUTPUT/NAME; ValueError if there is none."""
     run = storage.absolute(run.rstrip("/"))
     values = kept_toml(storage.join(run, _FILE))
     if values is None:
@@ -67,7 +67,7 @@ def kept_search(run: str) -> SearchConfig:
 
 
 def print_status(run: str) -> None:
-    """The trials of a search, running or not; ValueError where it is none."""
+    """Print the trials of a search, running or not, and write its report; ValueError if there is none."""
     search = kept_search(run)
     trials = read_trials(search_folder(search))
     width = max(80, shutil.get_terminal_size().columns)
@@ -80,85 +80,116 @@ def print_status(run: str) -> None:
 
 
 def write_best(run: str, dest: str) -> None:
-    """The config of the best trial, to `dest`; ValueError where there is none, or it cannot be written."""
+    """Write the best trial's config to `dest`; ValueError if there is none, or it cannot be written."""
     search = kept_search(run)
     trials = read_trials(search_folder(search))
     if not trials or trials[0].accuracy is None:
-        raise ValueError(f"{run} has no trial that was judged yet; see diptych tune status {run}")
+        raise ValueError(f"{run} has no trial that was evaluated yet; see diptych tune status {run}")
     _write(dest, to_toml(best_config(search, trials[0].run)).encode())
     print(f"{dest}: {search.metric} accuracy {trials[0].accuracy:.1%}, {described(trials[0])}")
 
 
 def run_tuning(search: SearchConfig) -> list[Trial]:
-    """Run the search, showing its trials, and write its report and best.toml; the trials, best first."""
-    # Ray takes seconds to import; an error in the config should not.
-    from training.worker import while_head_answers
-    from tuning.search import CPUS_PER_TRIAL, run_search
+    """Run the search, showing its trials, and write its report and best.toml; the trials, best first.
 
-    # Unless it says otherwise, the best one's run is written beside the search.
-    output = search.output if search.train.output == TrainConfig.output else search.train.output
-    train = with_absolute_paths(replace(search.train, output=output))
-    space = with_checkpoints(search.space)
-    search = replace(search, train=train, space=space, output=storage.absolute(search.output))
+    Raises ValueError if the config, the data or the cluster will not do, or no trial was evaluated;
+    Interrupted after SIGTERM or Ctrl-C.
+    """
+    search = _with_absolute_paths(search)
     scoring(search)
     check_surface(search)
     modules = _modules(search)
-    if not read_trials(search_folder(search)):
-        _check_checkpoints(search)
-    count = _count(search)
-    index = training_index(search.train)
-    index.check_labels("ranking trials", "search with other images")
     folder = search_folder(search)
-    if kept := kept_index(folder, "train"):
-        if kept.labels is None and read_trials(folder):
-            raise ValueError(
-                f"{folder} was begun by a version of diptych that held out other images; search anew under "
-                "another --name"
-            )
-        kept.check_unchanged()
-    # Images that have come since would change which are held out.
-    index = kept if kept and kept.uri == index.uri else index
-    workers, ended = most_workers(search.train) * search.train.cpus_per_worker, Event()
+    if not read_trials(folder):
+        _check_checkpoints(search)
+    index, ended = _index(search), Event()
     with leased(folder, ended):
         _keep(search)
         with counted(f"labels of {index.uri}", "fragment") as progress:
             index = with_labels(index, search.train.data, progress)
         keep_index(folder, "train", index)
-        with (
-            cluster(search.concurrent * (workers + CPUS_PER_TRIAL), modules, ("tune", "resume", folder)),
-            LiveTrials(count) as table,
-            stop_signals("ending the search", ended) as stop,
-        ):
-            trials = while_head_answers(partial(run_search, search, index, table.show, stop.event))
-    go_on = f"go on with: diptych tune resume {folder}"
-    if stop.number:
-        raise Interrupted(f"stopped; {go_on}", stop.number)
-    if ended.is_set():
-        raise RunError(f"another process has taken {folder} over", final=True)
-    if not trials or trials[0].accuracy is None:
-        failed = next((trial.error for trial in trials if trial.error), "no time was left for one")
-        raise ValueError(f"no trial of {folder} was judged: {failed}")
-    _write(f"{folder}/best.toml", to_toml(best_config(search, trials[0].run)).encode())
-    for trial in trials:
-        became = f"failed: {trial.error}" if trial.error else trial.state
-        print(f"{trial.accuracy or 0:6.1%}  {trial.images:>10,} images  {became}  {described(trial)}")
-    _print_certainty(search, trials[0])
-    print(f"best: {folder}/best.toml")
-    print(f"report: {write_search_report(search, trials)}")
-    if any(trial.state == "unfinished" for trial in trials) or len(trials) < count:
-        print(f"the time is over; {go_on}")
+        trials = _run(search, index, modules, ended)
+    _print_result(search, trials)
     return trials
 
 
+def _with_absolute_paths(search: SearchConfig) -> SearchConfig:
+    """The search with paths that mean the same in every process."""
+    # Unless set otherwise, the best config's own run is written beside the search.
+    output = search.output if search.train.output == TrainConfig.output else search.train.output
+    train = with_absolute_paths(replace(search.train, output=output))
+    space = with_checkpoints(search.space)
+    return replace(search, train=train, space=space, output=storage.absolute(search.output))
+
+
+def _index(search: SearchConfig) -> Index:
+    """The images: those that the search began with, if it is resumed."""
+    index, folder = training_index(search.train), search_folder(search)
+    index.check_labels("ranking trials", "search with other images")
+    kept = kept_index(folder, "train")
+    if kept is None:
+        return index
+    if kept.labels is None and read_trials(folder):
+        raise ValueError(
+            f"{folder} was begun by a version of diptych that held out other images; search anew under "
+            "another --name"
+        )
+    kept.check_unchanged()
+    # Images that were added since would change which are held out.
+    return kept if kept.uri == index.uri else index
+
+
+def _run(search: SearchConfig, index: Index, modules: list[Path], ended: Event) -> list[Trial]:
+    """The trials, best first, once they have run on the cluster."""
+    # Ray takes seconds to import; an error in the config should not.
+    from training.worker import while_head_answers
+    from tuning.search import CPUS_PER_TRIAL, run_search
+
+    folder = search_folder(search)
+    workers = most_workers(search.train) * search.train.cpus_per_worker
+    with (
+        cluster(search.concurrent * (workers + CPUS_PER_TRIAL), modules, ("tune", "resume", folder)),
+        LiveTrials(_count(search)) as table,
+        stop_signals("ending the search", ended) as stop,
+    ):
+        trials = while_head_answers(partial(run_search, search, index, table.show, stop.event))
+    if stop.number:
+        raise Interrupted(f"stopped; {_way_on(search)}", stop.number)
+    if ended.is_set():
+        raise RunError(f"another process has taken {folder} over", final=True)
+    return trials
+
+
+def _print_result(search: SearchConfig, trials: list[Trial]) -> None:
+    """Print the trials, and write best.toml and the report; ValueError if no trial was evaluated."""
+    folder = search_folder(search)
+    if not trials or trials[0].accuracy is None:
+        failed = next((trial.error for trial in trials if trial.error), "no time was left for one")
+        raise ValueError(f"no trial of {folder} was evaluated: {failed}")
+    _write(f"{folder}/best.toml", to_toml(best_config(search, trials[0].run)).encode())
+    for trial in trials:
+        state = f"failed: {trial.error}" if trial.error else trial.state
+        print(f"{trial.accuracy or 0:6.1%}  {trial.images:>10,} images  {state}  {described(trial)}")
+    _print_certainty(search, trials[0])
+    print(f"best: {folder}/best.toml")
+    print(f"report: {write_search_report(search, trials)}")
+    if any(trial.state == "unfinished" for trial in trials) or len(trials) < _count(search):
+        print(f"the time limit has passed; {_way_on(search)}")
+
+
+def _way_on(search: SearchConfig) -> str:
+    return f"resume with: diptych tune resume {search_folder(search)}"
+
+
 def _print_certainty(search: SearchConfig, best: Trial) -> None:
-    if judged := judged_line(search, best):
-        print(f"the best: {shown(judged, METRICS[search.metric])}, {shown_baselines(judged)}")
-        for doubt in doubts(judged):
+    if line := ranking_line(search, best.run):
+        print(f"the best: {shown(line, METRICS[search.metric])}, {shown_baselines(line)}")
+        for doubt in doubts(line):
             warn(doubt)
 
 
 def with_checkpoints(space: dict[str, Any]) -> dict[str, Any]:
-    """The same, each run or checkpoint that it names for `init` as with_absolute_paths has it."""
+    """The space, with each run or checkpoint that it names for `init` as the URI of a checkpoint."""
 
     def found(places: Any) -> Any:
         if isinstance(places, list | tuple):
@@ -179,7 +210,7 @@ def with_checkpoints(space: dict[str, Any]) -> dict[str, Any]:
 
 
 def _modules(search: SearchConfig) -> list[Path]:
-    """The files of the objectives of the user's own that trials have."""
+    """The files of the custom objectives of the trials."""
     train = search.train
     modules = own_modules(train.objective, train.objective_options)
     searched = search.distributions.get("objective")
@@ -189,7 +220,7 @@ def _modules(search: SearchConfig) -> list[Path]:
 
 
 def _check_checkpoints(search: SearchConfig) -> None:
-    """ValueError where a checkpoint that trials start from is missing or damaged, or does not fit."""
+    """ValueError if a checkpoint that trials start from is missing or damaged, or does not fit."""
     train, space = search.train, search.distributions
     searched = search.compound or any(key.startswith("encoder.") for key in space)
     for place in dict.fromkeys([train.init, *(space["init"].values if "init" in space else ())]):
@@ -197,13 +228,11 @@ def _check_checkpoints(search: SearchConfig) -> None:
             read_initial(place)
         elif place:
             load_initial(build_encoder(train.encoder), place)
-    if train.branch_from:
-        load_branch(train.branch_from)
 
 
 def _count(search: SearchConfig) -> int:
     """How many trials there will be."""
-    return len(trial_points(search))  # tpe's are others, and as many.
+    return len(trial_points(search))  # TPE draws other points, but as many.
 
 
 def _keep(search: SearchConfig) -> None:
@@ -221,7 +250,7 @@ def _write(uri: str, content: bytes) -> None:
 
 
 def _shipped(name: str) -> Path:
-    """The TOML file of a search that comes with diptych; ValueError, naming them all, if there is none."""
+    """The TOML file of a search that comes with diptych; ValueError with all names if there is none."""
     folder = Path(__file__).parents[1] / "tuning" / "searches"
     if not (path := folder / f"{name}.toml").is_file():
         names = ", ".join(sorted(path.stem for path in folder.glob("*.toml")))

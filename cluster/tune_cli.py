@@ -8,52 +8,52 @@ from cyclopts import App, Parameter
 
 tune = App(
     name="tune",
-    help="Search for the values of any keys of a training config; best.toml then goes to `diptych train`.",
+    help="Search the values of any keys of a training config. `diptych train` takes the resulting best.toml.",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchFlags:
-    """Fields of a search that are flags too."""
+    """Fields of a search that are also flags."""
 
     data: str | None = None
     """Images to train on: train.data.train."""
     trials: int | None = None
-    """How many combinations are tried."""
+    """Number of trials."""
     max_minutes: float | None = None
-    """End the search after so many minutes; `diptych tune resume` goes on."""
+    """End the search after this many minutes; `diptych tune resume` resumes it."""
     concurrent: int | None = None
-    """Trials that run at a time."""
+    """Trials that run at the same time."""
     workers: int | None = None
     """Workers of each trial: train.workers."""
     searcher: str | None = None
     """random, grid or tpe."""
     scheduler: str | None = None
-    """asha, hyperband, population or none."""
+    """asha or none."""
     metric: str | None = None
     """Accuracy by which trials are ranked: knn or linear."""
     seed: int | None = None
-    """Seed of the combinations."""
+    """Seed of the drawn values, and of which images are held out."""
     name: str | None = None
-    """The search's name; it is written to OUTPUT/NAME."""
+    """The search's name; its folder is OUTPUT/NAME."""
     output: str | None = None
     """Where searches are written: a path, file://, s3://, gs:// or az://."""
 
     def by_key(self) -> dict[str, Any]:
-        """Those that were given, by their dotted keys."""
+        """The flags that were given, by dotted key."""
         keys = {"data": "train.data.train", "workers": "train.workers"}
         return {keys.get(key, key): value for key, value in asdict(self).items() if value is not None}
 
 
 @tune.default
 def search(search: Path, /, *, flags: Annotated[SearchFlags, Parameter(name="*")] = SearchFlags()) -> None:
-    """Search; interrupted, the same command or `diptych tune resume` goes on.
+    """Run a search. After an interruption the same command, or `diptych tune resume`, resumes it.
 
     Parameters
     ----------
     search
         A search that comes with diptych, such as simclr, or a TOML file with the tables `train` (a training
-        config) and `space` (distributions of its keys). Flags take precedence over it.
+        config) and `space` (distributions of its keys). Flags take precedence.
     """
     # torch takes seconds to import; help should not.
     from cluster.tune import read_search, run_tuning
@@ -63,7 +63,7 @@ def search(search: Path, /, *, flags: Annotated[SearchFlags, Parameter(name="*")
 
 @tune.command
 def resume(run: str, /) -> None:
-    """Go on with a search: its finished trials stay, the others go on from their checkpoints.
+    """Resume a search: finished trials are kept, the others resume from their checkpoints.
 
     Parameters
     ----------
@@ -91,14 +91,14 @@ def status(run: str, /) -> None:
 
 @tune.command
 def best(run: str, /, *, output: Annotated[str, Parameter(alias="-o")] = "best.toml") -> None:
-    """Write the config of the best trial so far, as `diptych train` takes it.
+    """Write the config of the best trial so far, for `diptych train`.
 
     Parameters
     ----------
     run
         OUTPUT/NAME of the search: a path, file://, s3://, gs:// or az://.
     output
-        The file to write: likewise.
+        The file to write: a path, file://, s3://, gs:// or az://.
     """
     from cluster.tune import write_best
 

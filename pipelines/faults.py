@@ -5,7 +5,9 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import pyarrow as pa
@@ -17,6 +19,10 @@ _log = logging.getLogger(__name__)
 # sets another number.
 _TIMEOUT_SECONDS = 120.0
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.25, 5.0
+
+# How long a call waits at most within `briefly`, and whether this thread is.
+_BRIEF_SECONDS = 1.0
+_brief: ContextVar[bool] = ContextVar("brief", default=False)
 
 # How often what arrives damaged is read before it counts as damaged.
 _READS = 3
@@ -61,17 +67,19 @@ def retrying(call: Callable[[], _T], what: str) -> _T:
     """What `call` returns, tried again while the storage is away; `what` says it, as in "reading s3://b/key".
 
     `call` must do the same when called twice, and open anew whatever it reads. Waits up to
-    DIPTYCH_STORAGE_TIMEOUT seconds (120), ever longer, with one warning at the start and one at the end.
+    DIPTYCH_STORAGE_TIMEOUT seconds (120), ever longer, with one warning at the start and one at the end; a
+    second and without a word within `briefly`.
     Raises FileNotFoundError, PermissionError or OSError with one line that opens with `what` and says the way
     out, at once for faults that do not pass; errors that are not the storage's go through as they are.
     """
     started, waited, wait = time.monotonic(), False, _FIRST_WAIT_SECONDS
+    brief = _brief.get()
     chance = random.Random()  # Workers that lost the storage together must not come back together.
     while True:
         try:
             result = call()
         except (OSError, pa.ArrowException, ValueError) as error:
-            late = time.monotonic() - started > patience()
+            late = time.monotonic() - started > (min(_BRIEF_SECONDS, patience()) if brief else patience())
             # A server that has just come back may not know its users yet.
             returning = waited and not late and _DENIED.search(str(error)) is not None
             if not transient(error) and not returning:
@@ -80,19 +88,38 @@ def retrying(call: Callable[[], _T], what: str) -> _T:
                     raise
                 raise explained from error
             if late:
-                raise OSError(
-                    f"{what}: the storage was away for {patience():g} s ({first_line(error)}); check it and "
-                    "the network, or set DIPTYCH_STORAGE_TIMEOUT to more seconds"
-                ) from error
-            if not waited:
+                raise OSError(_away(error, what, brief)) from error
+            if not waited and not brief:
                 _log.warning("%s: waiting for the storage (%s)", what, first_line(error))
         else:
-            if waited:
+            if waited and not brief:
                 _log.warning("%s: goes on after %.0f s", what, time.monotonic() - started)
             return result
         waited = True
         time.sleep(wait * chance.uniform(0.5, 1))
         wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+
+
+@contextmanager
+def briefly() -> Iterator[None]:
+    """Calls of this thread wait a second at most for a storage that is away until the block ends.
+
+    For callers that try again by themselves: the waits of several calls in a row would add up.
+    """
+    token = _brief.set(True)
+    try:
+        yield
+    finally:
+        _brief.reset(token)
+
+
+def _away(error: Exception, what: str, brief: bool) -> str:
+    if brief:
+        return f"{what}: the storage is away ({first_line(error)})"
+    return (
+        f"{what}: the storage was away for {patience():g} s ({first_line(error)}); check it and the network, "
+        "or set DIPTYCH_STORAGE_TIMEOUT to more seconds"
+    )
 
 
 def reading_again(call: Callable[[], _T], what: str, damage: Callable[[Exception], bool]) -> _T:

@@ -2,21 +2,24 @@
 
 import errno
 import os
+import re
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
 
 from pipelines.disks import way_out
-from pipelines.faults import first_line, patience, reading_again, retrying, transient
+from pipelines.faults import briefly, first_line, patience, reading_again, retrying, transient
 from pipelines.filesystems import absolute, resolve
 
 __all__ = [
     "absolute",
+    "briefly",
     "check_folder",
     "exists",
     "first_line",
@@ -29,6 +32,7 @@ __all__ = [
     "read_as",
     "reading_again",
     "remove",
+    "remove_partials",
     "resolve",
     "retrying",
     "transient",
@@ -38,6 +42,9 @@ __all__ = [
 
 
 _T = TypeVar("_T")
+
+# Where a file is written before it gets its name.
+_PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{32}\.partial")
 
 
 def join(uri: str, *parts: str) -> str:
@@ -152,6 +159,27 @@ def remove(uri: str) -> None:
             filesystem.delete_file(path)
 
     retrying(delete, f"deleting {uri}")
+
+
+def remove_partials(uri: str, *, of: str = "", older_than: float = 0.0) -> None:
+    """Delete half-written files that killed writers have left below `uri`, or only those of a name.
+
+    Those written to within the last `older_than` seconds stay, as their writers may live. S3 and GCS keep
+    nothing of a write that was broken off.
+    """
+    filesystem, path = resolve(uri)
+    azure = isinstance(filesystem, fs.AzureFileSystem)
+    if not azure and not isinstance(filesystem, fs.LocalFileSystem):
+        return
+    delete = filesystem.delete_dir if azure else filesystem.delete_file
+    selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
+    for info in retrying(lambda: filesystem.get_file_info(selector), f"listing {uri}"):
+        place = PurePosixPath(info.path).parent if azure else PurePosixPath(info.path)
+        found = _PARTIAL.fullmatch(place.name) if info.type == fs.FileType.File else None
+        old = not older_than or time.time() - (info.mtime_ns or 0) / 1e9 > older_than
+        if found and old and of in ("", found[1]):
+            with suppress(FileNotFoundError):  # Its writer lives, and has renamed it just now.
+                retrying(lambda path=str(place): delete(path), f"deleting {place}")
 
 
 def _missing(filesystem: fs.FileSystem, path: str, uri: str) -> str:

@@ -12,6 +12,7 @@ from training.checkpoint import Checkpoints
 from training.config import TrainConfig, most_workers
 from training.evaluator import Sets
 from training.faults import RunError, StoppedError
+from training.lease import Held
 from training.nodes import wait_for_lost_nodes
 from training.run import run_uri, train
 from training.runlog import Progress
@@ -36,10 +37,12 @@ def run_to_its_end(
     *,
     until: int | None = None,
     launch: Launch = launch,
+    held: Held | None = None,
 ) -> None:
     """Train on as many workers as the config allows and the cluster has, from checkpoint to checkpoint.
 
-    To the step `until`, where that comes before the end, with workers that `launch` provides.
+    To the step `until`, where that comes before the end, with workers that `launch` provides, for as long as
+    the lease `held` is this command's.
     Raises RunError once it failed more than config.retries times without a new checkpoint in between,
     ClusterLostError as launch does, StoppedError once `stop` was set and the run has saved, and ValueError as
     launch does.
@@ -53,7 +56,7 @@ def run_to_its_end(
             heard.begin(reached or 0)
             with _missing_nodes(config, workers) as have_come:
                 ending = _Ending(stop, config, heard, have_come)
-                task = partial(train, until=until, careful_until=careful_until)
+                task = partial(train, until=until, careful_until=careful_until, held=held)
                 launch(config, sets, heard, task, workers=workers, stopping=ending, since=since)
             return
         except StoppedError as stopped:

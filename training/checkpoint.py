@@ -5,8 +5,8 @@ import logging
 import math
 import re
 import zipfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pickle import UnpicklingError
@@ -20,10 +20,10 @@ from torch.optim.swa_utils import AveragedModel
 from pipelines import storage
 from pipelines.checksums import NO_COMMENT, check_whole, checked_json, json_with_checksum, seal_zip
 from training.config import TrainConfig, config_hash
+from training.lease import Held
 
 _BEST = "best.json"
 _NAME = re.compile(r"step-(\d{9})\.pt")
-_PARTIAL = re.compile(r"\.step-\d{9}\.pt\.\w+\.partial")
 _LOG = logging.getLogger("diptych")
 
 
@@ -42,11 +42,16 @@ class DamagedError(ValueError):
 
 
 class Checkpoints:
-    """The checkpoints of one run, in RUN/checkpoints; the newest `keep` and the best are kept."""
+    """The checkpoints of one run, in RUN/checkpoints; the newest `keep` and the best are kept.
 
-    def __init__(self, run: str, keep: int) -> None:
+    held: the lease under which they are written, if there is one.
+    """
+
+    def __init__(self, run: str, keep: int, held: Held | None = None) -> None:
         self.run, self._folder = run, storage.join(run, "checkpoints")
-        self._keep, self._told = keep, False
+        self._keep, self._held, self._told = keep, held, False
+        # Names of the checkpoints that were there at first, and of those written since.
+        self._own: set[str] | None = None
 
     def check_run(self) -> None:
         """FileNotFoundError where the run's folder on this machine has vanished, or is no longer mounted."""
@@ -60,31 +65,44 @@ class Checkpoints:
         config: TrainConfig,
         average: AveragedModel | None = None,
     ) -> None:
-        """Save whole or not at all, then delete what is no longer kept."""
+        """Save whole or not at all, then delete what is no longer kept; raises as `write` does."""
         self.write(step, snapshot(step, model, optimizer, config, average))
 
     def write(self, step: int, saved: dict[str, Any], *, score: float | None = None) -> None:
-        """Write what a snapshot holds; one with a score is the best so far, and spared until the next."""
+        """Write what a snapshot holds; one with a score is the best so far, and spared until the next.
+
+        Raises UnsavedError where another process has taken the run over.
+        """
         content = io.BytesIO()
         torch.save(saved, content)
         seal_zip(content)
-        self._remove(self._partial_names())  # They may be what fills the disk.
+        with self._telling():  # They may be what fills the disk.
+            storage.remove_partials(self._folder)
+        if self._own is None:
+            self._own = set(self._names())
+        if self._held:
+            self._held.check()
         storage.write(self.uri(step), content.getvalue())
+        self._own.add(_name(step))
         if score is not None:
             best = json_with_checksum({"step": step, "score": score}).encode()
             storage.write(storage.join(self._folder, _BEST), best)
-        # A run begins at its newest whole checkpoint: later ones are damaged, and are no longer needed.
-        names = self._names()
+        # A run begins at its newest whole checkpoint: later ones that it finds are damaged, and not needed.
+        # Those that come afterwards are another process's, which has taken the run over.
+        names = [name for name in self._names() if name in self._own]
         done = [name for name in names if _step(name) <= step]
         spared = self.best()[0]
         kept = {*done[-self._keep :], *(name for name in done if _step(name) == spared)}
-        self._remove([name for name in names if name not in kept])
-
-    def _remove(self, names: Sequence[str]) -> None:
-        """Delete files of the folder; where that is not allowed, say so once: the next save tries again."""
-        try:
+        with self._telling():
             for name in names:
-                storage.remove(storage.join(self._folder, name))
+                if name not in kept:
+                    storage.remove(storage.join(self._folder, name))
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Where files cannot be deleted, say so once: the next save tries again."""
+        try:
+            yield
         except OSError as error:
             if not self._told:
                 _LOG.warning("older checkpoints could not be deleted: %s", storage.first_line(error))
@@ -103,7 +121,9 @@ class Checkpoints:
         warn(message) hears of newer ones that are damaged; raises DamagedError where all are.
         """
         newest: DamagedError | None = None
-        for name in reversed(self._names()):
+        names = self._names()
+        self._own = set(names) if self._own is None else self._own
+        for name in reversed(names):
             try:
                 saved = self.load(_step(name))
             except DamagedError as error:
@@ -132,7 +152,7 @@ class Checkpoints:
 
     def uri(self, step: int) -> str:
         """Where the checkpoint of `step` is, if there is one."""
-        return storage.join(self._folder, f"step-{step:09}.pt")
+        return storage.join(self._folder, _name(step))
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint, whole or not; None where there is none."""
@@ -141,10 +161,6 @@ class Checkpoints:
 
     def _names(self) -> list[str]:
         return [name for name in storage.names(self._folder) if _NAME.fullmatch(name)]
-
-    def _partial_names(self) -> list[str]:
-        """What writes have left on this machine whose process was killed."""
-        return [name for name in storage.names(self._folder) if _PARTIAL.fullmatch(name)]
 
 
 def snapshot(
@@ -241,6 +257,10 @@ def weights_of(network: str, saved: dict[str, Any]) -> dict[str, Tensor]:
     else:
         weights = saved["model"]
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def _name(step: int) -> str:
+    return f"step-{step:09}.pt"
 
 
 def _step(name: str) -> int:

@@ -190,9 +190,6 @@ class TrainConfig:
     init: str | None = None
     """Another run, OUTPUT/NAME, or one of its checkpoints, whose encoder training starts from; unset: random
     weights."""
-    branch_from: str | None = None
-    """A checkpoint of another run that training goes on from, at its step: with its weights, its optimizer's
-    state, and this config's values; unset: training starts at step 0."""
     objective: ObjectiveName = "simclr"
     """simclr, byol, supervised (cross entropy with the labels, of the first view alone), or MODULE:CLASS of
     your own: a subclass of training.Objective in a Python file of the folder at hand, or in an installed
@@ -211,8 +208,6 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
-        if self.init and self.branch_from:
-            raise ValueError("init and branch_from both say where weights come from; leave out one")
         check_view_size(self.encoder, self.data.view.size)
         if self.micro_batch_size is not None:
             check_micro_batches(self.batch_size, self.micro_batch_size, self.lanes)

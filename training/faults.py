@@ -13,7 +13,7 @@ class StoppedError(Exception):
 
 
 class UnsavedError(Exception):
-    """The storage has taken no checkpoint for too long; another worker would meet the same."""
+    """No checkpoint can be written, or none may; another worker would meet the same."""
 
 
 class NonFiniteError(Exception):

@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 from pipelines import storage
+from training.faults import UnsavedError
 from training.record import unwritable
 
 _FILE = "lease.json"
@@ -21,6 +22,9 @@ _RENEW_SECONDS, _EXPIRY_SECONDS, _LOOK_SECONDS = 10.0, 45.0, 1.0
 
 # So far apart clocks are not: an older lease has expired, whatever they say.
 _OLD_SECONDS = 900.0
+
+# Others write into the folder too, as a report is: half a file that old has lost its writer.
+_LEFT_SECONDS = 300.0
 
 # Of two processes that begin at once each looks, after so long, whether the other has written after it.
 _SETTLE_SECONDS = 0.3
@@ -54,22 +58,37 @@ class Lease:
         return self.machine == _machine() and _started(self.process) != self.started
 
 
+@dataclass(frozen=True)
+class Held:
+    """The lease that a command has on a folder, as its workers know it.
+
+    They look for themselves: a driver that is halted does not notice that it has lost the lease.
+    """
+
+    folder: str
+    key: str
+
+    def check(self) -> None:
+        """Raises UnsavedError where another process has taken the lease, OSError where nobody can tell."""
+        holder = _read(storage.join(self.folder, _FILE))
+        if holder and holder.key != self.key:
+            raise UnsavedError(
+                f"process {holder.process} on {holder.host} has taken {self.folder} over; wait for its end"
+            )
+        if holder is None:
+            raise UnsavedError(f"another process has taken {self.folder} over, and has ended; resume the run")
+
+
 @contextmanager
-def leased(folder: str, taken: Event) -> Iterator[None]:
+def leased(folder: str, taken: Event) -> Iterator[Held]:
     """Hold the folder's lease until the block ends; sets `taken` should another process take it meanwhile.
 
-    One that a process elsewhere has left, and does not renew, is taken over after 45 seconds. Raises
-    ValueError where another process has it, or where nothing can be written.
+    One that a process elsewhere has left, and does not renew, is taken over after 45 seconds. Parts of files
+    that killed writers have left in the folder are removed. Raises ValueError where another process has the
+    lease, or where nothing can be written.
     """
     place, own = storage.join(folder, _FILE), Lease.own()
     _wait_for(folder, place)
-    try:
-        _write(place, own)
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    time.sleep(_SETTLE_SECONDS)
-    if (holder := _read(place)) and holder.key != own.key:
-        raise _held(folder, holder)
     ended = Event()
 
     def renew() -> None:
@@ -84,20 +103,39 @@ def leased(folder: str, taken: Event) -> Iterator[None]:
                     _write(place, replace(own, renewed=time.time()))
 
     thread = Thread(target=renew, daemon=True)
-    thread.start()
     try:
-        yield
+        _take(folder, place, own)
+        _clear(folder)
+        thread.start()
+        yield Held(folder, own.key)
     finally:
         ended.set()
         _ended.add(own.key)
-        thread.join(_LOOK_SECONDS)
-        with suppress(OSError, ValueError):
+        if thread.is_alive():
+            thread.join(_LOOK_SECONDS)
+        # Nobody waits for long for a lease that stays.
+        with suppress(OSError, ValueError), storage.briefly():
             if (holder := _read(place)) and holder.key == own.key:
-                # A holder that was killed while it renewed its lease left half a file.
-                for name in storage.names(folder):
-                    if name.startswith(f".{_FILE}."):
-                        storage.remove(storage.join(folder, name))
+                _clear(folder)
                 storage.remove(place)
+
+
+def _take(folder: str, place: str, own: Lease) -> None:
+    try:
+        _write(place, own)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    time.sleep(_SETTLE_SECONDS)
+    if (holder := _read(place)) and holder.key != own.key:
+        raise _refused(folder, holder)
+
+
+def _clear(folder: str) -> None:
+    """Remove what killed writers have left: at once where only the lease's holder writes."""
+    with suppress(OSError, ValueError):
+        storage.remove_partials(folder, of=_FILE)
+        storage.remove_partials(storage.join(folder, "checkpoints"))
+        storage.remove_partials(folder, older_than=_LEFT_SECONDS)
 
 
 def _wait_for(folder: str, place: str) -> None:
@@ -106,14 +144,14 @@ def _wait_for(folder: str, place: str) -> None:
     deadline = time.monotonic() + _EXPIRY_SECONDS
     while holder and not holder.dead and holder.key not in _ended:
         if holder != first or holder.machine == _machine():
-            raise _held(folder, holder)
+            raise _refused(folder, holder)
         if time.monotonic() > deadline or time.time() - holder.renewed > _OLD_SECONDS:
             return
         time.sleep(_LOOK_SECONDS)
         holder = _read(place)
 
 
-def _held(folder: str, holder: Lease) -> ValueError:
+def _refused(folder: str, holder: Lease) -> ValueError:
     return ValueError(
         f"{folder} is being written by process {holder.process} on {holder.host}; wait for its end, or "
         "choose another --name"

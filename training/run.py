@@ -25,12 +25,13 @@ from pipelines.views import Views
 from pipelines.windows import training_plan
 from training.batch_norm import synchronize_batch_norm
 from training.certainty import doubts
-from training.checkpoint import Checkpoints, read_checkpoint, snapshot
+from training.checkpoint import Checkpoints, snapshot
 from training.config import TrainConfig, training_recipes
 from training.encoders import Encoder, raw_pixels
 from training.evaluator import Evaluator, Sets
 from training.faults import NonFiniteError, StoppedError
 from training.gradients import Backward, micro_batches, whole_batch
+from training.lease import Held
 from training.loop import fit
 from training.losses import Matching
 from training.objectives import Objective, build_objective
@@ -78,6 +79,7 @@ def train(
     *,
     until: int | None = None,
     careful_until: int = 0,
+    held: Held | None = None,
 ) -> None:
     """Train from the newest checkpoint, or from the start, to the end; every worker of the run calls it.
 
@@ -86,18 +88,11 @@ def train(
 
     Calls progress(values) about once a second on rank 0, with what metrics.jsonl gets; and, on the way to the
     first step, with the phase that is over. Raises StoppedError once it has saved because the worker shall
-    stop, and UnsavedError where the storage takes no checkpoint for too long.
+    stop, and UnsavedError where the storage takes no checkpoint for too long, or where another process has
+    taken the lease `held`.
     """
-    run = _Run(config, sets, worker, progress, until, careful_until)
+    run = _Run(config, sets, worker, progress, until, careful_until, held)
     run.train()
-
-
-def load_branch(checkpoint: str) -> dict[str, Any]:
-    """What the checkpoint that a run goes on from holds; ValueError where there is none."""
-    saved = read_checkpoint(checkpoint)
-    if saved is None:
-        raise ValueError(f"there is no checkpoint {checkpoint}; give --branch-from a run or one of its own")
-    return saved
 
 
 class _Run:
@@ -109,6 +104,7 @@ class _Run:
         progress: Progress,
         until: int | None,
         careful_until: int,
+        held: Held | None,
     ) -> None:
         self.quarantine = Quarantine(run_uri(config))
         self.config, self.sets = config, sets.complete(config)
@@ -119,7 +115,7 @@ class _Run:
         self.plan = make_plan(config, sets.train)
         self.steps = total_steps(config, self.plan)
         self.stop_step = self.steps if until is None else min(until, self.steps)
-        self.checkpoints = Checkpoints(run_uri(config), config.checkpoint.keep)
+        self.checkpoints = Checkpoints(run_uri(config), config.checkpoint.keep, held)
         self.log: RunLog | None = None
         self.warnings: list[str] = []
         saved = self._newest_checkpoint()
@@ -133,7 +129,7 @@ class _Run:
         self.left_out: list[Quarantined] = []
         self.progress = progress
         if self._leads:
-            self.log = RunLog(run_uri(config), self.plan, self.steps, self.start_step, progress)
+            self.log = RunLog(run_uri(config), self.plan, self.steps, self.start_step, progress, held)
 
     @property
     def _leads(self) -> bool:
@@ -253,18 +249,10 @@ class _Run:
         return score if step is not None and step <= self.start_step else -math.inf
 
     def _load(self, saved: dict[str, Any] | None) -> int:
-        """Take what a checkpoint holds, or the one branched from if that is None; the step to begin at."""
-        if saved is None and self.config.branch_from:
-            saved = load_branch(self.config.branch_from)
+        """Load a checkpoint, if there is one; returns the step to begin at."""
         if saved is None:
             return 0
-        try:
-            self.objective.load_state_dict(saved["model"])
-        except RuntimeError as error:
-            raise ValueError(
-                f"the weights of {self.config.branch_from} do not fit this run's networks: "
-                "branch with the same --objective, --encoder and --projector"
-            ) from error
+        self.objective.load_state_dict(saved["model"])
         load_moments(self.optimizer, saved["optimizer"])
         if self.average:
             self.average.load_state_dict(saved["average"])
@@ -361,6 +349,7 @@ class _Run:
         if done == self.stop_step:
             log.end()
         if stopping:
+            log.write()  # The storage may have been away when it was first tried.
             LOG.info("saved after step %d, and told to stop", done)
             raise StoppedError(done)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines import storage
 from pipelines.plan import Plan
+from training.lease import Held
 from training.metrics import MetricsLog
 from training.tensorboard import TensorBoard
 
@@ -27,8 +28,18 @@ class RunLog:
     each later write tries it again.
     """
 
-    def __init__(self, run: str, plan: Plan, steps: int, start_step: int, progress: Progress) -> None:
+    def __init__(
+        self,
+        run: str,
+        plan: Plan,
+        steps: int,
+        start_step: int,
+        progress: Progress,
+        held: Held | None = None,
+    ) -> None:
+        """`held` is the lease under which the run is written, if there is one."""
         self._run, self._plan, self._steps, self._progress = run, plan, steps, progress
+        self._held = held
         storage.make_folder(run)
         self._metrics, self._board = MetricsLog(run, start_step), TensorBoard(run, start_step)
         self._kept: dict[str, Callable[[], None]] = {}
@@ -86,24 +97,31 @@ class RunLog:
         self._kept[name] = write
 
     def write(self) -> None:
-        """Write all of it."""
+        """Write all of it; the training waits no longer than a moment for a storage that is away."""
+        with storage.briefly():
+            self._write()
+
+    def _write(self) -> None:
+        """Raises UnsavedError where another process has taken the run over."""
         files = {"metrics.jsonl": self._metrics.flush, **self._kept, "tensorboard": self._board.flush}
         for name, flush in files.items():
             try:
                 storage.check_folder(self._run)
+                if self._held:
+                    self._held.check()
                 flush()
             except OSError as error:
                 self._failed(name, error)
                 if storage.transient(error):
-                    break  # It was waited for; the other files are in the same place.
+                    break  # The other files are in the same place.
             else:
                 self._unwritten.discard(name)
                 self._kept.pop(name, None)
         self._written_at = time.monotonic()
 
     def end(self) -> None:
-        """Write what is still to be written, and say what could not be."""
-        self.write()
+        """Write what is still to be written, waiting for the storage, and say what could not be."""
+        self._write()
         if self._unwritten:
             missing = ", ".join(sorted(self._unwritten))
             self._tell(self.last_step, warning=f"{self._run} is complete but for {missing}")

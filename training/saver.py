@@ -75,6 +75,7 @@ class Saver:
 
     def insist(self, seconds: float) -> None:
         """Wait until all checkpoints are written; UnsavedError where that takes more seconds."""
+        deadline, wait = time.monotonic() + seconds, _PAUSE_SECONDS
         if self.wait():
             return
         assert self.fault
@@ -82,7 +83,6 @@ class Saver:
             f"the run waits up to {seconds:g} s to write its checkpoint: {storage.first_line(self.fault)}; "
             f"{storage.way_out(self.fault)}"
         )
-        deadline, wait = time.monotonic() + seconds, _PAUSE_SECONDS
         while time.monotonic() < deadline:
             time.sleep(wait)
             wait = min(2 * wait, _LONGEST_PAUSE_SECONDS)
@@ -98,8 +98,9 @@ class Saver:
     def _newest(self) -> int | None:
         """Step of the newest whole checkpoint, as a resume would find it."""
         try:
-            self._checkpoints.check_run()
-            saved = self._checkpoints.latest(lambda _: None)
+            with storage.briefly():
+                self._checkpoints.check_run()
+                saved = self._checkpoints.latest(lambda _: None)
         except DamagedError:
             return None
         except OSError:  # Nothing can be read either, for now.
@@ -110,8 +111,9 @@ class Saver:
         self._writing = self._thread.submit(self._write, self._kept[0])
 
     def _write(self, snapshot: _Snapshot) -> None:
-        self._checkpoints.check_run()
-        self._checkpoints.write(snapshot.step, snapshot.saved, score=snapshot.score)
+        with storage.briefly():  # It is tried again here, and `insist` alone decides how long.
+            self._checkpoints.check_run()
+            self._checkpoints.write(snapshot.step, snapshot.saved, score=snapshot.score)
 
     def _finish(self) -> None:
         """Wait for the write and take note of how it ended; the next one begins where it has succeeded."""

@@ -1,71 +1,125 @@
-"""Asynchronous successive halving under Ray Tune, whose trials wait until they are among the best."""
+"""Asynchronous successive halving (ASHA) under Ray Tune: which trials continue after an evaluation."""
 
+from collections.abc import Callable
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler
 
-from tuning.room import EVALUATIONS, FINISHED, SCORE, Room
-from tuning.rungs import Rungs
+from tuning.searcher import EVALUATIONS, FINISHED, SCORE, TrialSlots
+
+# One in four trials is promoted from a rung to the next, which is four times as far (Li et al. 2020).
+_ETA = 4
+
+
+class Rungs:
+    """Scores of trials on the rungs, after 1, 4, 16 ... evaluations, and which trials were promoted. Pure."""
+
+    def __init__(self, evaluations: int) -> None:
+        self._scores: dict[int, dict[str, float]] = {}
+        rung = 1
+        while rung < evaluations:
+            self._scores[rung] = {}
+            rung *= _ETA
+        self._left: set[tuple[int, str]] = set()
+
+    def __contains__(self, evaluation: int) -> bool:
+        return evaluation in self._scores
+
+    def record(self, rung: int, trial: str, score: float) -> None:
+        """A trial has reached a rung."""
+        self._scores[rung][trial] = score
+
+    def promote(self, rung: int, trial: str) -> None:
+        """A trial leaves a rung for the next."""
+        self._left.add((rung, trial))
+
+    def remove(self, trial: str) -> None:
+        """A trial cannot be promoted any more; its scores still count."""
+        self._left |= {(rung, trial) for rung in self._scores}
+
+    def promotable(self) -> tuple[int, str] | None:
+        """A rung and a trial on it that is among its best quarter; the highest rung first.
+
+        Li et al. 2020, algorithm 2.
+        """
+        return self._first(lambda count: count // _ETA)
+
+    def best(self) -> tuple[int, str] | None:
+        """The best paused trial on the highest rung that has one."""
+        return self._first(lambda count: count)
+
+    def _first(self, quota: Callable[[int], int]) -> tuple[int, str] | None:
+        for rung, scores in reversed(self._scores.items()):
+            # Among equals the first to arrive ranks higher.
+            ranked = sorted(scores, key=lambda trial: -scores[trial])[: quota(len(scores))]
+            for trial in ranked:
+                if (rung, trial) not in self._left:
+                    return rung, trial
+        return None
 
 
 class ASHA(FIFOScheduler):
-    """Li et al. 2020, algorithm 2: a trial waits on each rung until it is in the best quarter of those there.
+    """Pauses a trial on each rung until it is among the best quarter there (Li et al. 2020, algorithm 2).
 
-    Ray's own scheduler of that name never lets a trial wait: those that come first have none to be compared
-    with, and go on to the end. When no trial is left to begin and none has come to its end, the best of those
-    that have come farthest go on; the others are stopped.
+    Ray's own scheduler of that name never pauses: the first trials have none to be compared with and train
+    to the end. When no new trial is left to start and none has finished, the best trial on the highest rung
+    continues; the others are stopped.
     """
 
-    def __init__(self, evaluations: int, room: Room) -> None:
+    def __init__(self, evaluations: int, slots: TrialSlots) -> None:
         super().__init__()
-        self._rungs, self._room = Rungs(evaluations), room
-        self._chosen: set[str] = set()
+        self._rungs, self._slots = Rungs(evaluations), slots
+        self._promoted: set[str] = set()
         self._one_has_finished = False
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Whether the trial continues or pauses after an evaluation."""
         rung = result[EVALUATIONS]
         if rung not in self._rungs:
             return self.CONTINUE
         self._rungs.record(rung, trial.trial_id, result[SCORE])
         if self._rungs.promotable() == (rung, trial.trial_id):
-            self._rungs.go_on(rung, trial.trial_id)
+            self._rungs.promote(rung, trial.trial_id)
             return self.CONTINUE
-        self._room.wait(trial.trial_id)
-        self._promote()
+        self._slots.pause(trial.trial_id)
+        self._promote_all()
         return self.PAUSE
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Note the last score, and that the trial cannot be promoted."""
         if result.get(EVALUATIONS, 0) in self._rungs:
             self._rungs.record(result[EVALUATIONS], trial.trial_id, result[SCORE])
-        self._rungs.drop(trial.trial_id)
+        self._rungs.remove(trial.trial_id)
         self._one_has_finished |= result.get(FINISHED, False)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        self._rungs.drop(trial.trial_id)
+        """Note that the trial cannot be promoted."""
+        self._rungs.remove(trial.trial_id)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        self._promote()
-        if self._room.all_begun and not self._room.running:
-            self._end(tune_controller)
+        """The next promoted trial, or None; Tune starts new trials itself."""
+        self._promote_all()
+        if self._slots.all_started and not self._slots.running:
+            self._promote_best_or_stop(tune_controller)
         for trial in tune_controller.get_trials():
-            if trial.trial_id in self._chosen and trial.status == trial.PAUSED:
-                self._chosen.remove(trial.trial_id)
+            if trial.trial_id in self._promoted and trial.status == trial.PAUSED:
+                self._promoted.remove(trial.trial_id)
                 return trial
-        return None  # Those that are new begin by themselves.
+        return None
 
-    def _promote(self) -> None:
-        while self._room.free and (found := self._rungs.promotable()):
-            self._go_on(*found)
+    def _promote_all(self) -> None:
+        while self._slots.free and (found := self._rungs.promotable()):
+            self._promote(*found)
 
-    def _go_on(self, rung: int, trial_id: str) -> None:
-        self._rungs.go_on(rung, trial_id)
-        self._room.run(trial_id)
-        self._chosen.add(trial_id)
+    def _promote(self, rung: int, trial_id: str) -> None:
+        self._rungs.promote(rung, trial_id)
+        self._slots.occupy(trial_id)
+        self._promoted.add(trial_id)
 
-    def _end(self, controller: Any) -> None:
+    def _promote_best_or_stop(self, controller: Any) -> None:
         found = None if self._one_has_finished else self._rungs.best()
         if found:
-            self._go_on(*found)
+            self._promote(*found)
             return
         for trial in controller.get_trials():
             if trial.status == trial.PAUSED:

@@ -1,8 +1,8 @@
 """EfficientNet's compound scaling of a training config: depth, width and resolution together. Pure.
 
 Tan and Le 2019, eq. 3: d = alpha^phi, w = beta^phi, r = gamma^phi with alpha * beta^2 * gamma^2 near 2, so
-that the multiply-adds, which grow with d * w^2 * r^2, double with each phi. Layers, channels in eights and
-the sides of feature maps are whole numbers, so that with small images they may grow 7 times as well.
+that the multiply-adds, which grow with d * w^2 * r^2, double with each phi. Layers, channels (in eights) and
+the sides of feature maps are whole numbers, so that with small images the cost may grow 7 times instead.
 """
 
 import math
@@ -20,7 +20,7 @@ Dimension = Literal["compound", "depth", "width", "resolution"]
 
 
 class Coefficients(NamedTuple):
-    """By how much depth, width and resolution grow with each phi."""
+    """Factors by which depth, width and resolution grow with each phi."""
 
     alpha: float
     beta: float
@@ -28,14 +28,14 @@ class Coefficients(NamedTuple):
 
     @property
     def growth(self) -> float:
-        """By how much multiply-adds grow with each phi."""
+        """Factor by which multiply-adds grow with each phi."""
         return self.alpha * self.beta**2 * self.gamma**2
 
 
-# By how much the cost shall grow with each phi, and how far it may be from that.
+# Factor by which the cost should grow with each phi, and the relative error that is accepted.
 _GROWTH, _TOLERANCE = 2.0, 0.1
 
-# What Tan and Le found for B0 (section 3.3), and what doubles the cost by one dimension alone.
+# Tan and Le's for B0 (section 3.3), and those that double the cost by one dimension alone.
 COEFFICIENTS: dict[Dimension, Coefficients] = {
     "compound": Coefficients(1.2, 1.1, 1.15),
     "depth": Coefficients(2.0, 1.0, 1.0),
@@ -45,7 +45,7 @@ COEFFICIENTS: dict[Dimension, Coefficients] = {
 
 
 def coefficients_of(config: TrainConfig) -> Coefficients:
-    """Those of the config's encoder; the paper's where it has none."""
+    """The coefficients of the config's encoder; the paper's if it has none."""
     given = [getattr(config.encoder, name) for name in Coefficients._fields]
     if not any(given):
         return COEFFICIENTS["compound"]
@@ -53,9 +53,9 @@ def coefficients_of(config: TrainConfig) -> Coefficients:
 
 
 def scaled(config: TrainConfig, coefficients: Coefficients, phi: float) -> TrainConfig:
-    """The config with its EfficientNet, and the views it is shown, scaled to `phi`.
+    """The config with its EfficientNet and its views scaled to `phi`.
 
-    Raises ValueError for another encoder, or one that was scaled already.
+    Raises ValueError for another encoder, or one whose name fixes its scale.
     """
     encoder = config.encoder
     if encoder.name not in (SCALED, "efficientnet-b0"):
@@ -64,42 +64,38 @@ def scaled(config: TrainConfig, coefficients: Coefficients, phi: float) -> Train
         )
         raise ValueError(f"encoder.name={encoder.name} cannot be scaled: {way_out}")
     base = base_of(config)
-    if base.width == base.depth == 1:  # The config says by itself how it was scaled, and can be again.
-        said = {
-            **coefficients._asdict(),
-            "phi": phi,
-            "base_size": base.resolution,
-            "width": None,
-            "depth": None,
-        }
-    else:
-        sizes = {"width": base.width * coefficients.beta**phi, "depth": base.depth * coefficients.alpha**phi}
-        said = {**dict.fromkeys((*Coefficients._fields, "phi", "base_size")), **sizes}
-    return with_values(
-        config,
-        {
-            "encoder.name": SCALED,
-            **{f"encoder.{name}": value for name, value in said.items()},
-            "data.view.size": round(base.resolution * coefficients.gamma**phi),
-        },
-    )
+    fields = {
+        "name": SCALED,
+        **dict.fromkeys((*Coefficients._fields, "phi", "base_size", "width", "depth")),
+        **_scale_fields(base, coefficients, phi),
+    }
+    size = round(base.resolution * coefficients.gamma**phi)
+    values = {f"encoder.{name}": value for name, value in fields.items()}
+    return with_values(config, values | {"data.view.size": size})
+
+
+def _scale_fields(base: Scaling, coefficients: Coefficients, phi: float) -> dict[str, float]:
+    """The encoder's fields that set its scale."""
+    if base.width == base.depth == 1:  # Coefficients and phi, so that the result can be scaled again.
+        return {**coefficients._asdict(), "phi": phi, "base_size": base.resolution}
+    return {"width": base.width * coefficients.beta**phi, "depth": base.depth * coefficients.alpha**phi}
 
 
 def on_surface(u: float, v: float, growth: float = _GROWTH) -> Coefficients:
-    """Two numbers from 0 to 1 to coefficients of 1 and more whose multiply-adds grow by `growth`.
+    """Coefficients of at least 1 whose multiply-adds grow by `growth`, from two numbers in [0, 1].
 
-    Uniform numbers give logarithms that are uniform on that triangle: each way to share the growth out
-    between depth, width and resolution is as likely.
+    Uniform numbers give logarithms that are uniform on that triangle: each way to divide the growth between
+    depth, width and resolution is equally likely.
     """
     depth, width, resolution = 1 - math.sqrt(u), math.sqrt(u) * v, math.sqrt(u) * (1 - v)
     return Coefficients(growth**depth, growth ** (width / 2), growth ** (resolution / 2))
 
 
 def doubles_the_cost(base: Scaling, coefficients: Coefficients) -> bool:
-    """Whether phi = 1 costs twice the multiply-adds of phi = 0, which is `base`, within 10 %, as measured.
+    """Whether phi = 1 costs twice the multiply-adds of `base`, which is phi = 0, within 10 %, as measured.
 
-    Never where it turns the last feature maps from 1 x 1 into 2 x 2, which is more than a scaling: their
-    kernels then see more than one place.
+    False if it turns the last feature maps from 1 x 1 into 2 x 2, which is more than a scaling: their kernels
+    then see more than one position.
     """
     from training.efficientnet import count_multiply_adds, last_map_side  # Imports torchvision.
 
@@ -112,9 +108,9 @@ def doubles_the_cost(base: Scaling, coefficients: Coefficients) -> bool:
 
 
 def next_good_size(size: int) -> int:
-    """The next larger side of a view, in pixels, whose feature maps have room to grow: 32 k + 4.
+    """The next larger side of a view, in pixels, that can grow without all feature maps growing: 32 k + 4.
 
-    An EfficientNet halves a view's side five times, rounding up: at a multiple of 32 one pixel more makes all
+    An EfficientNet halves a view's side five times, rounding up: at a multiple of 32 one more pixel makes all
     of its maps larger.
     """
     stride = 32
@@ -122,9 +118,9 @@ def next_good_size(size: int) -> int:
 
 
 def scoring(search: SearchConfig) -> Callable[[TrainConfig, float], float]:
-    """What trials are ranked by: accuracy; in a search for coefficients set off against cost.
+    """The score of a trial, from its config and accuracy: the accuracy, or for coefficients `score`.
 
-    Raises ValueError where such a search has an encoder that cannot be scaled.
+    Raises ValueError if such a search has an encoder that cannot be scaled.
     """
     if not search.compound:
         return lambda config, accuracy: accuracy
@@ -133,17 +129,17 @@ def scoring(search: SearchConfig) -> Callable[[TrainConfig, float], float]:
 
 
 def multiply_adds(config: TrainConfig) -> int:
-    """Of the config's encoder, for one of its views."""
+    """Multiply-adds of the config's encoder for one view."""
     return encoder_cost(config.encoder, config.data.view.size).multiply_adds
 
 
 def score(accuracy: float, multiply_adds: float, target: float) -> float:
-    """Accuracy, set off against cost: ACC * (FLOPS / T)^-0.07 (Tan and Le 2019, section 4)."""
+    """Accuracy weighed against cost: ACC * (FLOPS / T)^-0.07 (Tan and Le 2019, section 4)."""
     return accuracy * (multiply_adds / target) ** -0.07
 
 
 def base_of(config: TrainConfig) -> Scaling:
-    """The size of the network that phi = 0 stands for, and of its views."""
+    """Width, depth and resolution at phi = 0."""
     encoder = config.encoder
     if any(getattr(encoder, name) for name in Coefficients._fields):
         encoder = replace(encoder, phi=0.0)

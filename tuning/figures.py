@@ -1,46 +1,76 @@
-"""Pictures of a search's trials, readable on light paper and on dark."""
+"""Figures of a search's trials, by Optuna and plotly, for a page that needs no network."""
 
-import math
+import html
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from matplotlib import colormaps, rc_context
-from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+from plotly.offline import get_plotlyjs
 
-from tuning.space import Space
+from tuning.space import Distribution, Space
 from tuning.trials import Trial
 
-_GREY, _BLUE, _ORANGE = "#8a919e", "#3b82c4", "#d9822b"
-_STYLE: Any = {
-    "svg.hashsalt": "diptych",
-    "text.color": _GREY, "axes.labelcolor": _GREY, "axes.edgecolor": _GREY, "xtick.color": _GREY,
-    "ytick.color": _GREY, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.color": _GREY, "grid.alpha": 0.25, "font.size": 9, "axes.facecolor": "none",
-    "figure.facecolor": "none", "legend.frameon": False,
-}  # fmt: skip
+if TYPE_CHECKING:
+    import optuna
 
-# Subplots beside each other, and inches of one.
-_COLUMNS, _WIDE, _HIGH = 3, 3.3, 2.6
+# Readable on a light page and on a dark one.
+_GREY, _BLUE, _ORANGE, _GRID = "#8a919e", "#3b82c4", "#d9822b", "rgba(138,145,158,.25)"
 
-_PERCENT = FuncFormatter(lambda value, _: f"{value:.0%}")
-_COUNT = FuncFormatter(lambda value, _: f"{value:,.0f}")
+STYLE = """
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
+.figures > div { min-width: 0; } .figures > .whole { grid-column: 1 / -1; }
+"""
+
+# A finger that scrolls the page should not zoom a figure.
+_SCRIPT = """<script>if (matchMedia("(pointer: coarse)").matches)
+  document.querySelectorAll(".plotly-graph-div").forEach(plot => Plotly.relayout(plot,
+    {dragmode: false, "xaxis.fixedrange": true, "yaxis.fixedrange": true}));</script>"""
 
 
-def figures(space: Space, trials: Sequence[Trial]) -> Iterator[tuple[str, str, Figure]]:
-    """A file's name, a heading and a picture each, of those trials that were judged."""
-    judged = [trial for trial in trials if trial.results]
-    if not judged:
-        return
-    with rc_context(_STYLE):
-        yield "best-so-far", "Best accuracy so far", _best_so_far(judged)
-        yield "trials", "Each trial's accuracy while it trained", _curves(judged)
-        yield "keys", "Accuracy against each searched key", _keys(space, judged)
-        yield "parallel", "Which values went together", _parallel(space, judged)
-        if len({trial.multiply_adds for trial in judged}) > 1:
-            yield "cost", "Accuracy against cost, and the Pareto front", _cost(judged)
+class Section(NamedTuple):
+    """Figures by their name, below a heading and a line that says how to read them."""
+
+    heading: str
+    note: str
+    figures: dict[str, go.Figure]
+
+
+def sections(space: Space, trials: Sequence[Trial]) -> list[Section]:
+    """All figures of the trials that have an accuracy; none if there are no such trials."""
+    evaluated = sorted((trial for trial in trials if trial.results), key=lambda trial: trial.number)
+    if not evaluated:
+        return []
+    study = _study(space, evaluated)
+    early = any(trial.state == "stopped early" for trial in evaluated)
+    crosses = "Crosses: stopped early. " if early else ""
+    found = [
+        Section("Best accuracy so far", "After each evaluation.", _best_so_far(evaluated)),
+        Section(
+            "Each trial's accuracy while it trained",
+            crosses + "Blue: the best trial.",
+            {"trials": _curves(study, evaluated)},
+        ),
+        Section("Accuracy against each searched key", crosses, dict(_slices(study, evaluated))),
+        Section(
+            "Which values went together", "A line for each trial.", {"parallel": _parallel(study, evaluated)}
+        ),
+    ]
+    if len({trial.multiply_adds for trial in evaluated}) > 1:
+        note = "Blue: no other trial is as accurate at the same cost or less."
+        found.append(Section("Accuracy against cost, and the Pareto front", note, {"cost": _cost(evaluated)}))
+    return found
+
+
+def drawn(sections: Sequence[Section]) -> str:
+    """The sections as HTML, with the code that draws them."""
+    if not sections:
+        return ""
+    body = "".join(
+        f'<h2>{section.heading}</h2><p class="soft">{section.note}</p>{_grid(section.figures)}'
+        for section in sections
+    )
+    return f"<script>{get_plotlyjs()}</script>{body}{_SCRIPT}"
 
 
 def progress(trials: Sequence[Trial]) -> list[tuple[float, int, float]]:
@@ -55,169 +85,165 @@ def progress(trials: Sequence[Trial]) -> list[tuple[float, int, float]]:
     return line
 
 
-def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that no other beats in accuracy for at most as many multiply-adds, cheapest first."""
-    front: list[Trial] = []
-    for trial in sorted(trials, key=lambda trial: (trial.multiply_adds, -_accuracy(trial))):
-        if not front or _accuracy(trial) > _accuracy(front[-1]):
-            front.append(trial)
-    return front
-
-
-def _subplots(count: int) -> tuple[Figure, list[Axes]]:
-    columns = min(count, _COLUMNS)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(max(6.0, _WIDE * columns), _HIGH * rows), layout="constrained")
-    return figure, [figure.add_subplot(rows, columns, number + 1) for number in range(count)]
-
-
-def _best_so_far(trials: Sequence[Trial]) -> Figure:
+def _best_so_far(trials: Sequence[Trial]) -> dict[str, go.Figure]:
     seconds, images, best = zip(*progress(trials), strict=True)
-    figure, (over_time, over_images) = _subplots(2)
-    over_time.step([one / 60 for one in seconds], best, where="post", color=_BLUE)
-    over_time.set_xlabel("minutes since the search began")
-    over_images.step(images, best, where="post", color=_BLUE)
-    over_images.set_xlabel("images that all trials trained on")
-    over_images.xaxis.set_major_locator(MaxNLocator(4))
-    over_images.xaxis.set_major_formatter(_COUNT)
-    for axes in (over_time, over_images):
-        axes.yaxis.set_major_formatter(_PERCENT)
-    over_time.set_ylabel("accuracy")
-    return figure
+    found = {}
+    for name, title, values in (
+        ("minutes", "minutes since the search began", [second / 60 for second in seconds]),
+        ("images", "images that all trials trained on", images),
+    ):
+        line = {"shape": "hv", "color": _BLUE}
+        figure = go.Figure(go.Scatter(x=values, y=best, mode="lines+markers", line=line))
+        found[f"best-over-{name}"] = _styled(figure, title)
+    return found
 
 
-def _curves(trials: Sequence[Trial]) -> Figure:
-    figure, (axes,) = _subplots(1)
-    best = max(trials, key=lambda trial: trial.score or 0)
+def _curves(study: "optuna.Study", evaluated: Sequence[Trial]) -> go.Figure:
+    from optuna.visualization import plot_intermediate_values
+
+    figure: Any = plot_intermediate_values(study)
+    best = max(evaluated, key=lambda trial: trial.score or 0)
+    for curve, trial in zip(figure.data, evaluated, strict=True):
+        colour = _BLUE if trial is best else _GREY
+        symbols = ["circle"] * (len(trial.results) - 1) + [_symbol(trial)]
+        marker = {"color": colour, "symbol": symbols, "maxdisplayed": 0}
+        curve.update(line={"color": colour}, marker=marker, name=f"trial {trial.number}")
+    return _styled(figure, "images that the trial trained on", height=360)
+
+
+def _slices(study: "optuna.Study", evaluated: Sequence[Trial]) -> Iterator[tuple[str, go.Figure]]:
+    from optuna.visualization import plot_slice
+
+    for key in _searched(evaluated):
+        figure: Any = plot_slice(study, params=[key])
+        for points in figure.data:  # Optuna colours a point by its trial's number in the study.
+            shown = [evaluated[number] for number in points.marker.color]
+            colours = [_ORANGE if trial.state == "stopped early" else _BLUE for trial in shown]
+            marker = {"color": colours, "symbol": list(map(_symbol, shown)), "showscale": False}
+            points.update(marker=marker, text=[f"trial {trial.number}" for trial in shown])
+        if labels := figure.layout.xaxis.categoryarray:
+            figure.update_xaxes(tickvals=labels, ticktext=[html.escape(label.strip("'")) for label in labels])
+        yield f"key-{key}", _styled(figure, key)
+
+
+def _parallel(study: "optuna.Study", evaluated: Sequence[Trial]) -> go.Figure:
+    from optuna.visualization import plot_parallel_coordinate
+
+    figure: Any = plot_parallel_coordinate(study, target_name="accuracy")
+    # Its colours from white to dark blue are lost on a light page, or on a dark one.
+    for line in figure.select_traces({"mode": "lines"}):
+        (colour,) = sample_colorscale(
+            "Viridis", [line.y[0]]
+        )  # The first axis is the accuracy's, from 0 to 1.
+        line.update(line={"color": colour, "width": 1.5}, opacity=0.8)
+    figure.update_traces(
+        marker={"colorscale": "Viridis", "reversescale": False}, selector={"mode": "markers"}
+    )
+    # Optuna has the accuracy first and then the keys in their order, of which it cuts the long ones.
+    names = ["accuracy", *(key.replace(".", ".<br>") for key in sorted(_searched(evaluated)))]
+    figure = _styled(figure, "", height=380).update_annotations(font_color=_GREY)
+    figure.update_xaxes(ticktext=names, showgrid=False)
+    return figure.update_layout(hovermode="closest")
+
+
+def _cost(evaluated: Sequence[Trial]) -> go.Figure:
+    import optuna
+    from optuna.visualization import plot_pareto_front
+
+    study = _quiet_study(directions=["minimize", "maximize"])
+    for trial in evaluated:
+        values = [trial.multiply_adds / 1e6, trial.accuracy or 0.0]
+        study.add_trial(optuna.trial.create_trial(values=values))
+    figure: Any = plot_pareto_front(study, target_names=["cost", "accuracy"])
+    others, front = figure.data
+    others.update(marker={"color": _GREY, "showscale": False}, hoverinfo="x+y", hovertemplate=None)
+    front.update(marker={"color": _BLUE, "showscale": False}, hoverinfo="x+y", hovertemplate=None)
+    return _styled(figure, "millions of multiply-adds for one view", height=360)
+
+
+def _study(space: Space, trials: Sequence[Trial]) -> "optuna.Study":
+    """The trials as Optuna's, in the same order."""
+    import optuna
+
+    study = _quiet_study(direction="maximize")
+    distributions = {key: _distribution(space.get(key), trials, key) for key in _searched(trials)}
     for trial in trials:
-        stopped = trial.state == "stopped early"
-        axes.plot(
-            [result.images for result in trial.results],
-            [result.accuracy for result in trial.results],
-            color=_BLUE if trial is best else _GREY, alpha=1 if trial is best else 0.6, lw=1.2,
-            marker="x" if stopped else "o", markevery=[-1], ms=5, zorder=3 if trial is best else 2,
-        )  # fmt: skip
-    axes.plot([], [], color=_BLUE, label="the best")
-    if any(trial.state == "stopped early" for trial in trials):
-        axes.plot([], [], color=_GREY, marker="x", lw=0, label="stopped early")
-    axes.legend()
-    axes.set_xlabel("images that the trial trained on")
-    axes.set_ylabel("accuracy")
-    axes.xaxis.set_major_formatter(_COUNT)
-    axes.yaxis.set_major_formatter(_PERCENT)
-    return figure
+        study.add_trial(
+            optuna.trial.create_trial(
+                value=trial.accuracy,
+                params={key: _param(value) for key, value in trial.values.items()},
+                distributions={key: distributions[key] for key in trial.values},
+                intermediate_values={result.images: result.accuracy for result in trial.results},
+            )
+        )
+    return study
 
 
-def _keys(space: Space, trials: Sequence[Trial]) -> Figure:
-    keys = _searched(trials)
-    figure, places = _subplots(len(keys))
-    for key, axes in zip(keys, places, strict=True):
-        place = _Scale(space, key, trials)
-        for state, colour, marker in (("", _BLUE, "o"), ("stopped early", _ORANGE, "x")):
-            some = [t for t in trials if key in t.values and (t.state == "stopped early") == bool(state)]
-            if not some:
-                continue
-            axes.scatter(
-                [place.of(trial.values[key]) for trial in some],
-                [_accuracy(trial) for trial in some],
-                c=colour, marker=marker, s=22, label=state or "trained to the end",
-            )  # fmt: skip
-        ticks = place.ticks()
-        axes.set_xticks([place.of(value) for value in ticks], [_short(value) for value in ticks])
-        axes.set_xlim(place.low - 0.05 * place.span, place.high + 0.05 * place.span)
-        axes.set_xlabel(key)
-        axes.yaxis.set_major_formatter(_PERCENT)
-    places[0].set_ylabel("accuracy")
-    if any(trial.state == "stopped early" for trial in trials):
-        places[0].legend(loc="best")
-    return figure
+def _quiet_study(**settings: Any) -> "optuna.Study":
+    import logging
+
+    import optuna
+
+    optuna.logging.set_verbosity(logging.WARNING)
+    return optuna.create_study(**settings)
 
 
-def _parallel(space: Space, trials: Sequence[Trial]) -> Figure:
-    keys = _searched(trials)
-    figure = Figure(figsize=(max(6.0, 1.6 * (len(keys) + 1)), 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    accuracies = [_accuracy(trial) for trial in trials]
-    norm = Normalize(min(accuracies), max(accuracies) if max(accuracies) > min(accuracies) else 1.0)
-    scales = [_Scale(space, key, trials) for key in keys]
-    for trial, accuracy in sorted(zip(trials, accuracies, strict=True), key=lambda pair: pair[1]):
-        heights = [
-            scale.share(trial.values[key]) if key in trial.values else math.nan
-            for key, scale in zip(keys, scales, strict=True)
-        ]
-        axes.plot([*heights, float(norm(accuracy))], color=colormaps["viridis"](norm(accuracy)), lw=1.5)
-    for number, scale in enumerate(scales):
-        for value in scale.ticks():
-            axes.text(number + 0.03, scale.share(value), _short(value), fontsize=8, va="center")
-    for height in (0.0, 1.0):
-        axes.text(len(keys) + 0.03, height, f"{norm.inverse(height):.1%}", fontsize=8, va="center")
-    axes.set_xticks(range(len(keys) + 1), [*(key.replace(".", ".\n") for key in keys), "accuracy"])
-    axes.set_yticks([])
-    axes.spines[["left", "bottom"]].set_visible(False)
-    axes.set_xlim(-0.05, len(keys) + 0.35)
-    return figure
+def _distribution(of: Distribution | None, trials: Sequence[Trial], key: str) -> Any:
+    """Optuna's distribution of a key, which must hold the trials' values, should the space be another now."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    tried = [_param(trial.values[key]) for trial in trials if key in trial.values]
+    if of and of.kind == "choice":
+        return CategoricalDistribution(list(dict.fromkeys([*map(_param, of.values), *tried])))
+    values = [*tried, *(of.values if of else ())]
+    return FloatDistribution(min(values), max(values), log=of is not None and of.kind == "loguniform")
 
 
-def _cost(trials: Sequence[Trial]) -> Figure:
-    figure, (axes,) = _subplots(1)
-    axes.scatter([t.multiply_adds / 1e6 for t in trials], [_accuracy(t) for t in trials], c=_GREY, s=22)
-    front = pareto_front(trials)
-    axes.step(
-        [trial.multiply_adds / 1e6 for trial in front], [_accuracy(trial) for trial in front],
-        where="post", color=_BLUE, marker="o", ms=4, label="Pareto front",
-    )  # fmt: skip
-    axes.legend()
-    axes.set_xlabel("millions of multiply-adds for one view")
-    axes.set_ylabel("accuracy")
-    axes.yaxis.set_major_formatter(_PERCENT)
-    return figure
-
-
-class _Scale:
-    """Where a key's values lie on an axis: numbers by size, or its logarithm; choices side by side."""
-
-    def __init__(self, space: Space, key: str, trials: Sequence[Trial]) -> None:
-        what = space.get(key)
-        values = [trial.values[key] for trial in trials if key in trial.values]
-        # Lists among them have no hash.
-        self._values = sorted({repr(value): value for value in values}.values(), key=_order)
-        self._log = what is not None and what.kind == "loguniform"
-        self._named = what is not None and what.kind == "choice"
-        self._ends = None if what is None or self._named else what.values
-        ends = [self.of(value) for value in (self._ends or (self._values[0], self._values[-1]))]
-        self.low, self.high = ends
-        self.span = (self.high - self.low) or 1.0
-
-    def of(self, value: Any) -> float:
-        if self._named:
-            return float(self._values.index(value))
-        return math.log(value) if self._log else float(value)
-
-    def share(self, value: Any) -> float:
-        """From 0 to 1."""
-        return (self.of(value) - self.low) / self.span if self.high > self.low else 0.5
-
-    def ticks(self) -> list[Any]:
-        if self._named:
-            return self._values
-        low, high = self._ends or (self._values[0], self._values[-1])
-        middle = math.sqrt(low * high) if self._log else (low + high) / 2
-        return [low, middle, high] if high > low else [low]
-
-
-def _accuracy(trial: Trial) -> float:
-    return trial.accuracy or 0.0
+def _param(value: Any) -> Any:
+    """A value as Optuna takes it, which has no lists among its choices."""
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 
 def _searched(trials: Sequence[Trial]) -> list[str]:
     return list(dict.fromkeys(key for trial in trials for key in trial.values))
 
 
-def _order(value: Any) -> tuple[bool, Any]:
-    """Numbers by size, before names."""
-    number = isinstance(value, int | float)
-    return not number, value if number else str(value)
+def _symbol(trial: Trial) -> str:
+    return "x" if trial.state == "stopped early" else "circle"
 
 
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _styled(figure: Any, title: str, height: int = 260) -> go.Figure:
+    grid = {"gridcolor": _GRID, "zeroline": False, "automargin": True}
+    return figure.update_layout(
+        template="none",
+        title=None,
+        height=height,
+        width=None,
+        margin={"l": 52, "r": 12, "t": 12, "b": 44},
+        font={"color": _GREY, "family": "system-ui, sans-serif", "size": 12},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        showlegend=False,
+        xaxis={"title": {"text": html.escape(title), "standoff": 6, "font": {"size": 12}}, **grid},
+        yaxis={
+            "title": {"text": "accuracy", "standoff": 6, "font": {"size": 12}},
+            "tickformat": ".0%",
+            **grid,
+        },
+    )
+
+
+def _grid(figures: dict[str, go.Figure]) -> str:
+    """The figures side by side; a single one over the whole width."""
+    kind = ' class="whole"' if len(figures) == 1 else ""
+    return (
+        f'<div class="figures">{"".join(f"<div{kind}>{_plot(*one)}</div>" for one in figures.items())}</div>'
+    )
+
+
+def _plot(name: str, figure: go.Figure) -> str:
+    # Without an id given here the page would differ each time it is written.
+    return figure.to_html(
+        full_html=False, include_plotlyjs=False, div_id=f"figure-{name}",
+        config={"displayModeBar": False, "responsive": True},
+    )  # fmt: skip

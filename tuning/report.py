@@ -1,20 +1,18 @@
-"""A search's trials to one HTML page that needs no network, and to PNGs."""
+"""The report of a search: one HTML page that needs no network."""
 
 import html
-import io
 from collections.abc import Sequence
 
 import tomli_w
-from matplotlib.figure import Figure
 
 from pipelines import storage
 from training.page import page
 from training.record import to_toml
 from training.report_glance import compared
 from tuning.config import METRICS, SearchConfig
-from tuning.figures import figures, progress
+from tuning.figures import STYLE, drawn, progress, sections
+from tuning.trial_config import ranking_line, search_folder
 from tuning.trials import Trial
-from tuning.variants import judged_line, search_folder
 
 _TABLE = """<h2>Trials</h2><div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>
 </table></div>
@@ -31,38 +29,33 @@ document.querySelectorAll("th").forEach((head, column) => head.addEventListener(
 
 
 def write_search_report(search: SearchConfig, trials: Sequence[Trial]) -> str:
-    """Write OUTPUT/NAME/report.html, and each picture in OUTPUT/NAME/report; returns the page's URI."""
-    folder = search_folder(search)
-    body = ""
-    for name, heading, figure in figures(search.distributions, trials):
-        storage.write(storage.join(folder, "report", f"{name}.png"), _drawn(figure, "png"))
-        picture = _drawn(figure, "svg").decode()
-        body += f"<h2>{heading}</h2>{picture[picture.index('<svg') :]}"
-    uri = storage.join(folder, "report.html")
-    storage.write(uri, render(search, trials, body).encode())
+    """Write OUTPUT/NAME/report.html; returns its URI. `trials` are best first."""
+    uri = storage.join(search_folder(search), "report.html")
+    storage.write(uri, render(search, trials).encode())
     return uri
 
 
-def render(search: SearchConfig, trials: Sequence[Trial], pictures: str) -> str:
-    """The page; `pictures` is HTML."""
+def render(search: SearchConfig, trials: Sequence[Trial]) -> str:
+    """The page; `trials` are best first."""
     accuracy = {"knn": "kNN", "linear": "linear"}[search.metric]
     subtitle = (
         f"{search.searcher} search with {search.scheduler}, ranked by {accuracy} accuracy on "
         f"{search.held_out:.0%} of {search.train.data.train}"
     )
     space = {key: {what.kind: list(what.values)} for key, what in search.distributions.items()}
-    config = tomli_w.dumps({"space": space}) + "\n# What all trials have in common\n" + to_toml(search.train)
-    judged = judged_line(search, trials[0]) if trials else {}
-    facts = _facts(trials, judged.get(f"{METRICS[search.metric]}_margin"))
-    return page(search.name, subtitle, facts + compared(judged), pictures + _table(trials), config)
+    config = tomli_w.dumps({"space": space}) + "\n# Shared by all trials\n" + to_toml(search.train)
+    best = ranking_line(search, trials[0].run) if trials else {}
+    facts = _facts(trials, best.get(f"{METRICS[search.metric]}_margin")) + compared(best)
+    body = drawn(sections(search.distributions, trials)) + _table(trials)
+    return page(search.name, subtitle, facts, body, config, STYLE)
 
 
 def saving(trials: Sequence[Trial]) -> float:
-    """Share of the images of whole trials that was not trained on, since trials were stopped early."""
+    """Share of the images of whole trials that stopping trials early has saved."""
     whole = max((trial.images for trial in trials if trial.state == "finished"), default=0)
-    over = [trial for trial in trials if trial.state in ("finished", "stopped early")]
-    saved = sum(max(0, whole - trial.images) for trial in over if trial.state == "stopped early")
-    return saved / (whole * len(over)) if whole else 0.0
+    ended = [trial for trial in trials if trial.state in ("finished", "stopped early")]
+    saved = sum(max(0, whole - trial.images) for trial in ended if trial.state == "stopped early")
+    return saved / (whole * len(ended)) if whole else 0.0
 
 
 def _facts(trials: Sequence[Trial], margin: float | None) -> list[tuple[str, str]]:
@@ -91,18 +84,11 @@ def _table(trials: Sequence[Trial]) -> str:
 
 def _row(trial: Trial, keys: Sequence[str]) -> list[object]:
     state = f"failed: {trial.error}" if trial.error else trial.state
-    judged = (trial.accuracy, trial.score, trial.images, trial.multiply_adds, state)
-    return [trial.number, *judged, *(trial.values.get(key) for key in keys), trial.run]
+    numbers = (trial.accuracy, trial.score, trial.images, trial.multiply_adds, state)
+    return [trial.number, *numbers, *(trial.values.get(key) for key in keys), trial.run]
 
 
 def _cell(value: object) -> str:
     value = "" if value is None else value
     shown = f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
     return f'<td data-value="{html.escape(str(value))}">{html.escape(str(shown))}</td>'
-
-
-def _drawn(figure: Figure, format: str) -> bytes:
-    content = io.BytesIO()
-    metadata = {"Date": None} if format == "svg" else None
-    figure.savefig(content, format=format, dpi=150, metadata=metadata)
-    return content.getvalue()

@@ -1,4 +1,4 @@
-"""Ray Tune adapter: trials of a training config, each a real run on Ray Train."""
+"""A search under Ray Tune, each of whose trials is a run on Ray Train."""
 
 import os
 from collections.abc import Callable
@@ -7,9 +7,8 @@ from functools import partial
 from threading import Event
 from typing import Any
 
-import ray
 from ray import tune
-from ray.tune.execution import class_cache
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from pipelines.scratch import scratch_folder
 from pipelines.sources import Index
@@ -25,70 +24,53 @@ from training.metrics import read_metrics
 from training.nodes import usable_resources
 from training.record import claim_run
 from training.run import make_plan, run_uri, total_steps
-from tuning.book import Book
+from tuning.asha import ASHA
 from tuning.compound import scoring
 from tuning.config import METRICS, SearchConfig
-from tuning.room import EVALUATIONS, FINISHED, SCORE, Room
+from tuning.searcher import EVALUATIONS, FINISHED, SCORE, PointSearcher, TrialSlots
 from tuning.space import Point
-from tuning.strategies import member_number, param_space, scheduler, searcher, waits
-from tuning.trials import Trial
-from tuning.variants import branched, trial_config, trial_points
+from tuning.trial_config import trial_config, trial_points
+from tuning.trials import Trial, TrialLog
 
-# The searcher says itself when there is no other trial.
-_UNTIL_IT_ENDS = 10**9
+# The searcher itself says when there are no more trials.
+_NO_LIMIT = 10**9
 
-# A trial itself only waits for its workers, which ask for what they need.
+# A trial itself only waits for its workers, which request their own resources.
 CPUS_PER_TRIAL = 0.1
 
-_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+_SETTINGS = {
+    # A trial that fails reports only that, without a score.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Tune's progress output would mix with ours, and its files would repeat ours.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # The caller decides how Ctrl-C is handled.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
+
+_AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 
 
 def run_search(
     search: SearchConfig, index: Index, show: Callable[[list[Trial]], None], ending: Event
 ) -> list[Trial]:
-    """Run the trials on the connected Ray cluster, from where an earlier call has left them; the best first.
+    """Run the trials on the connected Ray cluster, resuming an earlier call's; returns them, best first.
 
     Calls show(trials) after each change; ends once `ending` is set. A trial that fails is marked, and the
-    others go on. Raises ValueError where the cluster could never hold a trial.
+    others continue. Raises ValueError if the cluster could never hold a trial.
     """
     sets = search_sets(search, index)
     if search.train.wait_for_nodes:
         most = search.concurrent
         wait_for_nodes(search.train, partial(_at_a_time, search), most, ending, groups=most)
-    room = Room(_at_a_time(search))
-    book = Book(search, show)
-    # A trial that fails reports that alone, and ends.
-    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-    # Tune's own account of what it does would run through ours, and its files would tell it again.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    # Tune would hand this process's keys to the trials in their runtime environment, which Ray logs.
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_KEYS)
-    # Who calls this decides what Ctrl-C does.
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    shared = _Shared(search, sets, book.stopped())
+    slots = TrialSlots(_at_a_time(search))
+    log = TrialLog(search, show)
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    keep_keys_out_of_runtime_environments()
     with scratch_folder() as scratch:
-        points = book.points() if search.searcher == "tpe" else trial_points(search)
-        tune.Tuner(
-            tune.with_resources(tune.with_parameters(_Trial, shared=shared), _resources(search, room.size)),
-            param_space=param_space(search),
-            tune_config=tune.TuneConfig(
-                num_samples=len(points) if waits(search) else _UNTIL_IT_ENDS,
-                search_alg=searcher(search, points, room),
-                scheduler=scheduler(search, _evaluations(search, sets), room),
-                time_budget_s=60 * search.max_minutes if search.max_minutes else None,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                storage_path=scratch,
-                name=search.name,
-                verbose=0,
-                stop=_Ending(ending),
-                callbacks=[_Telling(book)],
-                failure_config=tune.FailureConfig(max_failures=search.train.retries),
-            ),
-        ).fit()
-    return book.close()
+        _tuner(search, sets, slots, log, ending, scratch).fit()
+    return log.close()
 
 
 def search_sets(search: SearchConfig, index: Index) -> Sets:
@@ -97,85 +79,110 @@ def search_sets(search: SearchConfig, index: Index) -> Sets:
     return Sets.of(replace(search.train, seed=search.seed, evaluation=evaluation), index, None)
 
 
+def keep_keys_out_of_runtime_environments() -> None:
+    """Stop Tune from copying this process's AWS keys into its trials' runtime environments, which Ray logs.
+
+    Ray 2.60 has no public setting for that. If its private list is gone, Tune's default stays.
+    """
+    try:
+        from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
+    except ImportError:
+        return
+    ENV_VARS_TO_PROPAGATE.difference_update(_AWS_KEYS)
+
+
+def _tuner(
+    search: SearchConfig, sets: Sets, slots: TrialSlots, log: TrialLog, ending: Event, scratch: str
+) -> tune.Tuner:
+    shared = _Shared(search, sets, log.stopped_early())
+    points = log.points() if search.searcher == "tpe" else trial_points(search)
+    trainable = tune.with_parameters(_Trial, shared=shared)
+    return tune.Tuner(
+        tune.with_resources(trainable, {"CPU": CPUS_PER_TRIAL}),
+        tune_config=tune.TuneConfig(
+            num_samples=_NO_LIMIT,
+            search_alg=PointSearcher(search, points, slots),
+            scheduler=_scheduler(search, sets, slots),
+            time_budget_s=60 * search.max_minutes if search.max_minutes else None,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            storage_path=scratch,
+            name=search.name,
+            verbose=0,
+            stop=_Ending(ending),
+            callbacks=[_Logging(log)],
+            failure_config=tune.FailureConfig(max_failures=search.train.retries),
+        ),
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class _Shared:
-    """What all trials share; `stopped` are runs that an earlier call has ended, and after how many images."""
+    """Shared by all trials; `stopped_early` has the images of runs that an earlier call stopped."""
 
     search: SearchConfig
     sets: Sets
-    stopped: dict[str, int]
+    stopped_early: dict[str, int]
 
 
 class _Trial(tune.Trainable):
-    """A run, from one evaluation to the next with each step; its workers stay for the trial after it."""
+    """A run, one evaluation further with each step; the next trial takes over its workers."""
 
-    def setup(self, config: Point, shared: _Shared) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def setup(self, config: Point, shared: _Shared) -> None:  # pyright: ignore
         self._shared, self._crew = shared, Crew()
         self.reset_config(config)
 
     def reset_config(self, new_config: Point) -> bool:
-        self._point, self._branch, self._evaluations = new_config, None, 0
-        self._run, self._at_step = "", 0
+        self._point, self._evaluations = new_config, 0
         return True
 
     def step(self) -> dict[str, Any]:
-        shared = self._shared
+        search = self._shared.search
         try:
-            config = trial_config(
-                shared.search, self._point, member_number(shared.search, self.trial_id), self._branch
-            )
-            self._run = run_uri(config)
-            steps, every = _steps(config, shared.sets)
+            config = trial_config(search, self._point)
+            steps, every = _steps(config, self._shared.sets)
             until = min((self._evaluations + 1) * every, steps)
-            line = self._judged(config, until) or self._train(config, until)
+            line = self._evaluated(config, until) or self._train(config, until)
         except (RunError, ValueError) as error:
             return {"done": True, "failure": one_line(error)}
-        self._evaluations, self._at_step = self._evaluations + 1, until
-        accuracy, images = line[METRICS[shared.search.metric]], until * config.batch_size
-        stopped = shared.stopped.get(self._run, images + 1) <= images
+        self._evaluations += 1
+        accuracy, images = line[METRICS[search.metric]], until * config.batch_size
+        stopped = self._shared.stopped_early.get(run_uri(config), images + 1) <= images
         return {
             EVALUATIONS: self._evaluations,
-            SCORE: scoring(shared.search)(config, accuracy),
+            SCORE: scoring(search)(config, accuracy),
             "accuracy": accuracy,
             "images": images,
-            "run": self._run,
             FINISHED: until == steps,
             "done": until == steps or stopped,
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        return {
-            "trial": self.trial_id,
-            "run": self._run,
-            "step": self._at_step,
-            "branch": self._branch,
-            "evaluations": self._evaluations,
-        }
+        return {"evaluations": self._evaluations}
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         assert checkpoint
         self._evaluations = checkpoint["evaluations"]
-        self._branch = checkpoint["branch"]
-        if checkpoint["trial"] != self.trial_id:  # The values are new too: they belong to another run.
-            self._branch = branched(self._shared.search, checkpoint["run"], checkpoint["step"])
 
     def cleanup(self) -> None:
         self._crew.close()
 
-    def _judged(self, config: TrainConfig, until: int) -> dict[str, Any] | None:
-        """What the run found after `until` steps, if it has come there and saved."""
-        if (Checkpoints(self._run, config.checkpoint.keep).latest_step() or 0) < until:
+    def _evaluated(self, config: TrainConfig, until: int) -> dict[str, Any] | None:
+        """The run's line of metrics at step `until`, if it has saved a checkpoint there or later."""
+        run = run_uri(config)
+        if (Checkpoints(run, config.checkpoint.keep).latest_step() or 0) < until:
             return None
         metric = METRICS[self._shared.search.metric]
-        found = [line for line in read_metrics(self._run) if metric in line and line["step"] == until]
+        found = [line for line in read_metrics(run) if metric in line and line["step"] == until]
         return found[-1] if found else None
 
     def _train(self, config: TrainConfig, until: int) -> dict[str, Any]:
-        claim_run(self._run, config)
+        claim_run(run_uri(config), config)
         run_to_its_end(
             config, self._shared.sets, lambda event: None, Event(), until=until, launch=self._crew.launch
         )
-        line = self._judged(config, until)
+        line = self._evaluated(config, until)
         assert line
         return line
 
@@ -187,7 +194,7 @@ class _Ending(tune.Stopper):
         self._event = event
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune saves it, and an event cannot be saved.
+        return {}  # Tune pickles it, and an event cannot be pickled.
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -196,38 +203,43 @@ class _Ending(tune.Stopper):
         return self._event.is_set()
 
 
-class _Telling(tune.Callback):
-    """Tells the book what Tune does."""
+class _Logging(tune.Callback):
+    """Writes what happens to the trials into the trial log."""
 
-    def __init__(self, book: Book) -> None:
-        self._book = book
+    def __init__(self, log: TrialLog) -> None:
+        self._log = log
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune saves its callbacks, and what shows them cannot be saved.
+        return {}  # Tune pickles its callbacks, and the table on the terminal cannot be pickled.
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._book.begin(trial.trial_id, trial.config, member_number(self._book.search, trial.trial_id))
+        self._log.start(trial.trial_id, trial.config)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         if "failure" not in result:
-            self._book.tell(trial.trial_id, trial.config, result)
-        self._book.wait([other.trial_id for other in trials if other.status == "PAUSED"])
+            found = {key: result[key] for key in ("images", "accuracy")}
+            self._log.record(trial.trial_id, **found, score=result[SCORE])
+        self._log.pause([other.trial_id for other in trials if other.status == "PAUSED"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result
         if "failure" in result:
-            self._book.end(trial.trial_id, "failed", result["failure"])
+            self._log.end(trial.trial_id, "failed", result["failure"])
         else:
-            self._book.end(trial.trial_id, "finished" if result[FINISHED] else "stopped early")
+            self._log.end(trial.trial_id, "finished" if result[FINISHED] else "stopped early")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._book.end(trial.trial_id, "failed", "the process that looked after it was lost")
+        self._log.end(trial.trial_id, "failed", "the process that ran the trial was lost")
+
+
+def _scheduler(search: SearchConfig, sets: Sets, slots: TrialSlots) -> TrialScheduler:
+    return ASHA(_evaluations(search, sets), slots) if search.scheduler == "asha" else FIFOScheduler()
 
 
 def _steps(config: TrainConfig, sets: Sets) -> tuple[int, int]:
-    """Steps of a run, and after how many of them it is evaluated."""
+    """Steps of a run, and of those between two evaluations."""
     plan = make_plan(config, sets.train)
     steps = total_steps(config, plan)
     return steps, config.evaluation.every_epochs * plan.steps_per_epoch or steps
@@ -246,13 +258,13 @@ def _evaluations(search: SearchConfig, sets: Sets) -> int:
 
 
 def _at_a_time(search: SearchConfig) -> int:
-    """How many trials run at a time; ValueError where the cluster could hold none."""
+    """How many trials run at the same time; ValueError if the cluster could hold none."""
     train, resources = search.train, usable_resources()
     train = replace(train, workers=train.workers or 1)
     workers = fitting_workers(train)
     fewest = worker_counts(train)[0]
     if (needed := fewest * train.cpus_per_worker + CPUS_PER_TRIAL) > resources.get("CPU", 0.0):
-        # Its workers would wait forever for the share of a CPU that the trial itself has.
+        # Its workers would wait forever for the part of a CPU that the trial itself takes.
         raise ValueError(
             f"a trial needs {needed:g} CPUs of the cluster, which has {resources.get('CPU', 0.0):g}; "
             "try a smaller train.cpus_per_worker"
@@ -261,13 +273,3 @@ def _at_a_time(search: SearchConfig) -> int:
     share = 1.0 if train.gpus_per_worker is None else train.gpus_per_worker
     gpus = resources.get("GPU", 0.0) / (workers * share) if share else 0.0
     return max(1, min(search.concurrent, int(cpus), int(gpus) if gpus >= 1 else search.concurrent))
-
-
-def _resources(search: SearchConfig, at_a_time: int) -> dict[str, float]:
-    """What a trial itself asks for: where trials wait, a share of this node, which has room for so many."""
-    if not waits(search):
-        return {"CPU": CPUS_PER_TRIAL}
-    here = ray.get_runtime_context().get_node_id()
-    (node,) = (node for node in ray.nodes() if node["NodeID"] == here)
-    (name,) = (name for name in node["Resources"] if name == f"node:{node['NodeManagerAddress']}")
-    return {"CPU": CPUS_PER_TRIAL, name: round(1 / (at_a_time + 0.5), 4)}

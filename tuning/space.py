@@ -1,4 +1,4 @@
-"""Search space: dotted config keys to distributions, their points, and a point back into a config. Pure."""
+"""A search space: distributions by dotted config key, points of them, and a point set in a config. Pure."""
 
 import itertools
 import math
@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, field, replace
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic.dataclasses import dataclass
 
@@ -17,38 +17,38 @@ Kind = Literal["uniform", "loguniform", "integers", "choice"]
 Space = dict[str, "Distribution"]
 Point = dict[str, Any]
 
-# What a search sets for each trial itself, or what would change how trials are ranked.
-_NOT_SEARCHED = ("data.train", "data.test", "evaluation", "branch_from", *NOT_IDENTITY)
+# Keys that a search sets for each trial itself, or that would change how trials are ranked.
+_NOT_SEARCHED = ("data.train", "data.test", "evaluation", *NOT_IDENTITY)
 
-# A few choices give few distinct points; after so many draws for each there are no more of them.
+# A few choices give few distinct points; after this many draws for each there are no more of them.
 _DRAWS_PER_POINT = 100
-# Counted in, so that a single point is found too where but a few in a hundred are kept.
+# Draws for this many points more, so that a single one is found even if only a few in a hundred are kept.
 _SPARE_POINTS = 10
 
 
 @dataclass(frozen=True, config=STRICT)
 class Distribution:
-    """What a key's values are drawn from: a range (low, high), or some choices.
+    """The distribution of a key's values: a range (low, high), or some choices.
 
-    It is searched where each other key that `when` names has one of its values, and left alone elsewhere.
+    The key is searched only where each other key in `when` has one of the values given there.
     """
 
     kind: Kind
     values: tuple[Any, ...]
     when: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     step: int = 1
-    """Of integers: how far one is from the next."""
+    """Distance between neighbouring integers."""
 
     @property
     def choices(self) -> list[Any]:
-        """All values of a distribution that has so many."""
+        """All values of a finite distribution."""
         if self.kind == "choice":
             return list(self.values)
         return [*range(self.values[0], self.values[1] + 1, self.step)]
 
     @property
     def examples(self) -> list[Any]:
-        """Each choice, or the ends of a range and, of numbers that need not be whole, one between them."""
+        """Each choice, or the ends of a range and, unless it is of integers, a number between them."""
         if self.finite:
             return list(self.values)
         low, high = self.values
@@ -67,15 +67,8 @@ class Distribution:
             return low + self.step * generator.randint(0, (high - low) // self.step)
         if self.kind == "uniform":
             return generator.uniform(low, high)
-        return self.clipped(math.exp(generator.uniform(math.log(low), math.log(high))))
-
-    def clipped(self, value: Any) -> Any:
-        """The nearest value of a range; a choice as it is."""
-        if self.kind == "choice":
-            return value
-        low, high = self.values
-        value = min(max(value, low), high)
-        return low + self.step * round((value - low) / self.step) if self.kind == "integers" else value
+        value = math.exp(generator.uniform(math.log(low), math.log(high)))
+        return min(max(value, low), high)  # Rounding may lead just beyond the ends.
 
     def __post_init__(self) -> None:
         if self.kind == "choice":
@@ -91,23 +84,29 @@ class Distribution:
 
 
 def parse_space(table: Mapping[str, Any], base: TrainConfig) -> Space:
-    """Dotted keys to distributions, out of a table in which both may be nested.
+    """Distributions by dotted key, from a table whose keys may be dotted or nested.
 
-    Raises ValueError for a key that `base` does not have, with the nearest that it has, and for a condition
-    on a key that is not searched before it.
+    Raises ValueError for a key that cannot be searched, with the nearest that can, and for a condition on a
+    key that is not searched before it.
     """
-    found = dict(_flat_space(table))
-    if not found:
+    space = dict(_flat_space(table))
+    if not space:
         raise ValueError(
             "the search space is empty; give a key such as temperature = { choice = [0.1, 0.5] }"
         )
-    known = {key for key in _flat_config(asdict(base)) if not key.startswith(_NOT_SEARCHED)}
-    before: list[str] = []
-    for key, distribution in found.items():
+    known = [key for key in _flat_config(asdict(base)) if not key.startswith(_NOT_SEARCHED)]
+    for key in space:
         if key not in known:
             near = get_close_matches(key, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"space: {key!r} is no key that can be searched{hint}")
+    _check_conditions(space)
+    return _in_steps_of_lanes(space, base)
+
+
+def _check_conditions(space: Space) -> None:
+    before: list[str] = []
+    for key, distribution in space.items():
         for other in distribution.when:
             if other not in before:
                 raise ValueError(
@@ -115,11 +114,10 @@ def parse_space(table: Mapping[str, Any], base: TrainConfig) -> Space:
                     f"there are {', '.join(before) or 'none'}"
                 )
         before.append(key)
-    return _in_steps_of_lanes(found, base)
 
 
 def _in_steps_of_lanes(space: Space, base: TrainConfig) -> Space:
-    """The same; whole numbers for the batch size go in steps of what must divide it."""
+    """The same, with batch sizes in steps of the numbers that must divide them."""
     batch_size = space.get("batch_size")
     if batch_size is None or batch_size.kind != "integers":
         return space
@@ -140,7 +138,7 @@ def _in_steps_of_lanes(space: Space, base: TrainConfig) -> Space:
 
 
 def active(space: Space, point: Point) -> Point:
-    """The values of a point that count: those whose conditions hold."""
+    """The values of a point whose conditions hold."""
     kept: Point = {}
     for key, distribution in space.items():
         if key in point and all(kept.get(other) in values for other, values in distribution.when.items()):
@@ -151,7 +149,7 @@ def active(space: Space, point: Point) -> Point:
 def drawn_points(
     space: Space, seed: int, count: int, kept: Callable[[Point], bool] = lambda point: True
 ) -> list[Point]:
-    """The first `count` distinct points that `seed` draws and `kept` keeps; fewer where there are no more."""
+    """The first `count` distinct points that `seed` draws and `kept` keeps; fewer if there are no more."""
     generator = random.Random(seed)
     draws = (
         {key: distribution.draw(generator) for key, distribution in space.items()}
@@ -161,15 +159,15 @@ def drawn_points(
 
 
 def grid_points(space: Space) -> list[Point]:
-    """Each combination of the choices once."""
+    """Each combination of values once."""
     combinations = itertools.product(*(distribution.choices for distribution in space.values()))
     return list(_distinct(space, (dict(zip(space, values, strict=True)) for values in combinations)))
 
 
 def with_values(base: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
-    """`base` with some dotted keys set; ValueError where the result is no valid config."""
+    """`base` with some dotted keys set; ValueError if the result is no valid config."""
     tree = asdict(base)
-    # As in a TOML file, `view` sets the second view too where that has no value of its own.
+    # As in a TOML file, `view` sets the second view too unless that is set itself.
     second = {key.replace("data.view.", "data.second_view."): value for key, value in values.items()}
     for key, value in {**second, **values}.items():
         *parents, last = key.split(".")
@@ -206,7 +204,7 @@ def _flat_space(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, D
 
 
 def _distribution(key: str, kind: str, values: Iterable[Any], when: Any) -> Distribution:
-    kinds = Kind.__args__
+    kinds = get_args(Kind)
     if kind not in kinds:
         near = get_close_matches(kind, kinds, 1)
         raise ValueError(
@@ -218,7 +216,7 @@ def _distribution(key: str, kind: str, values: Iterable[Any], when: Any) -> Dist
         other: tuple(wanted) if isinstance(wanted, list | tuple) else (wanted,)
         for other, wanted in when.items()
     }
-    # As a trial's values are read back: JSON has no tuples.
+    # As they are read back from a trial's line: JSON has no tuples.
     listed = [list(value) if isinstance(value, tuple) else value for value in values]
     try:
         return Distribution(kind, tuple(listed), conditions)  # pyright: ignore[reportArgumentType]
@@ -227,7 +225,7 @@ def _distribution(key: str, kind: str, values: Iterable[Any], when: Any) -> Dist
 
 
 def first_message(error: ValueError) -> str:
-    """What pydantic found first, or what the error says."""
+    """The first of pydantic's errors, or the error's own message."""
     errors = getattr(error, "errors", lambda: [{"msg": str(error)}])()
     return errors[0]["msg"].removeprefix("Value error, ")
 

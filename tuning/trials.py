@@ -1,11 +1,16 @@
-"""The trials of a search, as OUTPUT/NAME/trials.jsonl keeps them: one JSON object a line, the best first."""
+"""The trials of a search, and their log: OUTPUT/NAME/trials.jsonl, one JSON object a line, best first."""
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from pipelines import storage
 from pipelines.json_lines import encode_lines, read_lines
+from tuning.compound import multiply_adds
+from tuning.config import SearchConfig
+from tuning.space import Point
+from tuning.trial_config import search_folder, shown_values, trial_config
 
 State = Literal["waiting", "running", "finished", "stopped early", "unfinished", "failed"]
 
@@ -24,25 +29,20 @@ class Result:
 
 @dataclass
 class Trial:
-    """One combination, and what became of it.
+    """One trial: its values, its run, and its results.
 
-    `runs` are the folders below OUTPUT/NAME that it trained in: one, but for population-based training, which
-    begins another with each change of its values. `point` is what was drawn, which gave `values` by config
-    key. `multiply_adds` are those of the encoder for one view.
+    `point` holds the drawn values, `values` those by config key that follow from them. `run` is the folder
+    below OUTPUT/NAME that it trains in. `multiply_adds` are those of the encoder for one view.
     """
 
     number: int
     values: dict[str, Any]
-    point: dict[str, Any]
-    runs: list[str]
+    point: Point
+    run: str
     multiply_adds: int
     state: State = "running"
     error: str = ""
     results: list[Result] = field(default_factory=list)
-
-    @property
-    def run(self) -> str:
-        return self.runs[-1]
 
     @property
     def score(self) -> float | None:
@@ -57,36 +57,117 @@ class Trial:
         return self.results[-1].images if self.results else 0
 
     def add(self, result: Result) -> None:
-        """Note an evaluation; one that is told of again, by a search that goes on, keeps its time."""
-        known = [old for old in self.results if old.images != result.images]
-        again = [old for old in self.results if old.images == result.images]
-        if again:
-            result = Result(result.images, result.accuracy, result.score, again[0].seconds)
-        self.results = sorted([*known, result], key=lambda one: one.images)
+        """Add a result; one that a resumed search reports again keeps its time."""
+        known = {old.images: old for old in self.results}
+        if old := known.get(result.images):
+            result = Result(result.images, result.accuracy, result.score, old.seconds)
+        known[result.images] = result
+        self.results = sorted(known.values(), key=lambda one: one.images)
+
+
+class TrialLog:
+    """The trials of a search, of earlier calls too, written to its folder at each change.
+
+    `show` then gets them, best first. `key` is Ray Tune's id of a trial.
+    """
+
+    def __init__(self, search: SearchConfig, show: Callable[[list[Trial]], None]) -> None:
+        self.search, self._show = search, show
+        self._folder = search_folder(search)
+        self._by_run = {trial.run: trial for trial in read_trials(self._folder)}
+        self._by_key: dict[str, Trial] = {}
+        times = [result.seconds for trial in self._by_run.values() for result in trial.results]
+        self._began = time.monotonic() - max(times, default=0.0)
+        self._mark_unfinished()
+
+    def points(self) -> list[Point]:
+        """The points that were tried before, in their order."""
+        return [trial.point for trial in sorted(self._by_run.values(), key=lambda trial: trial.number)]
+
+    def stopped_early(self) -> dict[str, int]:
+        """The URI of each run that was stopped early, and how many images it was trained on."""
+        return {
+            storage.join(self._folder, trial.run): trial.images
+            for trial in self._by_run.values()
+            if trial.state == "stopped early"
+        }
+
+    def start(self, key: str, point: Point) -> None:
+        """A trial starts or resumes."""
+        if key not in self._by_key:
+            self._by_key[key] = self._trial(point)
+        self._by_key[key].state = "running"
+        self._changed()
+
+    def record(self, key: str, *, images: int, accuracy: float, score: float) -> None:
+        """A trial was evaluated."""
+        seconds = round(time.monotonic() - self._began, 1)
+        self._by_key[key].add(Result(images, accuracy, score, seconds))
+        self._changed()
+
+    def pause(self, keys: Collection[str]) -> None:
+        """These trials wait for others."""
+        for key in keys:
+            self._by_key[key].state = "waiting"
+        self._changed()
+
+    def end(self, key: str, state: State, error: str = "") -> None:
+        """A trial has ended."""
+        trial = self._by_key[key]
+        trial.state, trial.error = state, error
+        self._changed()
+
+    def close(self) -> list[Trial]:
+        """The trials, best first; those that have not ended are marked as unfinished."""
+        self._mark_unfinished()
+        self._changed()
+        return ranked(self._by_run.values())
+
+    def _mark_unfinished(self) -> None:
+        for trial in self._by_run.values():
+            if trial.state in ("running", "waiting"):
+                trial.state = "unfinished"
+
+    def _changed(self) -> None:
+        write_trials(self._folder, self._by_run.values())
+        self._show(ranked(self._by_run.values()))
+
+    def _trial(self, point: Point) -> Trial:
+        """The trial of a point: that of an earlier call, or a new one."""
+        try:
+            config = trial_config(self.search, point)
+            run = f"{config.output}/{config.name}".removeprefix(f"{self._folder}/")
+            cost = multiply_adds(config)
+        except ValueError:  # The trial itself reports the error.
+            run, cost = f"no run: {point}", 0
+        new = Trial(len(self._by_run), shown_values(self.search, point), point, run, cost)
+        trial = self._by_run.setdefault(run, new)
+        trial.error = ""
+        return trial
 
 
 def ranked(trials: Iterable[Trial]) -> list[Trial]:
-    """The best first: by score, and the first begun among equals; those that were never judged last."""
+    """Best first: by score, equals in the order of their start, and those without a score last."""
     return sorted(trials, key=lambda trial: (-(trial.score or 0.0), not trial.results, trial.number))
 
 
 def read_trials(folder: str) -> list[Trial]:
-    """The trials that a search in `folder` has begun, best first."""
-    return [_trial(line) for line in read_lines(storage.join(folder, _FILE))]
+    """The trials of the search in `folder`, best first; none if it has started none."""
+    return [_parsed(line) for line in read_lines(storage.join(folder, _FILE))]
 
 
 def write_trials(folder: str, trials: Iterable[Trial]) -> None:
-    """Write them whole."""
+    """Write all trials, replacing the file."""
     storage.write(storage.join(folder, _FILE), encode_lines(_line(trial) for trial in ranked(trials)))
 
 
 def _line(trial: Trial) -> dict[str, Any]:
-    known = {"run": trial.run, "accuracy": trial.accuracy, "score": trial.score, "images": trial.images}
-    fields = asdict(trial)
-    return {"number": fields.pop("number"), "state": fields.pop("state"), **known, **fields}
+    values = asdict(trial)
+    first = {key: values.pop(key) for key in ("number", "state", "run")}
+    return {**first, "accuracy": trial.accuracy, "score": trial.score, "images": trial.images, **values}
 
 
-def _trial(line: dict[str, Any]) -> Trial:
-    fields = {key: value for key, value in line.items() if key in Trial.__dataclass_fields__}
-    results: Any = [Result(**result) for result in line["results"]]
-    return Trial(**{**fields, "results": results})
+def _parsed(line: dict[str, Any]) -> Trial:
+    known = {field.name: line[field.name] for field in fields(Trial) if field.name in line}
+    results = [Result(**result) for result in line["results"]]
+    return Trial(**{**known, "results": results})

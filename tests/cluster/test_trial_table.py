@@ -11,7 +11,7 @@ from tuning.trials import Result, Trial
 
 def _trials() -> list[Trial]:
     values = [{"temperature": 0.123456, "batch_size": 64}, {"temperature": 0.5}, {"temperature": 0.7}]
-    trials = [Trial(n, value, value, [f"trials/{n}"], 5) for n, value in enumerate(values)]
+    trials = [Trial(n, value, value, f"trials/{n}", 5) for n, value in enumerate(values)]
     trials[0].add(Result(6400, 0.3125, 0.3, 7.0))
     trials[0].state = "finished"
     trials[2].state, trials[2].error = "failed", "out of memory"
@@ -24,7 +24,7 @@ def test_a_row_tells_of_each_trial() -> None:
     out = console.file
     assert isinstance(out, io.StringIO)
     title, heads, *rows = (line.split() for line in out.getvalue().splitlines())
-    assert " ".join(title) == "2 of 8 trials are over"
+    assert " ".join(title) == "2 of 8 trials have ended"
     assert heads == ["trial", "accuracy", "score", "images", "state", "temperature", "batch_size"]
     assert rows[0] == ["0", "31.2%", "0.300", "6,400", "finished", "0.123", "64"]
     assert rows[1] == ["1", "0", "running", "0.5"]

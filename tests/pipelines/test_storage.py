@@ -299,6 +299,24 @@ def test_reads_and_writes_outlast_an_outage(
         assert [message.removeprefix(what)[:11] for message in said] == [": waiting f", ": goes on a"]
 
 
+def test_what_killed_writers_have_left_is_removed_and_younger_ones_stay_where_they_may_be_in_use(place: str):
+    # Where pyarrow itself writes beside the file: see _write_azure.
+    below = "/content" if place.startswith("az://") else ""
+    left = [f"{place}/{name}.{uuid.uuid4().hex}.partial{below}" for name in (".a", ".b", "deep/.a")]
+    for uri in (*left, f"{place}/a", f"{place}/.a.partial"):
+        storage.write(uri, b"1")
+    storage.remove_partials(place, older_than=60)
+    assert all(storage.exists(uri) for uri in left)
+    storage.remove_partials(place, of="b")
+    remote = place.startswith(("s3://", "gs://"))  # Nothing is left there, and nothing looked for.
+    assert [storage.exists(uri) for uri in left] == [True, remote, True]
+    storage.remove_partials(place)
+    assert [storage.exists(uri) for uri in left] == [remote] * 3
+    assert storage.exists(f"{place}/a")
+    assert storage.exists(f"{place}/.a.partial")
+    storage.remove_partials(f"{place}/nothing")
+
+
 def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     storage.write("~/file", b"at home")

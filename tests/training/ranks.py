@@ -27,10 +27,17 @@ class Ranks:
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[tuple[Any, connection.Connection]] = []
 
-    def run(self, function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+    def run(
+        self,
+        function: Callable[..., Any],
+        world_size: int,
+        *args: Any,
+        timeout_seconds: float = _TIMEOUT_SECONDS,
+    ) -> list[Any]:
         """function(*args) in each of `world_size` ranks of a new process group; the results by rank.
 
-        `function` stands at the top of its module, which the ranks load from its file.
+        `function` stands at the top of its module, which the ranks load from its file. A rank that waits for
+        another for more than `timeout_seconds` fails.
         Raises RuntimeError with the traceback if a rank fails, TimeoutError if one takes too long.
         """
         try:
@@ -39,7 +46,7 @@ class Ranks:
             pipes = [pipe for _, pipe in self._workers[:world_size]]
             with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
                 for rank, pipe in enumerate(pipes):
-                    where = (f"file://{folder}/store", rank, world_size)
+                    where = (f"file://{folder}/store", rank, world_size, timeout_seconds)
                     pipe.send_bytes(
                         pickle.dumps((function.__code__.co_filename, function.__name__, args, where))
                     )
@@ -103,8 +110,15 @@ def _serve(pipe: connection.Connection) -> None:
         pipe.send_bytes(pickle.dumps(answer))
 
 
-def _call(function: Callable[..., Any], args: tuple[Any, ...], store: str, rank: int, world_size: int) -> Any:
-    timeout = timedelta(seconds=_TIMEOUT_SECONDS)
+def _call(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    store: str,
+    rank: int,
+    world_size: int,
+    timeout_seconds: float,
+) -> Any:
+    timeout = timedelta(seconds=timeout_seconds)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size, timeout=timeout)
     result = function(*args)
     dist.barrier()  # No rank leaves while another still hears from it.

@@ -213,10 +213,9 @@ def test_a_file_that_is_broken_off_anywhere_is_found(tmp_path: Path) -> None:
 
 
 def test_a_write_never_deletes_itself_for_a_damaged_file_that_comes_later(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(str(tmp_path), keep=1)
-    _save(checkpoints, 5)
+    _save(Checkpoints(str(tmp_path), keep=1), 5)
     (tmp_path / "checkpoints/step-000000009.pt").write_bytes(b"garbage")
-    _save(checkpoints, 7)
+    _save(Checkpoints(str(tmp_path), keep=1), 7)
     assert _files(tmp_path) == ["step-000000007.pt"]
 
 
@@ -227,3 +226,22 @@ def test_a_damaged_note_of_the_best_is_no_note(tmp_path: Path) -> None:
     for content in (b"", b'{"st', b"[]", b"\xff"):
         (tmp_path / "checkpoints/best.json").write_bytes(content)
         assert checkpoints.best() == (None, -math.inf)
+
+
+def test_checkpoints_that_another_process_has_written_since_the_start_are_left(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    for step in (1, 2, 9):
+        _save(Checkpoints(run, keep=9), step)
+    Path(Checkpoints(run, 1).uri(9)).write_bytes(b"torn")
+    ours, names = (
+        Checkpoints(run, keep=1),
+        lambda: sorted(p.stem for p in (tmp_path / "checkpoints").iterdir()),
+    )
+    found = ours.latest()
+    assert found
+    assert found["step"] == 2
+    for step in (3, 8):
+        _save(Checkpoints(run, keep=9), step)  # By one that has taken the run over.
+    for step in (4, 5):
+        _save(ours, step)
+    assert names() == [f"step-{step:09}" for step in (3, 5, 8)]

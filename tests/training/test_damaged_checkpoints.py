@@ -151,21 +151,11 @@ def _begun(config: TrainConfig, folder: Path) -> object:
     return run_training(replace(config, name="other", init=run_uri(config)))
 
 
-def _branched(config: TrainConfig, folder: Path) -> object:
-    return run_training(replace(config, name="other", branch_from=run_uri(config)))
-
-
 def _begun_at(config: TrainConfig, folder: Path) -> object:
     return run_training(replace(config, name="other", init=str(_checkpoint(config, 6))))
 
 
-def _branched_at(config: TrainConfig, folder: Path) -> object:
-    return run_training(replace(config, name="other", branch_from=str(_checkpoint(config, 6))))
-
-
-@pytest.mark.parametrize(
-    "use", [_resumed, _evaluated, _exported, _embedded, _begun, _branched, _begun_at, _branched_at]
-)
+@pytest.mark.parametrize("use", [_resumed, _evaluated, _exported, _embedded, _begun, _begun_at])
 def test_where_none_is_whole_the_file_is_named_before_anything_starts(
     use: Callable[[TrainConfig, Path], object], base: TrainConfig, tmp_path: Path
 ) -> None:
@@ -218,10 +208,9 @@ def test_what_takes_the_newest_takes_the_one_before_and_says_so(
     shown = capsys.readouterr()
     assert "resnet8 after 4 steps" in shown.out
     assert shown.err == f"diptych: warning: {_checkpoint(config, 6)} {said}"
-    for key in ("init", "branch_from"):
-        other = with_absolute_paths(replace(config, name="other", **{key: run_uri(config)}))
-        assert getattr(other, key) == str(_checkpoint(config, 4))
-        assert capsys.readouterr().err == f"diptych: warning: {_checkpoint(config, 6)} {said}"
+    other = with_absolute_paths(replace(config, name="other", init=run_uri(config)))
+    assert other.init == str(_checkpoint(config, 4))
+    assert capsys.readouterr().err == f"diptych: warning: {_checkpoint(config, 6)} {said}"
 
 
 def test_the_best_is_found_anew_where_its_checkpoint_was_damaged(base: TrainConfig, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ _RUNS: dict[str, list[dict[str, Any]]] = {
     ],
     "mine_tuned:Mine": [{"objective_options": {"scale": 0.5}}],
     "any": [
-        {"init": "/other.pt"}, {"branch_from": "/other.pt"}, {"steps": 7}, {"epochs": 3}, {"seed": 3},
+        {"init": "/other.pt"}, {"steps": 7}, {"epochs": 3}, {"seed": 3},
         {"lanes": 4}, {"batch_size": 64}, {"batch_size": 64, "micro_batch_size": 32}, {"compile": True},
         {"precision": "bfloat16"}, {"workers": "1:2"}, {"cpus_per_worker": 1.0}, {"gpus_per_worker": 0.5},
         {"wait_for_nodes": 60.0}, {"retries": 0}, {"timeout": 60.0}, {"trackers": ("mlflow",)},
@@ -83,7 +83,7 @@ def test_any_run_can_be_fine_tuned() -> None:
     for objective, case in _cases():
         run = _run(objective, case)
         tuned = finetune_config(run, "/c.pt", FinetuneConfig(), share=0.1, images=4000, classes=10)
-        assert (tuned.objective, tuned.init, tuned.branch_from) == ("supervised", "/c.pt", None)
+        assert (tuned.objective, tuned.init) == ("supervised", "/c.pt")
         assert (tuned.supervised.classes, tuned.supervised.labels) == (10, 0.1)
         for name in ("encoder", "seed", "lanes", "workers", "trackers", "checkpoint", "precision"):
             assert getattr(tuned, name) == getattr(run, name)

@@ -1,18 +1,39 @@
 """One process at a time trains a run: those that have ended, and those that have not."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
+import torch
+from proxy import proxied
+from small_digits import write_small_digits
 
+from cluster.objectstore import S3Server
 from pipelines import storage
+from pipelines.config import DataConfig
+from pipelines.reader import read_windows
+from pipelines.recipes import RECIPES
+from pipelines.sources import build_index
 from training import lease
-from training.lease import leased
+from training.checkpoint import Checkpoints
+from training.config import TrainConfig
+from training.evaluator import Sets
+from training.faults import UnsavedError
+from training.gather import LocalGather
+from training.lease import Held, leased
+from training.process import Worker
+from training.run import run_uri, train
 
 _HOLD = """
 import sys
@@ -132,3 +153,115 @@ def test_what_is_no_lease_is_none(tmp_path: Path, renewed: object) -> None:
     place.write_text(json.dumps(values | {"renewed": renewed}))
     with leased(folder, Event()):
         pass
+
+
+def _killed_write(place: Path) -> Path:
+    """What a process leaves that is killed in the middle of a write of the file."""
+    before = set(place.parent.glob(".*"))
+    write = (
+        "import resource, signal, sys; from pipelines import storage;"
+        "resource.setrlimit(resource.RLIMIT_CORE, (0, 0));"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY));"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_DFL); storage.write(sys.argv[1], bytes(5000))"
+    )
+    done = subprocess.run([sys.executable, "-c", write, place], check=False)
+    assert done.returncode == -signal.SIGXFSZ
+    (left,) = set(place.parent.glob(".*")) - before
+    return left
+
+
+def test_whoever_takes_it_removes_what_killed_writers_have_left_and_nothing_that_may_be_in_use(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+    names = (
+        "metrics.jsonl",
+        "index/train.parquet",
+        "lease.json",
+        "checkpoints/step-000000002.pt",
+        "report.html",
+    )
+    *old, new = [_killed_write(folder / name) for name in names]
+    users = folder / ".notes.partial"
+    users.write_text("a file of the user's")
+    hour_ago = time.time() - 3600
+    for path in (*old[:2], users):
+        os.utime(path, (hour_ago, hour_ago))
+    with leased(str(folder), Event()):
+        assert [path for path in old if path.exists()] == []
+        assert new.exists()
+        assert users.exists()
+    os.utime(new, (hour_ago, hour_ago))
+    with leased(str(folder), Event()):
+        assert not new.exists()
+
+
+def test_one_that_cannot_be_settled_hinders_no_later_try_of_the_same_process(
+    s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = f"{bucket}/{uuid.uuid4().hex}"
+    with proxied(s3.variables["AWS_ENDPOINT_URL"], monkeypatch) as proxy:
+        # The lease is there, and can no longer be read: a key that expires.
+        proxy.fault = lambda method, path, number: (
+            "expired" if method != "PUT" and proxy.count("PUT", "lease.json") else None
+        )
+        with pytest.raises(OSError, match=r"^reading .*lease.json: "), leased(folder, Event()):
+            pass
+        proxy.fault = lambda method, path, number: None
+        with leased(folder, Event()):
+            assert storage.names(folder) == ["lease.json"]
+
+
+def test_workers_of_a_halted_process_write_nothing_once_another_has_taken_its_run_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "_EXPIRY_SECONDS", 0.5)
+    write_small_digits(tmp_path, 49)
+    view = replace(RECIPES["simclr-cifar"][0], size=16)
+    data = DataConfig(train=str(tmp_path / "train"), view=view, window_rows=12)
+    fields: dict[str, Any] = {
+        "batch_size": 24, "lanes": 2, "steps": 8, "encoder": {"name": "resnet8"},
+        "projector": {"hidden_dim": 32, "dim": 16}, "optimizer": {"name": "sgd", "learning_rate": 0.001},
+        "evaluation": {"diagnostic_images": 0}, "checkpoint": {"every_steps": 1, "keep": 2},
+    }  # fmt: skip
+    config = TrainConfig(data=data, output=str(tmp_path), **fields)
+    run, steps = run_uri(config), iter(range(8))
+    with _holder(run, "another machine") as driver, ExitStack() as later:
+        held = Held(run, json.loads(storage.read(f"{run}/lease.json") or b"")["key"])
+        theirs = Checkpoints(run, 2)
+
+        def take_over() -> bool:
+            if next(steps) == 4:  # Asked before the first step, and after each.
+                driver.send_signal(signal.SIGSTOP)
+                later.callback(driver.send_signal, signal.SIGCONT)
+                later.enter_context(leased(run, Event()))
+                found = theirs.latest()
+                assert found
+                theirs.write(7, found | {"step": 7})
+                storage.write(f"{run}/metrics.jsonl", b"another's")
+            return False
+
+        worker = Worker(
+            gather=LocalGather(),
+            device=torch.device("cpu"),
+            threads=1,
+            tables=read_windows,
+            stopping=take_over,
+        )
+        sets = Sets(build_index(data.train, data))
+        with pytest.raises(UnsavedError, match=rf"^process {os.getpid()} on .* has taken {run} over; wait "):
+            train(config, sets, worker, lambda values: None, held=held)
+        assert theirs.latest_step() == 7
+        assert theirs.load(7)["step"] == 7
+        assert not storage.exists(theirs.uri(4))
+        assert storage.read(f"{run}/metrics.jsonl") == b"another's"
+
+
+def test_workers_hear_of_one_that_has_taken_their_run_over_and_has_ended(tmp_path: Path) -> None:
+    folder = str(tmp_path / "run")
+    with leased(folder, Event()) as held:
+        held.check()
+        storage.remove(f"{folder}/lease.json")  # As the other does at its end.
+        with pytest.raises(UnsavedError, match=f"^another process has taken {folder} over, and has ended; "):
+            held.check()

@@ -478,36 +478,6 @@ def test_another_encoders_weights_are_refused(
         _train(_config(data, tmp_path, init=str(tmp_path / "nowhere.pt")))
 
 
-def test_a_run_branches_from_anothers_checkpoint_with_values_of_its_own(
-    data: DataConfig, whole: tuple[TrainConfig, Samples], tmp_path: Path
-) -> None:
-    checkpoint = str(Path(run_uri(whole[0]), "checkpoints", "step-000000004.pt"))
-    same = _config(data, tmp_path / "same", branch_from=checkpoint)
-    assert _train(same) == whole[1][4:]
-    assert _losses(same) == _losses(whole[0])[4:]
-    settings = {"learning_rate": 0.002, "momentum": 0.5, "weight_decay": 0.01}
-    optimizer = {"name": "sgd", "scaling": "none", **settings}
-    other = _config(data, tmp_path / "other", branch_from=checkpoint, optimizer=optimizer)
-    _train(other)
-    assert _losses(other)[0] == _losses(same)[0]
-    assert _losses(other)[1:] != _losses(same)[1:]
-    saved = Path(run_uri(other), "checkpoints", f"step-{_STEPS:09}.pt")
-    weights, _ = torch.load(saved, weights_only=True)["optimizer"]["param_groups"]
-    assert (weights["momentum"], weights["weight_decay"]) == (0.5, 0.01)
-
-
-def test_a_branch_that_cannot_be_is_refused(
-    data: DataConfig, whole: tuple[TrainConfig, Samples], tmp_path: Path
-) -> None:
-    checkpoint = str(Path(run_uri(whole[0]), "checkpoints", "step-000000004.pt"))
-    with pytest.raises(ValueError, match="do not fit this run's networks: branch with the same --objective"):
-        _train(_config(data, tmp_path, branch_from=checkpoint, encoder={"name": "resnet20"}))
-    with pytest.raises(ValueError, match=r"there is no checkpoint .*nowhere.pt; give --branch-from a run"):
-        _train(_config(data, tmp_path, branch_from=str(tmp_path / "nowhere.pt")))
-    with pytest.raises(ValueError, match="both say where weights come from"):
-        _config(data, tmp_path, branch_from=checkpoint, init=checkpoint)
-
-
 def test_the_average_of_the_weights_is_what_is_judged_and_it_survives_a_resume(
     data: DataConfig, whole: tuple[TrainConfig, Samples], tmp_path: Path
 ) -> None:

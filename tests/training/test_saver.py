@@ -214,7 +214,7 @@ def test_a_folder_that_becomes_another_users_is_told(warnings: list[str]) -> Non
 def test_what_a_killed_process_has_left_of_a_write_is_removed(saver: Saver, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    left, other = folder / ".step-000000007.pt.0123abc.partial", folder / "a file of the user's"
+    left, other = folder / f".step-000000007.pt.{'0f' * 16}.partial", folder / "a file of the user's"
     for path in (left, other):
         path.write_bytes(b"half of it")
     saver.save(8, _state(8))

@@ -13,7 +13,6 @@ from training.config import TrainConfig
 from training.cost import encoder_cost
 from training.efficientnet import EfficientNet, count_multiply_adds, last_map_side
 from training.encoder_config import EncoderConfig, Scaling
-from tuning.combinations import Combinations
 from tuning.compound import (
     COEFFICIENTS,
     Coefficients,
@@ -26,9 +25,9 @@ from tuning.compound import (
     score,
 )
 from tuning.config import SearchConfig
-from tuning.room import SCORE, Room
+from tuning.searcher import SCORE, PointSearcher, TrialSlots
 from tuning.space import Point
-from tuning.variants import check_surface, trial_config, trial_points
+from tuning.trial_config import check_surface, trial_config, trial_points
 
 
 def _config(size: int = 224, **encoder: Any) -> TrainConfig:
@@ -141,11 +140,11 @@ def _cost(config: TrainConfig) -> int:
 
 
 def _suggested(search: SearchConfig) -> list[Point]:
-    """What TPE tries, where resolution does well."""
-    combinations, points = Combinations(search, [], Room(1)), []
-    while point := combinations.suggest(f"t_{len(points)}"):
+    """The points that TPE tries if a higher resolution scores better."""
+    searcher, points = PointSearcher(search, [], TrialSlots(1)), []
+    while point := searcher.suggest(f"t_{len(points)}"):
         points.append(point)
-        combinations.on_trial_complete(f"t_{len(points) - 1}", {SCORE: -point["compound.v"]})
+        searcher.on_trial_complete(f"t_{len(points) - 1}", {SCORE: -point["compound.v"]})
     return points
 
 

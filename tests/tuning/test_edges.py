@@ -1,9 +1,8 @@
-"""Searches at the edges: choices that are lists, batch sizes, others' checkpoints, a population's best."""
+"""Searches at the edges: choices that are lists, batch sizes, other runs' checkpoints."""
 
 import json
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,12 @@ from training.gather import LocalGather
 from training.process import Worker
 from training.record import claim_run, read_config
 from training.run import run_uri, train
-from tuning.book import Book
-from tuning.combinations import Combinations
 from tuning.config import SearchConfig
 from tuning.report import write_search_report
-from tuning.room import SCORE, Room
+from tuning.searcher import SCORE, PointSearcher, TrialSlots
 from tuning.space import Point
-from tuning.trials import Trial, read_trials
-from tuning.variants import best_config, search_folder, search_space, trial_config
+from tuning.trial_config import search_folder, search_space, trial_config
+from tuning.trials import Trial, TrialLog, read_trials
 
 _LISTS: dict[str, Any] = {
     "data.view.crop_scale": {"choice": [[0.2, 1.0], [0.5, 1.0], [0.08, 0.9]]},
@@ -51,15 +48,14 @@ def _search(output: Path, space: dict[str, Any], **fields: Any) -> SearchConfig:
 
 
 def _searched(search: SearchConfig, points: list[Point]) -> list[Trial]:
-    """As a search's book has trials of these points that went to their end."""
-    book = Book(search, lambda trials: None)
+    """The trials of a search's log, of these points, each trained to the end."""
+    log = TrialLog(search, lambda trials: None)
     for number, point in enumerate(points):
         key, accuracy = f"trial_{number}", 0.1 * (number + 1)
-        book.begin(key, point, None)
-        run = run_uri(trial_config(search, point))
-        book.tell(key, point, {"run": run, "images": 96, "accuracy": accuracy, "score": accuracy})
-        book.end(key, "finished")
-    return book.close()
+        log.start(key, point)
+        log.record(key, images=96, accuracy=accuracy, score=accuracy)
+        log.end(key, "finished")
+    return log.close()
 
 
 def test_a_choice_of_lists_is_reported_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +80,7 @@ def test_tpe_learns_from_lists_and_resumes_with_what_was_written_of_them(form: A
     search = _search(tmp_path, space, searcher="tpe", trials=6)
 
     def suggested(first: list[Point]) -> list[Point]:
-        searcher, points = Combinations(search, first, Room(1)), []
+        searcher, points = PointSearcher(search, first, TrialSlots(1)), []
         for number in range(6):
             points.append(searcher.suggest(f"t_{number}"))
             searcher.on_trial_complete(f"t_{number}", {SCORE: points[-1]["data.view.crop_scale"][0]})
@@ -97,10 +93,10 @@ def test_tpe_learns_from_lists_and_resumes_with_what_was_written_of_them(form: A
 
 
 def test_tpe_tries_all_combinations_where_there_are_few(tmp_path: Path) -> None:
-    combinations = Combinations(_search(tmp_path, _LISTS, searcher="tpe", trials=8), [], Room(1))
+    searcher = PointSearcher(_search(tmp_path, _LISTS, searcher="tpe", trials=8), [], TrialSlots(1))
     points: list[Point] = []
-    while point := combinations.suggest(f"t_{len(points)}"):
-        combinations.on_trial_complete(f"t_{len(points)}", {SCORE: point["data.view.crop_scale"][0]})
+    while point := searcher.suggest(f"t_{len(points)}"):
+        searcher.on_trial_complete(f"t_{len(points)}", {SCORE: point["data.view.crop_scale"][0]})
         points.append(point)
     assert len({json.dumps(point) for point in points}) == len(points) == 6
 
@@ -130,8 +126,8 @@ def test_batch_sizes_are_drawn_in_steps_of_what_must_divide_them(
     search = _search(tmp_path, space, searcher=searcher, trials=8, train=fields)
     low, high = space["batch_size"]["integers"]
     if searcher == "tpe":
-        combinations = Combinations(search, [], Room(8))
-        points = [combinations.suggest(f"t_{number}") for number in range(8)]
+        tpe = PointSearcher(search, [], TrialSlots(8))
+        points = [tpe.suggest(f"t_{number}") for number in range(8)]
         points = [point for point in points if point]
     else:
         points = search.points(search.distributions)
@@ -177,27 +173,6 @@ def test_steps_of_one_draw_what_they_drew_before(tmp_path: Path) -> None:
     generator = random.Random(search.seed)
     expected = [{"seed": generator.randint(3, 500)} for _ in range(5)]
     assert search.points(search.distributions) == expected
-
-
-@pytest.mark.parametrize("metric", ["knn", "linear"])
-def test_the_best_of_a_population_has_the_users_settings(metric: Any, tmp_path: Path) -> None:
-    users = {"checkpoint": {"every_steps": 7, "every_minutes": 3.0, "keep": 1}, "seed": 5, "workers": None}
-    space = {"temperature": {"uniform": [0.1, 0.5]}}
-    search = _search(tmp_path, space, scheduler="population", trials=2, metric=metric, train=users)
-    trial = trial_config(search, {"temperature": 0.3}, 1, "/branches/other.pt")
-    assert (trial.branch_from, trial.seed, trial.workers) == ("/branches/other.pt", 6, 1)
-    claim_run(run_uri(trial), trial)
-    best = best_config(search, f"trials/{trial.name}")
-    assert best == replace(search.train, name="search-best", temperature=0.3)
-
-
-def test_a_population_begins_at_the_checkpoint_that_the_user_branches_from(tmp_path: Path) -> None:
-    space = {"temperature": {"uniform": [0.1, 0.5]}}
-    search = _search(
-        tmp_path, space, scheduler="population", trials=2, train={"branch_from": "/users/step-000000009.pt"}
-    )
-    assert trial_config(search, {"temperature": 0.3}, 0).branch_from == "/users/step-000000009.pt"
-    assert trial_config(search, {"temperature": 0.3}, 0, "/b.pt").branch_from == "/b.pt"
 
 
 def _run(folder: Path, name: str, *steps: int, encoder: str = "resnet8") -> None:

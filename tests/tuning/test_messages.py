@@ -20,7 +20,7 @@ from training.config import FinetuneConfig, TrainConfig
 from training.finetune import finetune_config
 from training.messages import one_line, wrong_fields
 from tuning.config import SearchConfig
-from tuning.variants import trial_config
+from tuning.trial_config import trial_config
 
 _DATA = {"train": "/images"}
 
@@ -34,7 +34,6 @@ _TRAINING: list[tuple[dict[str, Any], str]] = [
         "data.second_view.jitter has no effect with objective=supervised, which trains on the first view",
     ),
     ({"optimizer": {"nesterov": True}}, "nesterov has no effect with optimizer.name=lars; leave it out"),
-    ({"init": "a", "branch_from": "b"}, "init and branch_from both say where weights come from; leave out"),
     ({"micro_batch_size": 100}, "micro_batch_size=100 must be a multiple of lanes=8 and divide batch_size"),
     ({"batch_size": 1}, "batch_size=1 leaves SimCLR no other image to tell an image from; try"),
     ({"batch_size": 1, "objective": "byol"}, "batch_size=1 leaves batch norm one image alone; try"),
@@ -57,22 +56,8 @@ _SEARCHES: list[tuple[dict[str, Any], str]] = [
     ({"train": {"data": _DATA | {"test": "/tests"}}}, "train.data.test: a search never sees the test images"),
     ({"train": {"evaluation": {"held_out": 0.1}}}, "train.evaluation.held_out: a search has its own"),
     ({"train": {}}, "scheduler=asha needs evaluations to look at; set train.evaluation.every_epochs"),
-    ({"scheduler": "hyperband", "searcher": "tpe"}, "scheduler=hyperband draws all combinations before it"),
     ({"searcher": "grid", "compound": True}, "compound=true has no grid of values; set searcher to random"),
     ({"searcher": "grid"}, "searcher=grid tries all values, and temperature is uniform; give it choice"),
-    ({"scheduler": "population", "searcher": "tpe"}, "scheduler=population chooses combinations itself; set"),
-    ({"scheduler": "population", "trials": 1}, "scheduler=population needs trials to learn from, got trials"),
-    ({"scheduler": "population", "space": {"seed": {"choice": [1, 2]}}}, "scheduler=population changes"),
-    (
-        {
-            "scheduler": "population",
-            "space": {
-                "optimizer.momentum": {"choice": [0.5, 0.9]},
-                "temperature": {"choice": [0.1], "when": {"optimizer.momentum": 0.5}},
-            },
-        },
-        "scheduler=population knows no conditions, and temperature has one; leave it out",
-    ),
     ({"space": {"batch_size": {"choice": [100]}}}, "space: batch_size=100: batch_size=100 must be a"),
     ({"space": {}}, "the search space is empty; give a key such as"),
 ]  # fmt: skip
@@ -113,8 +98,8 @@ def test_a_search_says_what_does_not_go_together_alone(fields: dict[str, Any], s
 
 # Functions of those modules that look at one field, or are no part of a config's own check.
 _OF_ONE_FIELD = {
-    "_recipe_name", "_number_or_range", "_objective_name", "_known", "_metric", "efficientnet_resolution",
-    "worker_counts", "shipped_config",
+    "_recipe_name", "_number_or_range", "_objective_name", "_known", "_metric", "_scheduler",
+    "efficientnet_resolution", "worker_counts", "shipped_config",
 }  # fmt: skip
 
 

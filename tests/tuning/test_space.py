@@ -3,12 +3,16 @@
 import math
 from collections import Counter
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from cluster.cli import main
 from pipelines.config import DataConfig
 from training.config import EvaluationConfig, TrainConfig, config_hash
+from training.messages import one_line
 from tuning.config import SearchConfig
 from tuning.space import Distribution, active, drawn_points, grid_points, parse_space, with_values
 
@@ -148,20 +152,6 @@ def test_trials_are_ranked_by_neither_the_loss_nor_the_test_images(metric: str, 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"space": {"batch_size": {"choice": [8, 16]}}}, "batch_size cannot change then"),
-        ({"searcher": "tpe"}, "chooses combinations itself"),
-        ({"trials": 1}, "needs trials to learn from"),
-    ],
-)
-def test_what_a_population_cannot_search_is_refused(fields: dict[str, Any], message: str) -> None:
-    space = {"temperature": {"uniform": [0.1, 0.5]}}
-    with pytest.raises(ValueError, match=message):
-        SearchConfig(**{"train": BASE, "space": space, "scheduler": "population", **fields})
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
         (
             {"space": {"temperature": {"uniform": [0.1, 0.5]}}},
             "searcher=grid tries all values, and temperature",
@@ -172,3 +162,26 @@ def test_what_a_population_cannot_search_is_refused(fields: dict[str, Any], mess
 def test_what_has_no_grid_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SearchConfig(train=BASE, searcher="grid", **fields)
+
+
+@pytest.mark.parametrize("scheduler", ["hyperband", "population"])
+def test_a_scheduler_of_earlier_versions_is_refused_in_one_line_with_the_one_to_use(
+    scheduler: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = tmp_path / "old.toml"
+    search.write_text(
+        f'scheduler = "{scheduler}"\n[space]\ntemperature = {{ uniform = [0.1, 0.5] }}\n'
+        '[train.data]\ntrain = "/images"\n'
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["tune", str(search)])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        f"diptych: scheduler={scheduler}: it was removed; use asha, which also stops trials early, or none\n"
+    )
+
+
+def test_another_scheduler_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ValidationError) as refused:
+        SearchConfig(train=BASE, space={"temperature": {"choice": [0.1]}}, scheduler="median")  # pyright: ignore
+    assert one_line(refused.value) == "scheduler=median: Input should be 'asha' or 'none'"

@@ -1,4 +1,4 @@
-"""What a search knows of its trials, and how they are ranked."""
+"""A search's trials: how they are ranked, and their log."""
 
 from pathlib import Path
 
@@ -7,9 +7,7 @@ from tuning.trials import Result, Trial, ranked, read_trials, write_trials
 
 def _trial(number: int, *scores: float) -> Trial:
     results = [Result(100 * (n + 1), score, score, 7.5 * n) for n, score in enumerate(scores)]
-    return Trial(
-        number, {"temperature": 0.1 * number}, {"temperature": 0.1}, ["trials/a"], 5, results=results
-    )
+    return Trial(number, {"temperature": 0.1 * number}, {"temperature": 0.1}, "trials/a", 5, results=results)
 
 
 def test_trials_are_ranked_by_their_last_score_and_among_equals_by_their_beginning() -> None:

@@ -1,8 +1,8 @@
-"""Asynchronous successive halving: who goes on."""
+"""Asynchronous successive halving: which trials are promoted."""
 
 import random
 
-from tuning.rungs import Rungs
+from tuning.asha import Rungs
 
 
 def _run(scores: list[float], evaluations: int) -> dict[int, list[int]]:
@@ -13,7 +13,7 @@ def _run(scores: list[float], evaluations: int) -> dict[int, list[int]]:
     while True:
         found = rungs.promotable()
         if found:
-            rungs.go_on(*found)
+            rungs.promote(*found)
             start, trial = found[0], int(found[1])
         else:
             start, trial = 0, next(new, -1)
@@ -26,12 +26,12 @@ def _run(scores: list[float], evaluations: int) -> dict[int, list[int]]:
                 break
 
 
-def test_the_best_quarter_of_each_rung_goes_on() -> None:
+def test_the_best_quarter_of_each_rung_is_promoted() -> None:
     generator = random.Random(0)
     scores = [generator.random() for _ in range(64)]
     came = _run(scores, 20)
     # Rungs at 1, 4 and 16. Those that were promoted early may have been overtaken since: a few more than a
-    # quarter go on, and the best quarter always does.
+    # quarter continue, and the best quarter always does.
     for rung, after in ((1, 2), (4, 5), (16, 17)):
         best = sorted(came[rung], key=lambda trial: -scores[trial])[: len(came[rung]) // 4]
         assert set(best) <= set(came[after])
@@ -39,14 +39,14 @@ def test_the_best_quarter_of_each_rung_goes_on() -> None:
     assert len(came[1]) == 64
 
 
-def test_none_goes_on_before_there_are_four_to_compare() -> None:
+def test_none_is_promoted_before_there_are_four_to_compare() -> None:
     rungs = Rungs(8)
     for number in range(3):
         rungs.record(1, str(number), number)
         assert rungs.promotable() is None
     rungs.record(1, "3", 1.5)
     assert rungs.promotable() == (1, "2")
-    rungs.go_on(1, "2")
+    rungs.promote(1, "2")
     assert rungs.promotable() is None
 
 
@@ -57,15 +57,15 @@ def test_the_highest_rung_goes_first_and_equals_as_they_came() -> None:
     for number in (4, 5, 6, 7):
         rungs.record(4, str(number), 0.3)
     assert rungs.promotable() == (4, "4")
-    rungs.go_on(4, "4")
+    rungs.promote(4, "4")
     assert rungs.promotable() == (1, "0")
 
 
-def test_one_that_failed_goes_on_nowhere_but_counts() -> None:
+def test_a_failed_trial_is_not_promoted_but_counts() -> None:
     rungs = Rungs(8)
     for number in range(4):
         rungs.record(1, str(number), number)
-    rungs.drop("3")
+    rungs.remove("3")
     assert rungs.promotable() is None
     assert rungs.best() == (1, "2")
 
