@@ -111,7 +111,7 @@ def hold(nodes: int, cpus: int, cluster: Embedded) -> None:
         "dashboard_agent_listen_port": 0,
     }
     head = {
-        "num_gpus": _gpus(),
+        "num_gpus": visible_gpus(),
         "gcs_server_port": int(port),
         "include_dashboard": True,
         "dashboard_host": host,
@@ -127,7 +127,7 @@ def hold(nodes: int, cpus: int, cluster: Embedded) -> None:
         signal.pause()
 
 
-def _gpus() -> int:
+def visible_gpus() -> int:
     """This machine's, all of which the head has: other nodes would hand them out a second time."""
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:

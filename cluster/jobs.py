@@ -49,7 +49,7 @@ class Jobs:
         with _plain_errors(self.address):
             _connect(there)
             self._client = JobSubmissionClient(there)
-        _limit_answers(self._client)
+        limit_answers(self._client, _ANSWER_SECONDS)
 
     def there(self, needed: list[str]) -> dict[str, Any]:
         """What `probe` finds on the cluster, by a job that takes seconds and is then forgotten."""
@@ -201,10 +201,10 @@ def _connect(address: str) -> None:
         raise ConnectionError
 
 
-def _limit_answers(client: Any) -> None:
-    """Have its requests fail that are not answered; where Ray sends them otherwise by now, they wait."""
+def limit_answers(client: Any, seconds: float) -> None:
+    """Have its requests fail that are not answered in time; where Ray sends them otherwise by now, they wait."""
     with suppress(AttributeError):
-        client._do_request = partial(client._do_request, timeout=_ANSWER_SECONDS)
+        client._do_request = partial(client._do_request, timeout=seconds)
 
 
 @contextmanager

@@ -51,7 +51,6 @@ PRIVATE = {
     "training/nodes.py": "Ray's public calls say neither which nodes are drained nor what each has to spare",
     "cluster/local.py": "Ray's own search for RAY_ADDRESS=auto takes other processes' private clusters too",
     "cluster/jobs.py": "Ray's client of jobs waits for answers without a limit",
-    "tuning/strategies.py": "Tune draws a population's changes from the process's shared generators",
 }
 
 # Underscored names that Python's documentation has.
