@@ -202,7 +202,7 @@ def _connect(address: str) -> None:
 
 
 def limit_answers(client: Any, seconds: float) -> None:
-    """Have its requests fail that are not answered in time; where Ray sends them otherwise by now, they wait."""
+    """Have its requests fail that are not answered in time; where Ray sends them otherwise, they wait."""
     with suppress(AttributeError):
         client._do_request = partial(client._do_request, timeout=seconds)
 
