@@ -131,8 +131,12 @@ def test_a_lease_that_is_gone_was_another_process_s(tmp_path: Path, monkeypatch:
     folder, taken = str(tmp_path / "run"), Event()
     with leased(folder, taken):
         assert not taken.wait(0.3)
-        (tmp_path / "run" / "lease.json").unlink()  # As one that has taken it over does at its end.
-        assert taken.wait(10)
+        for _ in range(600):  # It may come back once: from a renewal that had just looked.
+            # As one that has taken it over does at its end.
+            (tmp_path / "run" / "lease.json").unlink(missing_ok=True)
+            if taken.wait(0.1):
+                break
+        assert taken.is_set()
 
 
 def test_a_lease_that_could_not_be_removed_hinders_nobody_of_the_same_process(tmp_path: Path) -> None:
