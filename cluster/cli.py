@@ -2,14 +2,13 @@
 
 import os
 import sys
-from importlib.metadata import version
 from typing import Annotated, Literal
 
-from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, validators
+from cyclopts import CycloptsError, MissingArgumentError, Parameter, validators
 from pydantic import ValidationError
 
+from cluster.app import app
 from cluster.cluster_cli import cluster
-from cluster.config_file import read_config_file
 from cluster.data_cli import Count, data
 from cluster.jobs_cli import jobs, submit
 from cluster.request import EvaluationRequest
@@ -23,15 +22,6 @@ from training.messages import missing, wrong_fields
 
 Multiplier = Annotated[float, Parameter(validator=validators.Number(gt=0))]
 
-app = App(
-    name="diptych",
-    help="Pre-train image encoders without labels, on any Ray cluster.",
-    version=version("diptych"),
-    config=read_config_file,
-    default_parameter=Parameter(negative_iterable=()),
-    result_action="return_value",
-    suppress_keyboard_interrupt=False,
-)
 app.command(cluster)
 app.command(data)
 app.command(jobs)

@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from cluster.data_cli import Count
+from cluster.jobs_cli import check_command
 from cluster.manifest import Kind, Wishes
 from cluster.ray_settings import LOOPBACK
 
@@ -73,7 +74,6 @@ def manifest(
     output
         The file to write: a path, file://, s3://, gs:// or az://; unset: standard output.
     """
-    from cluster.jobs_cli import check_command
     from cluster.manifest import render
     from pipelines import storage
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cluster.auth_token import ensure_token
 from cluster.ray_folder import lasting_ray_folder, remove_ray_folder
-from cluster.ray_settings import LOOPBACK, LOOPBACK_ONLY, SYSTEM_CONFIG
+from cluster.ray_settings import IDLE_STAY, LOOPBACK, LOOPBACK_ONLY
 from cluster.start_checks import check_start
 from pipelines.checksums import checked_json, json_with_checksum
 
@@ -76,7 +76,8 @@ def up(nodes: int, cpus: int, host: str = LOOPBACK) -> Embedded:
         ) from error
     log = _folder() / "cluster.log"
     # Threads that wait must not spin: all nodes share this machine's cores.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **cluster.environment, _MARK: cluster.mark}
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **IDLE_STAY, **os.environ, **cluster.environment}
+    environment[_MARK] = cluster.mark
     environment.pop("RAY_ADDRESS", None)
     # Cluster notes its address in Ray's default folder, where other people's `ray.init()` would find it, and
     # which may be another user's.
@@ -110,13 +111,12 @@ def hold(nodes: int, cpus: int, cluster: Embedded) -> None:
         "dashboard_agent_listen_port": 0,
     }
     head = {
-        "num_gpus": _gpus(),
+        "num_gpus": visible_gpus(),
         "gcs_server_port": int(port),
         "include_dashboard": True,
         "dashboard_host": host,
         "dashboard_port": int(cluster.dashboard.rpartition(":")[2]),
         "temp_dir": cluster.folder,
-        "_system_config": SYSTEM_CONFIG,
     }
     started = Cluster(initialize_head=True, head_node_args=node | head)
     for number in range(1, nodes):
@@ -127,13 +127,15 @@ def hold(nodes: int, cpus: int, cluster: Embedded) -> None:
         signal.pause()
 
 
-def _gpus() -> int:
+def visible_gpus() -> int:
     """This machine's, all of which the head has: other nodes would hand them out a second time."""
-    from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager as manager  # noqa: N813
-
-    visible = manager.get_current_process_visible_accelerator_ids()
-    there = manager.get_current_node_num_accelerators()
-    return there if visible is None else min(there, len(visible))
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return 0  # There is no driver.
+    there, visible = len(listed.splitlines()), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return there if visible is None else min(there, len(list(filter(None, visible.split(",")))))
 
 
 def find() -> Embedded | None:

@@ -25,13 +25,6 @@ _PROBE = "diptych-probe"
 
 _CONNECT_SECONDS, _ANSWER_SECONDS, _POLL_SECONDS, _LOST_SECONDS = 10.0, 60.0, 0.5, 60.0
 
-# Loggers of Ray that tell of each upload and connection.
-_CHATTY = (
-    "ray._private.runtime_env.packaging",
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray.dashboard.modules.job.sdk",
-)
-
 # As a shell has it for a command that SIGTERM has ended, which `jobs stop` sends; and SIGPIPE.
 _STOPPED, _PIPE_CLOSED = 143, 141
 
@@ -48,14 +41,15 @@ class Jobs:
         self.address = re.sub(r"//[^@/]*@", "//", there)
         from ray.job_submission import JobSubmissionClient
 
-        for chatty in _CHATTY:
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+        # They would tell of each upload and connection.
+        for handler in logging.getLogger("ray").handlers:
+            handler.setLevel(logging.WARNING)
         # The variables would take precedence over what was asked for.
         os.environ["RAY_API_SERVER_ADDRESS"] = there
         with _plain_errors(self.address):
             _connect(there)
             self._client = JobSubmissionClient(there)
-        self._client._do_request = partial(self._client._do_request, timeout=_ANSWER_SECONDS)
+        limit_answers(self._client, _ANSWER_SECONDS)
 
     def there(self, needed: list[str]) -> dict[str, Any]:
         """What `probe` finds on the cluster, by a job that takes seconds and is then forgotten."""
@@ -205,6 +199,12 @@ def _connect(address: str) -> None:
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     if port and not embedded.answers(f"{parts.hostname}:{port}", _CONNECT_SECONDS):
         raise ConnectionError
+
+
+def limit_answers(client: Any, seconds: float) -> None:
+    """Have its requests fail that are not answered in time; where Ray sends them otherwise, they wait."""
+    with suppress(AttributeError):
+        client._do_request = partial(client._do_request, timeout=seconds)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
+from cluster.app import app
 from pipelines.filesystems import check_no_secret, check_shared
 from training.config import TrainConfig
 
@@ -133,8 +134,6 @@ def _follow(there: "Jobs", job: str) -> None:
 
 def check_command(command: tuple[str, ...]) -> None:
     """Find what is wrong with a command before it is sent, as far as it shows on this machine."""
-    from cluster.cli import app
-
     if not command or command[0] in _NOT_AS_JOBS:
         what = command[0] if command else "nothing"
         raise ValueError(f"{what} cannot be submitted; write: diptych submit -- train CONFIG --flags")

@@ -12,8 +12,8 @@ from typing import Any
 
 from cluster import embedded
 from cluster.auth_token import ensure_token
-from cluster.ray_folder import ray_folder
-from cluster.ray_settings import AT_IMPORT, LOOPBACK_ONLY, SYSTEM_CONFIG, wants_token
+from cluster.ray_folder import files_in, ray_folder
+from cluster.ray_settings import IDLE_STAY, LOOPBACK_ONLY, wants_token
 from cluster.start_checks import checked_start, watched_room
 from cluster.watchdog import end_cluster, watched
 from training.faults import ClusterLostError
@@ -23,6 +23,9 @@ _HOST_AND_PORT = re.compile(r"[^/]+:\d+")
 
 # What RAY_ADDRESS may be instead: the cluster of this machine, or none.
 _AUTO, _LOCAL = "auto", "local"
+
+# What Ray takes for its own node's address.
+_LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 _CONNECT_SECONDS = 10.0
 
@@ -82,11 +85,11 @@ def cluster(cpus: float, modules: Sequence[Path] = (), resume: Sequence[str] = (
         else:
             # The dashboard would take a share of a small machine's cores.
             cores = max(os.cpu_count() or 1, int(cpus + 0.999))
-            with checked_start():
+            os.environ |= IDLE_STAY
+            with checked_start(), files_in(folder):
                 ray.init(
-                    "local", num_cpus=cores, include_dashboard=False, _system_config=SYSTEM_CONFIG,
-                    _temp_dir=folder, runtime_env=environment, **settings,
-                )  # fmt: skip
+                    "local", num_cpus=cores, include_dashboard=False, runtime_env=environment, **settings
+                )
         with _left(resume, folder), nullcontext() if there else watched_room(_warn):
             yield
 
@@ -162,10 +165,13 @@ def _warn(message: str) -> None:
 def _noted_by_ray() -> str:
     """Of the cluster that `ray start` has started or joined here.
 
-    Ray itself would take any that runs on this machine, also one that another process has for itself.
+    Ray itself would take any that runs on this machine, also one that another process has for itself; so it
+    does where it has no such function any more.
     """
-    from ray._private.utils import read_ray_address
-
+    try:
+        from ray._private.utils import read_ray_address
+    except ImportError:
+        return _AUTO
     if noted := read_ray_address():
         return noted
     raise ValueError(
@@ -176,21 +182,27 @@ def _noted_by_ray() -> str:
 
 def _check_listens(there: str) -> None:
     """ValueError where no Ray cluster can be at that address: Ray would wait for minutes."""
-    from ray._private.services import canonicalize_bootstrap_address
-
     if there.startswith("ray://"):
         listens = embedded.answers(there.removeprefix("ray://"), _CONNECT_SECONDS)
-    elif "://" in there:
+    elif "://" in there or there == _AUTO:
         return  # Ray's own to find.
     elif not _HOST_AND_PORT.fullmatch(there):
         raise ValueError(f"RAY_ADDRESS={there} is no address of a Ray cluster; write HOST:6379")
     else:
-        # Ray takes a node's own address for the loopback one.
-        listens = embedded.answers(there, _CONNECT_SECONDS) and _speaks_grpc(
-            canonicalize_bootstrap_address(there) or there
-        )
+        listens = embedded.answers(there, _CONNECT_SECONDS) and _speaks_grpc(_as_ray_takes_it(there))
     if not listens:
         raise ValueError(_no_answer(there))
+
+
+def _as_ray_takes_it(there: str) -> str:
+    """The address with this node's own in place of the loopback one."""
+    from ray.util import get_node_ip_address
+
+    host, _, port = there.rpartition(":")
+    if host not in _LOOPBACK_HOSTS:
+        return there
+    own = get_node_ip_address()
+    return f"[{own}]:{port}" if ":" in own else f"{own}:{port}"
 
 
 def _speaks_grpc(there: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from training.objective_config import Option, is_own
+from training.objectives import Objective
 from training.own_objective import find_own, source_of
 
 
@@ -20,6 +21,6 @@ def own_modules(objective: str, options: Mapping[str, Option] | None = None) -> 
     if (here := os.getcwd()) not in sys.path:  # As `python -m` has it.
         sys.path.insert(0, here)
     if options is not None:
-        find_own(objective, options)
+        find_own(Objective, objective, options)
     source = source_of(objective)
     return [source] if source else []

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pipelines.scratch import PREFIX, scratch_folder
 
-# Ray's default folder is the one of this name in RAY_TMPDIR, which `cluster up` makes use of.
-_RAYS = "ray"
+# Ray's default folder is the one of this name in that of the variable.
+_RAYS, _WHERE = "ray", "RAY_TMPDIR"
 
 # The longest path of a Unix socket, and what Ray's add to the place of a new folder.
 _LONGEST = 107
@@ -36,6 +36,20 @@ def lasting_ray_folder() -> str:
     """Likewise for a cluster that outlives this process, which removes it by remove_ray_folder."""
     with _told():
         return os.path.join(tempfile.mkdtemp(prefix=PREFIX, dir=_made_place()), _RAYS)
+
+
+@contextmanager
+def files_in(folder: str) -> Iterator[None]:
+    """Have a cluster that is started within the block keep its files in the folder, which is ray_folder's."""
+    before = os.environ.get(_WHERE)
+    os.environ[_WHERE] = os.path.dirname(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_WHERE]
+        else:
+            os.environ[_WHERE] = before
 
 
 def remove_ray_folder(folder: str) -> None:

@@ -14,8 +14,9 @@ AT_IMPORT = {
 }
 
 # Ray ends processes that were idle for a second where there are more than cores. The readers are, between
-# two windows, and starting one takes as long as it reads some thousand images.
-SYSTEM_CONFIG = {"num_workers_soft_limit": 64}
+# two windows, and starting one takes as long as it reads some thousand images. Ray's nodes read this as they
+# start.
+IDLE_STAY = {"RAY_num_workers_soft_limit": "64"}
 
 
 def wants_token(there: str) -> str:

@@ -2,7 +2,6 @@
 
 import logging
 import pickle
-import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -10,18 +9,10 @@ from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import ray.data
-from ray.data._internal.execution.backpressure_policy import (
-    ENABLED_BACKPRESSURE_POLICIES,
-    ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
-    BackpressurePolicy,
-)
-from ray.data._internal.execution.execution_callback import ExecutionCallback
-from ray.data._internal.execution.interfaces import PhysicalOperator
-from ray.data._internal.execution.operators.map_operator import MapOperator
-from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from pipelines.config import DataConfig
 from pipelines.plan import Window
+from pipelines.backpressure import limit_read_ahead
 from pipelines.reader import SCHEMA, Reading, ahead, read_pieces
 from pipelines.sources import Index
 
@@ -32,8 +23,6 @@ READER_CPUS = 0.01
 
 # Ray Data keeps a block per job from the start (0.7 ms each), so a long run is streamed in parts.
 _JOBS_PER_DATASET = 256
-
-_PAUSE_SECONDS = 0.05
 
 # The one column of what a task gives in place of what it could not make.
 _ERROR = "error"
@@ -99,35 +88,6 @@ class _Actor:
         return _attempt(self._work, batch)
 
 
-class _FewAhead(BackpressurePolicy):
-    """Lets a pool of tasks or actors be ahead of what is taken by twice its size.
-
-    Else all would be read that the object store has room for: in a burst that takes the cores from the
-    training, and into memory that is always fresh.
-    """
-
-    def can_add_input(self, op: PhysicalOperator) -> bool:
-        most = op.get_max_concurrency_limit()
-        if most is None or not isinstance(op, MapOperator):
-            return True
-        waiting = op.internal_output_queue_num_blocks() + len(self._topology[op].output_queue)
-        return op.num_active_tasks() + waiting < 2 * most
-
-
-class _Pause(ExecutionCallback):
-    """Makes Ray Data's scheduler rest between its rounds while it can do nothing.
-
-    It is a thread of this process. What it has read ahead and nobody takes leaves it nothing to wait for, and
-    it goes round and round: that took 0.9 of a core, and Python's lock, from the training beside it.
-    """
-
-    def on_execution_step(self, executor: StreamingExecutor) -> None:
-        operators = executor._topology or {}
-        busy = any(op.num_active_tasks() and not op._in_task_output_backpressure for op in operators)
-        if not busy and not executor._consumer_idling():
-            time.sleep(_PAUSE_SECONDS)
-
-
 def _attempt(work: Callable[[Any], pa.Table], batch: pa.Table) -> pa.Table:
     try:
         return work(pickle.loads(batch["job"][0].as_py()))
@@ -147,9 +107,7 @@ def _mapped(jobs: Iterable[Job], run: Any, **resources: Any) -> Iterator[pa.Tabl
         )
         dataset.context.execution_options.preserve_order = True
         dataset.context.enable_progress_bars = False
-        dataset.context.custom_execution_callback_classes = [_Pause]
-        policies = [*ENABLED_BACKPRESSURE_POLICIES, _FewAhead]
-        dataset.context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
+        limit_read_ahead(dataset.context)
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
             table = cast(pa.Table, block)
             if _ERROR in table.column_names:

@@ -16,8 +16,8 @@ import pytest
 
 from cluster.auth_token import ensure_token
 from cluster.objectstore import S3Server, s3_server
-from cluster.ray_folder import ray_folder
-from cluster.ray_settings import LOOPBACK_ONLY, SYSTEM_CONFIG
+from cluster.ray_folder import files_in, ray_folder
+from cluster.ray_settings import IDLE_STAY, LOOPBACK_ONLY
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -28,7 +28,7 @@ from processes import MARK
 # Neither a cluster that someone has named nor one that runs here is the tests', and theirs listens on this
 # machine alone; before anything imports Ray.
 _STATE = tempfile.TemporaryDirectory(prefix="diptych-")
-os.environ |= LOOPBACK_ONLY | {"XDG_STATE_HOME": _STATE.name, MARK: secrets.token_hex(8)}
+os.environ |= LOOPBACK_ONLY | IDLE_STAY | {"XDG_STATE_HOME": _STATE.name, MARK: secrets.token_hex(8)}
 # As in clusters that diptych starts: threads that wait must not spin.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 # One thread for each of the processes that share the cores; tensors here are too small for more.
@@ -106,15 +106,14 @@ def ray_cluster(bucket: str) -> Iterator[None]:
 
     ensure_token()
     with ray_folder() as folder:
-        ray.init(
-            "local",
-            num_cpus=CLUSTER_CPUS,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _system_config=SYSTEM_CONFIG,
-            _temp_dir=folder,
-        )
+        with files_in(folder):
+            ray.init(
+                "local",
+                num_cpus=CLUSTER_CPUS,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         yield
         ray.shutdown()
 

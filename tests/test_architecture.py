@@ -1,6 +1,7 @@
 """Arrows point one way, and frameworks stay at the edge."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 HOMES = {
     "ray": {
         "training/gauges.py",
+        "pipelines/read_ahead.py",
         "pipelines/stream.py",
         "training/worker.py",
         "training/process_group.py",
@@ -33,6 +35,7 @@ HOMES = {
     },
     "nvidia": {"pipelines/graph.py"},
     "cyclopts": {
+        "cluster/app.py",
         "cluster/cli.py",
         "cluster/cluster_cli.py",
         "cluster/data_cli.py",
@@ -41,6 +44,17 @@ HOMES = {
         "cluster/config_file.py",
     },
 }
+
+# Who may use what others keep private, and why: behind a function that does without, with a test of that.
+PRIVATE = {
+    "pipelines/read_ahead.py": "Ray Data offers no limit of how many tables it is ahead by",
+    "training/nodes.py": "Ray's public calls say neither which nodes are drained nor what each has to spare",
+    "cluster/local.py": "Ray's own search for RAY_ADDRESS=auto takes other processes' private clusters too",
+    "cluster/jobs.py": "Ray's client of jobs waits for answers without a limit",
+}
+
+# Underscored names that Python's documentation has.
+DOCUMENTED = {"_asdict", "_exit", "_fields", "_make", "_replace"}
 
 
 def imports(path: Path) -> set[str]:
@@ -51,7 +65,8 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            found.add(node.module or "")
+            # A name may be that of a module.
+            found |= {f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
 
 
@@ -71,6 +86,43 @@ def test_package_imports_only_packages_to_its_left(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):
         used = {name.split(".")[0] for name in imports(path)} & set(PACKAGES)
         assert used <= set(allowed), f"{path} imports {used - set(allowed)}"
+
+
+def test_private_names_are_used_where_there_is_a_reason_and_nowhere_else() -> None:
+    users = {str(path.relative_to(ROOT)) for path in MODULES if private_names(path)}
+    assert users == {name for name in PRIVATE if (ROOT / name).exists()}
+
+
+def private_names(path: Path) -> set[str]:
+    """What a file uses of others that begins with one underscore: imports, attributes, arguments by name."""
+    parts = {part for name in imports(path) for part in name.split(".")}
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Attribute(value=ast.Name(id="self" | "cls")):
+                pass
+            case ast.Attribute(attr=name) | ast.keyword(arg=str(name)):
+                parts.add(name)
+            case ast.Call(
+                func=ast.Name(id="getattr" | "setattr" | "hasattr"), args=[_, ast.Constant(value=name), *_]
+            ):
+                parts.add(name)
+    private = {part for part in parts if part.startswith("_") and not part.startswith("__")}
+    return private - DOCUMENTED
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    modules = {_dotted(path): path for path in MODULES}
+    # Not to packages: those export modules lazily, for users.
+    graph = {
+        name: {found for found in imports(path) & modules.keys() if modules[found].stem != "__init__"}
+        for name, path in modules.items()
+    }
+    TopologicalSorter(graph).prepare()
+
+
+def _dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def test_every_module_says_its_purpose_in_its_first_line() -> None:

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from training.gather import Gather
+
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 def synchronize_batch_norm(model: nn.Module, gather: Gather) -> nn.Module:
@@ -22,7 +23,7 @@ def synchronize_batch_norm(model: nn.Module, gather: Gather) -> nn.Module:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, _BatchNorm):
+            if isinstance(child, BatchNorm):
                 setattr(parent, name, GlobalBatchNorm(child, gather))
     return model
 
@@ -37,7 +38,7 @@ class GlobalBatchNorm(nn.Module):
     running_var: Tensor
     num_batches_tracked: Tensor
 
-    def __init__(self, original: _BatchNorm, gather: Gather) -> None:
+    def __init__(self, original: BatchNorm, gather: Gather) -> None:
         super().__init__()
         assert original.momentum is not None
         self.momentum, self.eps, self._gather = original.momentum, original.eps, gather

@@ -3,15 +3,10 @@
 from typing import NamedTuple
 
 import torch
-from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode
 
 from training.encoder_config import EncoderConfig
 from training.encoders import build_encoder
-from training.lean import leave_unmarked
-
-# What sees the operations is a class within the counter's.
-leave_unmarked(getattr(flop_counter, "_FlopCounterMode", FlopCounterMode))
 
 
 class Cost(NamedTuple):
@@ -24,8 +19,7 @@ class Cost(NamedTuple):
 def encoder_cost(config: EncoderConfig, size: int, device: str = "meta") -> Cost:
     """The cost of the encoder with images of `size` pixels a side.
 
-    On the device "meta" no arithmetic is done, but torch's compiler is loaded, once, for the shapes; on "cpu"
-    an image is encoded, and random numbers are drawn.
+    On the device "meta" no arithmetic is done; on "cpu" an image is encoded, and random numbers are drawn.
     """
     with torch.device(device):
         encoder = build_encoder(config).eval()

@@ -7,7 +7,6 @@ from threading import Event
 from typing import Any
 
 import ray
-from ray._private.state import state
 
 _ANSWER_SECONDS, _LOOK_SECONDS = 2.0, 1.0
 
@@ -18,7 +17,8 @@ _LOCAL_SECONDS, _REMOTE_SECONDS = 0.1, 40.0
 
 def draining_nodes() -> set[str]:
     """The ids of the nodes that their provider will take away soon, such as preempted ones."""
-    return set(state.get_draining_nodes())
+    draining = _told("get_draining_nodes")
+    return set() if draining is None else set(draining)
 
 
 def usable_resources() -> dict[str, float]:
@@ -33,8 +33,24 @@ def usable_resources() -> dict[str, float]:
 
 def free_resources() -> list[dict[str, float]]:
     """What each of the cluster's nodes that are not being drained has to spare."""
-    leaving = draining_nodes()
-    return [has for node, has in state.available_resources_per_node().items() if node not in leaving]
+    leaving, nodes = draining_nodes(), _told("available_resources_per_node")
+    if nodes is None:
+        return [dict(ray.available_resources())]
+    return [has for node, has in nodes.items() if node not in leaving]
+
+
+def _told(what: str) -> Any:
+    """What Ray's private state tells; None where it no longer does.
+
+    Then a node that is drained is one that will be lost, and the cluster is taken for one node: where what is
+    free is spread too thin, workers wait for room until their start times out, and begin anew.
+    """
+    try:
+        from ray._private.state import state
+
+        return getattr(state, what)()
+    except (ImportError, AttributeError):
+        return None
 
 
 def wait_for_lost_nodes(seconds: float, stop: Event) -> None:

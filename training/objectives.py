@@ -41,6 +41,7 @@ from training.objective_config import (
     temperature,
     views_apart,
 )
+from training.own_objective import find_own
 
 # The loss of two views' projections.
 ViewLoss = Callable[[Float[Tensor, "n dim"], Float[Tensor, "n dim"]], Float[Tensor, ""]]
@@ -271,10 +272,8 @@ def build_objective(
     if config.init:
         load_initial(encoder, config.init)
     if is_own(config.objective):
-        from training.own_objective import find_own  # It needs this module.
-
         options = config.objective_options
-        return find_own(config.objective, options)(encoder, gather=gather, **options)
+        return find_own(Objective, config.objective, options)(encoder, gather=gather, **options)
     if config.objective == "supervised":
         classifier = build_classifier(encoder.dim, count_classes(config, index))
         smoothing = label_smoothing(config.supervised)

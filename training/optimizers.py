@@ -9,11 +9,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from training.config import OptimizerConfig, TrainConfig
-from training.lean import leave_unmarked, plain_step
 
 _TRUST = 1e-3
-
-leave_unmarked(Optimizer)
 
 
 class LARS(Optimizer):
@@ -55,14 +52,6 @@ class LARS(Optimizer):
         parameter.sub_(state["momentum_buffer"])
 
 
-class _SGD(SGD):
-    step = plain_step(SGD)
-
-
-class _AdamW(AdamW):
-    step = plain_step(AdamW)
-
-
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     """The optimiser, with no weight decay (and in LARS no adaptation) for biases and batch norm."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -72,8 +61,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
         groups = [weights, {**others, "adapt": False}]
         return LARS(groups, lr=0.0, momentum=config.momentum, weight_decay=0.0)
     if config.name == "sgd":
-        return _SGD([weights, others], lr=0.0, momentum=config.momentum, nesterov=config.nesterov)
-    return _AdamW([weights, others], lr=0.0, betas=(config.momentum, 0.999))
+        return SGD([weights, others], lr=0.0, momentum=config.momentum, nesterov=config.nesterov)
+    return AdamW([weights, others], lr=0.0, betas=(config.momentum, 0.999))
 
 
 def peak_learning_rate(config: TrainConfig) -> float:

@@ -6,20 +6,24 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from training.objective_config import Option
-from training.objectives import Objective
+
+Base = TypeVar("Base")
 
 
-def find_own(name: str, options: Mapping[str, Option]) -> Callable[..., Objective]:
-    """The class that MODULE:CLASS names, called with an encoder, gather= and the options.
+def find_own(base: type[Base], name: str, options: Mapping[str, Option]) -> Callable[..., Base]:
+    """The subclass of `base` that MODULE:CLASS names; it takes an encoder, gather= and the options.
 
     Raises ValueError where there is none, or it does not take the options.
     """
     attribute = name.partition(":")[2]
     found = getattr(_module(name), attribute, None)
-    if not (isinstance(found, type) and issubclass(found, Objective)):
-        raise ValueError(f"objective={name} is no class; define class {attribute}(training.Objective) there")
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(
+            f"objective={name} is no class; define class {attribute}(training.{base.__name__}) there"
+        )
     try:
         inspect.signature(found).bind(None, gather=None, **options)
     except TypeError as error:

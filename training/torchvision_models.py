@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torchvision
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
 from torchvision.ops import StochasticDepth
 
 # Their second classifiers, which give a tuple while training, are left out.
@@ -14,6 +13,11 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
 }
+
+_DROPPING = (
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+    StochasticDepth,
+)  # fmt: skip
 
 
 def torchvision_model(name: str, **arguments: Any) -> nn.Module:
@@ -34,7 +38,7 @@ def torchvision_trunk(name: str) -> tuple[nn.Module, int]:
     """
     trunk = torchvision_model(name)
     for module in trunk.modules():
-        if isinstance(module, _DropoutNd | StochasticDepth):
+        if isinstance(module, _DROPPING):
             module.p = 0.0
     path = classifier_of(name)
     classifier: Any = trunk.get_submodule(path)

@@ -18,9 +18,6 @@ import torch
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryError, RayActorError
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer, get_device
-from ray.train.v2._internal.callbacks import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.callback import RayTrainCallback
 
 from pipelines import storage
 from pipelines.scratch import scratch_folder
@@ -82,18 +79,6 @@ class _Job:
     sets: Sets
     task: Task
     channel: WorkerEnd
-
-
-class _Trainer(TorchTrainer):
-    """Without two actors that Ray Train starts for each run, which take seconds of CPU time to come up.
-
-    One serves data sets given to the trainer, and there are none; one removes the placement group that a dead
-    controller has left, which is done here.
-    """
-
-    def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        unused = (DatasetsCallback, PlacementGroupCleanerCallback)
-        return [each for each in super()._create_default_callbacks() if not isinstance(each, unused)]
 
 
 def launch(
@@ -181,7 +166,7 @@ def _started(
         open_channel(heard, ending) as channel,
         scratch_folder() as scratch,
     ):
-        trainer = _Trainer(
+        trainer = TorchTrainer(
             _work,
             train_loop_config={"job": _Job(config, sets, task, channel)},
             scaling_config=ScalingConfig(

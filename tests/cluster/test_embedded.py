@@ -14,6 +14,7 @@ from processes import cluster_processes
 from strangers import stranger_reads
 
 from cluster.cli import main
+from cluster.embedded import visible_gpus
 
 _NONE = "diptych: no cluster is running; start one with: diptych cluster up"
 
@@ -28,6 +29,16 @@ def test_an_address_that_is_none_of_this_machines_is_refused(
     assert capsys.readouterr().err == (
         "diptych: host=192.0.2.254 is no address of this machine; leave it out, or give one\n"
     )
+
+
+@pytest.mark.parametrize("visible", [None, "", "0"])
+def test_its_head_has_the_gpus_that_cuda_sees(monkeypatch: pytest.MonkeyPatch, visible: str | None) -> None:
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    count = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    assert visible_gpus() == int(subprocess.run(count, capture_output=True, text=True, check=True).stdout)
 
 
 @pytest.mark.ray

@@ -18,12 +18,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
 from commands import diptych, started_cluster
 from pool import Pool
 from processes import LOOPBACK, cluster_processes, held, listening, training_workers
+from ray.dashboard.modules.dashboard_sdk import SubmissionClient
 
 from cluster.cli import app, main
 from cluster.digits import scattered_digits
+from cluster.jobs import limit_answers
 from cluster.train import run_training
 from pipelines import storage
 from pipelines.shards import write_shards
@@ -424,6 +427,15 @@ class _Relay:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
         source.close()
+
+
+def test_requests_that_are_not_answered_end_and_a_client_of_another_kind_is_left_as_it_is() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = SubmissionClient(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        limit_answers(client, 0.2)
+        with pytest.raises(requests.Timeout):
+            client.get_version()
+    limit_answers(object(), 0.2)
 
 
 @pytest.fixture(scope="module")

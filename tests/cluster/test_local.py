@@ -13,6 +13,8 @@ import pytest
 import ray
 from commands import diptych, started_cluster
 
+from cluster.local import address
+
 pytestmark = pytest.mark.ray
 
 
@@ -38,6 +40,15 @@ def test_auto_is_the_cluster_that_ray_has_noted(ray_cluster: None, tmp_path: Pat
     done = diptych("cluster", "status", RAY_ADDRESS="auto", **_noted(tmp_path, address))
     assert done.returncode == 0, done.stderr
     assert f"cluster at {address}" in done.stdout
+
+
+def test_auto_is_left_to_ray_where_it_no_longer_tells_what_it_has_noted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.delattr("ray._private.utils.read_ray_address")
+    assert address() == "auto"
 
 
 def test_a_cluster_that_was_noted_and_is_gone_is_one_line(tmp_path: Path) -> None:

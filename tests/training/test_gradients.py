@@ -48,7 +48,7 @@ def _objective(
     if norm:
         return synchronize_batch_norm(objective.double(), gather)  # pyright: ignore[reportReturnType]
     for module in objective.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.eval()
     return objective
 

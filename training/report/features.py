@@ -70,7 +70,7 @@ class FeatureSample:
 def affordable_images(config: TrainConfig, multiply_adds: float) -> int:
     """How many images the encoder can embed within `multiply_adds`; 0 if too few to be worth showing."""
     with torch.random.fork_rng(devices=[]):
-        # On the CPU this takes less time than loading torch's compiler.
+        # Some of torchvision's networks cannot be built without arithmetic.
         cost = encoder_cost(config.encoder, config.data.view.size, "cpu")
     images = int(multiply_adds / cost.multiply_adds)
     return min(images, _MOST_IMAGES) if images >= _FEWEST_IMAGES else 0
