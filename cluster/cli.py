@@ -219,7 +219,7 @@ def demo(*, output: str = "runs") -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command of `arguments`, or of the command line; bad input ends in one line and exit code 2."""
     try:
-        app(arguments, exit_on_error=False, print_error=False)
+        _run(arguments)
     except CycloptsError as error:
         _fail(_one_line(error))
     except ValidationError as error:
@@ -246,13 +246,29 @@ def main(arguments: list[str] | None = None) -> None:
             "diptych: interrupted; the same command goes on from its last checkpoint or shard",
             file=sys.stderr,
         )
-        sys.exit(130)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(
+            130
+        )  # Threads that wait for Ray, or Ray itself, may end Python's own way to end with another.
     except Exception as error:
         # Ray takes seconds to import.
         if not type(error).__module__.startswith("ray."):
             raise
         what = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
         sys.exit(f"diptych: the Ray cluster failed: {what}; see diptych doctor")
+
+
+def _run(arguments: list[str] | None) -> None:
+    """The command; KeyboardInterrupt where one has ended it, whatever fails as that is cleaned up after."""
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause := cause.__context__:
+            if isinstance(cause, KeyboardInterrupt):
+                raise cause from None
+        raise
 
 
 def _fail(message: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from cluster import embedded
 from cluster.auth_token import ensure_token
 from cluster.ray_folder import files_in, ray_folder
-from cluster.ray_settings import IDLE_STAY, LOOPBACK_ONLY, wants_token
+from cluster.ray_settings import AT_IMPORT, IDLE_STAY, LOOPBACK_ONLY, wants_token
 from cluster.start_checks import checked_start, watched_room
 from cluster.watchdog import end_cluster, watched
 from training.faults import ClusterLostError
@@ -80,8 +80,8 @@ def cluster(cpus: float, modules: Sequence[Path] = (), resume: Sequence[str] = (
         folder = None if there else stack.enter_context(ray_folder())
         # Before Ray: where this process cannot be started, nothing is left connected.
         stack.enter_context(watched(resume, folder, os.path.dirname(ray.__file__)))
-        if there:
-            _connect(there, environment, settings)
+        if folder is None:
+            _connect(there or "", environment, settings)
         else:
             # The dashboard would take a share of a small machine's cores.
             cores = max(os.cpu_count() or 1, int(cpus + 0.999))

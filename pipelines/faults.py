@@ -20,6 +20,14 @@ _log = logging.getLogger(__name__)
 _TIMEOUT_SECONDS = 120.0
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.25, 5.0
 
+# A server that comes back may not know its users for so long. The first that is heard of its absence can be
+# that it denies a request: the client itself waits a little for one that does not answer.
+_RETURN_SECONDS = 5.0
+
+# Buckets that this process has had an answer of: a denial before that is wrong credentials, and told at once.
+_answered: set[str] = set()
+_BUCKET = re.compile(r" (?:\w+://)?([\w.-]+)")
+
 # How long a call waits at most within `briefly`, and whether this thread is.
 _BRIEF_SECONDS = 1.0
 _brief: ContextVar[bool] = ContextVar("brief", default=False)
@@ -73,15 +81,19 @@ def retrying(call: Callable[[], _T], what: str) -> _T:
     out, at once for faults that do not pass; errors that are not the storage's go through as they are.
     """
     started, waited, wait = time.monotonic(), False, _FIRST_WAIT_SECONDS
+    denied: float | None = None
+    bucket = found[1] if (found := _BUCKET.search(what)) else ""
     brief = _brief.get()
     chance = random.Random()  # Workers that lost the storage together must not come back together.
     while True:
         try:
             result = call()
         except (OSError, pa.ArrowException, ValueError) as error:
-            late = time.monotonic() - started > (min(_BRIEF_SECONDS, patience()) if brief else patience())
-            # A server that has just come back may not know its users yet.
-            returning = waited and not late and _DENIED.search(str(error)) is not None
+            now = time.monotonic()
+            late = now - started > (min(_BRIEF_SECONDS, patience()) if brief else patience())
+            denied = (denied or now) if _DENIED.search(str(error)) else None
+            known = waited or bucket in _answered
+            returning = known and not late and denied is not None and now - denied < _RETURN_SECONDS
             if not transient(error) and not returning:
                 explained = _explained(error, what)
                 if explained is None:
@@ -94,6 +106,7 @@ def retrying(call: Callable[[], _T], what: str) -> _T:
         else:
             if waited and not brief:
                 _log.warning("%s: goes on after %.0f s", what, time.monotonic() - started)
+            _answered.add(bucket)
             return result
         waited = True
         time.sleep(wait * chance.uniform(0.5, 1))

@@ -10,9 +10,9 @@ from typing import Any, TypeVar, cast
 import pyarrow as pa
 import ray.data
 
+from pipelines.backpressure import limit_read_ahead
 from pipelines.config import DataConfig
 from pipelines.plan import Window
-from pipelines.backpressure import limit_read_ahead
 from pipelines.reader import SCHEMA, Reading, ahead, read_pieces
 from pipelines.sources import Index
 

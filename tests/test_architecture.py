@@ -14,7 +14,7 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 HOMES = {
     "ray": {
         "training/gauges.py",
-        "pipelines/read_ahead.py",
+        "pipelines/backpressure.py",
         "pipelines/stream.py",
         "training/worker.py",
         "training/process_group.py",
@@ -47,7 +47,7 @@ HOMES = {
 
 # Who may use what others keep private, and why: behind a function that does without, with a test of that.
 PRIVATE = {
-    "pipelines/read_ahead.py": "Ray Data offers no limit of how many tables it is ahead by",
+    "pipelines/backpressure.py": "Ray Data offers no limit of how many tables it is ahead by",
     "training/nodes.py": "Ray's public calls say neither which nodes are drained nor what each has to spare",
     "cluster/local.py": "Ray's own search for RAY_ADDRESS=auto takes other processes' private clusters too",
     "cluster/jobs.py": "Ray's client of jobs waits for answers without a limit",

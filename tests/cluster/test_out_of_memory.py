@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 _STEPS, _EVERY = 24, 4
 
-# The command and its cluster have so much memory, and a greedy worker asks for so much. Ray ends workers at this
-# share of the limit, more than a run of this size takes.
+# The command and its cluster have so much memory, and a greedy worker asks for so much. Ray ends workers at
+# this share of the limit, more than a run of this size takes.
 _LIMIT_BYTES, _THRESHOLD, _GREED_BYTES = 8 * 2**30, 0.6, 5 * 2**30
 
 # In a control group of its own, which it sees as the machine's, as in a container.

@@ -190,7 +190,7 @@ def test_a_run_is_in_the_cluster_s_metrics_and_ctrl_c_twice_ends_it_at_once(
     process.send_signal(signal.SIGINT)
     _wait(lambda: "once more ends at once" in (tmp_path / "log").read_text(), process, tmp_path / "log")
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 128 + signal.SIGINT
+    assert process.wait(30) == 128 + signal.SIGINT, (tmp_path / "log").read_text()
     assert "interrupted; the same command goes on" in (tmp_path / "log").read_text()
 
 

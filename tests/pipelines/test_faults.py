@@ -172,6 +172,19 @@ def test_a_server_that_has_just_come_back_may_deny_for_a_while():
     assert retrying(call, "reading it") == "content"
 
 
+def test_its_denial_may_be_the_first_that_is_heard_of_its_absence():
+    faults = iter([None, _DENIED, _DENIED])
+
+    def call() -> None:
+        for fault in faults:
+            if fault:
+                raise fault
+            return
+
+    for key in ("first", "second"):
+        retrying(call, f"reading s3://has-answered/{key}")
+
+
 @pytest.mark.parametrize(("first", "at_once"), [(_DENIED, True), (ConnectionRefusedError("refused"), False)])
 def test_one_that_denies_for_good_is_told_of(first: OSError, at_once: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DIPTYCH_STORAGE_TIMEOUT", "1")
@@ -181,8 +194,8 @@ def test_one_that_denies_for_good_is_told_of(first: OSError, at_once: bool, monk
         calls.append(1)
         raise next(faults)
 
-    with pytest.raises(PermissionError, match="reading it: access was denied; check AWS_ACCESS_KEY_ID"):
-        retrying(call, "reading it")
+    with pytest.raises(PermissionError, match="reading s3:.*: access was denied; check AWS_ACCESS_KEY_ID"):
+        retrying(call, "reading s3://never-answered/key")
     assert (len(calls) == 1) == at_once
 
 
