@@ -194,7 +194,7 @@ def test_one_that_denies_for_good_is_told_of(first: OSError, at_once: bool, monk
         calls.append(1)
         raise next(faults)
 
-    with pytest.raises(PermissionError, match="reading s3:.*: access was denied; check AWS_ACCESS_KEY_ID"):
+    with pytest.raises(PermissionError, match=r"reading s3:.*: access was denied; check AWS_ACCESS_KEY_ID"):
         retrying(call, "reading s3://never-answered/key")
     assert (len(calls) == 1) == at_once
 
