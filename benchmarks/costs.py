@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipelines.config import DataConfig
+from pipelines.index import build_index
 from pipelines.labels import read_labels
 from pipelines.plan import Piece
 from pipelines.reader import Reading, read_pieces
-from pipelines.sources import build_index
 
 _DATA = DataConfig(train="")
 _SIZES = [2_500, 5_000, 10_000]

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.machine import add_device_option, chosen_device, describe
-from training.encoder_config import EncoderConfig
-from training.encoders import build_encoder
+from training.config.encoder import EncoderConfig
+from training.models.encoders import build_encoder
 
 _CLASSES = 10
 _FAMILIES = {"plain": "plain", "resnet": "residual"}

@@ -38,21 +38,20 @@ from benchmarks.comparison import Comparison, add_json_option, spread, write_jso
 from benchmarks.machine import CORES, add_device_option, chosen_device, describe, finish
 from benchmarks.samples import read_images
 from pipelines.config import DataConfig
+from pipelines.index import build_index
 from pipelines.mixing import run_mixing
-from pipelines.packing import Sizes
+from pipelines.packing import Order, Sizes, part_jobs, remove_parts, write_gathered, write_part
 from pipelines.philox import derive_key, permutation
 from pipelines.reader import ahead, read_windows
-from pipelines.shuffle import Order, part_jobs, remove_parts, write_gathered, write_part
-from pipelines.sources import build_index
 from training.config import TrainConfig
-from training.encoders import build_encoder
-from training.evaluator import Evaluator, Sets
+from training.evaluation.evaluator import Evaluator, Sets
 from training.gather import LocalGather
-from training.heads import build_projector
 from training.metrics import read_metrics
+from training.models.encoders import build_encoder
+from training.models.heads import build_projector
 from training.optimizers import build_optimizer, learning_rate, peak_learning_rate
 from training.process import Worker
-from training.run import make_plan, run_uri, total_steps, train
+from training.trainer import make_plan, run_uri, total_steps, train
 
 _STRENGTH = 0.5
 

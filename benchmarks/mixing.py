@@ -18,14 +18,12 @@ import pyarrow as pa
 
 from benchmarks.comparison import Comparison, add_json_option, write_json
 from pipelines.config import DataConfig
-from pipelines.layout import Layout
+from pipelines.formats.base import Layout
+from pipelines.index import Index
 from pipelines.mixing import Mixing, measure
-from pipelines.packing import Sizes
+from pipelines.packing import Order, Sizes
 from pipelines.philox import derive_key, permutation
-from pipelines.plan import Line, Plan
-from pipelines.shuffle import Order
-from pipelines.sources import Index
-from pipelines.windows import training_plan
+from pipelines.plan import Line, Plan, training_plan
 
 # Rows of a window.
 _BEFORE = 1024

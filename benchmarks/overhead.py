@@ -28,21 +28,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.comparison import Comparison, add_json_option, spread, write_json
 from benchmarks.machine import CORES, add_device_option, chosen_device, describe, finish
-from cluster.local import cluster
+from cluster.ray_cluster import cluster
 from cluster.train import run_training
 from pipelines.config import DataConfig
 from pipelines.feed import Device, training_views
+from pipelines.index import build_index
 from pipelines.plan import lanes_of
 from pipelines.reader import read_windows
-from pipelines.sources import build_index
 from pipelines.views import Views
-from training.batch_norm import synchronize_batch_norm
 from training.config import TrainConfig
 from training.gather import ProcessGroupGather
 from training.gradients import whole_batch
+from training.models.batch_norm import synchronize_batch_norm
 from training.objectives import build_objective
 from training.optimizers import build_optimizer, set_learning_rate
-from training.run import make_plan
+from training.trainer import make_plan
 
 _WORKERS = {"cpu": 2, "cuda": 1}
 _WARM_UP = 10

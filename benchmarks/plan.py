@@ -33,9 +33,9 @@ import pyarrow as pa
 from benchmarks.comparison import Comparison, add_json_option, write_json
 from benchmarks.memory import peak, start_peak
 from pipelines.config import DataConfig
+from pipelines.index import Index, build_index
 from pipelines.plan import Plan, Window, lanes_of
 from pipelines.reader import Reading
-from pipelines.sources import Index, build_index
 
 # Images of a shard, in turns, so that windows begin and end anywhere in them.
 _ROWS = (950, 1050)

@@ -26,11 +26,11 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from cluster import cluster, run_training
-from cluster.digits import scattered_digits
+from cluster.demo import scattered_digits
 from pipelines.shards import write_shards
 from training import TrainConfig, read_metrics
 from training.config import shipped_config
-from training.record import to_toml
+from training.run_folder import to_toml
 
 Losses = Float[np.ndarray, " steps"]
 

@@ -23,12 +23,12 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # Before torch reads it.
 
 from benchmarks.comparison import Comparison, add_json_option, spread, write_json
-from cluster.local import cluster
+from cluster.ray_cluster import cluster
 from cluster.tune import read_search, run_tuning
-from pipelines.sources import build_index
-from training.attempts import run_to_its_end
-from training.record import claim_run
-from training.run import run_uri
+from pipelines.index import build_index
+from training.ray_train.elastic import run_to_its_end
+from training.run_folder import claim_run
+from training.trainer import run_uri
 from tuning.config import SearchConfig
 from tuning.figures import progress
 from tuning.search import search_sets

@@ -21,14 +21,14 @@ import ray
 import torch
 
 from benchmarks.comparison import Comparison, add_json_option, write_json
-from cluster.local import cluster
 from cluster.objectstore import s3_server
+from cluster.ray_cluster import cluster
 from pipelines.config import DataConfig
 from pipelines.feed import Device, training_views
+from pipelines.index import Index, build_index
 from pipelines.plan import Plan, lanes_of
 from pipelines.reader import read_windows
 from pipelines.shards import write_shards
-from pipelines.sources import Index, build_index
 from pipelines.stream import stream_windows
 
 _BUCKET = "diptych-benchmark"

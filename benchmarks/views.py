@@ -32,10 +32,10 @@ from torchvision.transforms import v2
 from benchmarks.comparison import Comparison, add_json_option, spread, write_json
 from benchmarks.machine import CORES, add_device_option, chosen_device, describe, finish
 from benchmarks.samples import read_images
-from pipelines.dali import Request, make_views
-from pipelines.draws import draw
-from pipelines.header import read_header
-from pipelines.recipes import RECIPES, ViewRecipe
+from pipelines.augment.dali import Request, make_views
+from pipelines.augment.draws import draw
+from pipelines.config import RECIPES, ViewRecipe
+from pipelines.images.header import read_header
 
 try:
     from lightly.data.multi_view_collate import MultiViewCollate

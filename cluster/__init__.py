@@ -5,14 +5,11 @@ from typing import TYPE_CHECKING
 from pipelines.exports import lazily
 
 if TYPE_CHECKING:
-    from cluster.columns import Columns
-    from cluster.data import run_embed, run_pack, run_preview
-    from cluster.doctor import run_doctor
-    from cluster.evaluate import run_evaluation
-    from cluster.export import run_export
-    from cluster.inspection import run_inspect
-    from cluster.local import cluster
-    from cluster.request import EvaluationRequest
+    from cluster.data import run_embed, run_inspect, run_pack, run_preview
+    from cluster.doctor.checks import run_doctor
+    from cluster.evaluate import run_evaluation, run_export
+    from cluster.options import Columns, EvaluationRequest
+    from cluster.ray_cluster import cluster
     from cluster.scale import run_scale
     from cluster.train import run_training
     from cluster.tune import kept_search, read_search, run_tuning
@@ -21,17 +18,29 @@ if TYPE_CHECKING:
 __getattr__ = lazily(
     __name__,
     {
-        "cluster.columns": ("Columns",),
-        "cluster.data": ("run_embed", "run_pack", "run_preview"),
-        "cluster.doctor": ("run_doctor",),
-        "cluster.evaluate": ("run_evaluation",),
-        "cluster.export": ("run_export",),
-        "cluster.inspection": ("run_inspect",),
-        "cluster.local": ("cluster",),
-        "cluster.request": ("EvaluationRequest",),
+        "cluster.options": (
+            "Columns",
+            "EvaluationRequest",
+        ),
+        "cluster.data": (
+            "run_embed",
+            "run_inspect",
+            "run_pack",
+            "run_preview",
+        ),
+        "cluster.doctor.checks": ("run_doctor",),
+        "cluster.evaluate": (
+            "run_evaluation",
+            "run_export",
+        ),
+        "cluster.ray_cluster": ("cluster",),
         "cluster.scale": ("run_scale",),
         "cluster.train": ("run_training",),
-        "cluster.tune": ("kept_search", "read_search", "run_tuning"),
+        "cluster.tune": (
+            "kept_search",
+            "read_search",
+            "run_tuning",
+        ),
     },
 )
 

@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command line."""
     try:
-        from cluster.cli import main as run  # Takes a second.
+        from cluster.cli.main import main as run  # Takes a second.
     except KeyboardInterrupt:
         print("diptych: interrupted before it began", file=sys.stderr)
         sys.exit(130)

@@ -1,45 +1,54 @@
-"""`diptych data`: pack, preview and embed a data set on the cluster."""
+"""What the `data` commands do: inspect, preview, pack and embed."""
 
 import hashlib
+import json
+import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import pyarrow as pa
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from cluster.columns import Columns
-from cluster.listing import absolute, image_bar, read_index
-from cluster.local import cluster
-from cluster.progress import warn
-from pipelines import destination, storage, torchvision_source
+from cluster.datasets import absolute, image_bar, read_index
+from cluster.options import Columns
+from cluster.ray_cluster import cluster
+from cluster.terminal import warn
+from pipelines import shards, storage
 from pipelines.config import DataConfig
-from pipelines.decoding import screened
+from pipelines.formats import torchvision_source
+from pipelines.images.decoding import screened
+from pipelines.index import Index
+from pipelines.inspection import Survey, contact_sheet, report, survey
 from pipelines.labels import label_names
+from pipelines.mixing import Mixing, measure
 from pipelines.packing import (
+    Order,
     ShardJob,
     Sizes,
+    all_readings,
+    direct_jobs,
+    finished_parts,
     finished_shards,
     good_rows,
     mean_bytes,
     pack_shard,
-    shard_jobs,
-    spread,
-)  # fmt: skip
-from pipelines.preview import contact_sheet
-from pipelines.quarantine import BESIDE_SHARDS, Quarantine, Quarantined, decode
-from pipelines.reader import read_pieces
-from pipelines.shuffle import (
-    Order,
-    direct_jobs,
-    finished_parts,
     part_jobs,
     remove_parts,
+    shard_jobs,
+    spread,
     write_gathered,
     write_part,
-)  # fmt: skip
-from pipelines.sources import Index
+)  # fmt: skip  # fmt: skip
+from pipelines.plan import training_plan, window_rows
+from pipelines.quarantine import BESIDE_SHARDS, Quarantine, Quarantined, decode
+from pipelines.reader import Reading, read_pieces
+from training.config import TrainConfig
 
 _Job = TypeVar("_Job")
 
@@ -76,12 +85,12 @@ def run_pack(
         "rows_per_group": rows_per_group,
         "rows_per_part": rows_per_part,
     }
-    noted = destination.claim(dest, "pack", wanted)
+    noted = shards.claim(dest, "pack", wanted)
     if noted is None:
         per_image = mean_bytes(read_pieces(spread(index, _SAMPLE), data, own_bytes=True))
         sizes = Sizes.of(per_image, shard=rows_per_shard, group=rows_per_group, part=rows_per_part)
         noted = wanted | asdict(sizes)
-        destination.note(dest, "pack", noted)
+        shards.note(dest, "pack", noted)
     written = {"dest": dest, "rows_per_group": noted["rows_per_group"], "classes": label_names(index)}
     if shuffle == "none" or index.random_access:
         whole = shard_jobs(index, noted["rows_per_shard"])
@@ -146,10 +155,10 @@ def run_embed(
         "checkpoint": checkpoint,
         "rows_per_shard": rows_per_shard,
     }
-    noted = destination.claim(dest, "embed", wanted)
+    noted = shards.claim(dest, "embed", wanted)
     if noted is None:
         noted = wanted | {"checkpoint": trained.step, "rows_per_shard": rows_per_shard or _EMBEDDED_ROWS}
-        destination.note(dest, "embed", noted)
+        shards.note(dest, "embed", noted)
     if noted["checkpoint"] != trained.step:  # The one that the shards so far were made with.
         trained = read_trained(run, noted["checkpoint"])
     embedder = Embedder(trained.config, noted["checkpoint"], data, dest, label_names(index))
@@ -252,3 +261,88 @@ def _write(
         f"{dest}: {total['images']:,} images in {total['shards']:,} shards, {total['bytes'] / 2**20:,.1f} MiB"
         + (f"; {len(bad):,} bad left out: {dest}/{BESIDE_SHARDS}" if bad else "")
     )
+
+
+# Images that a task reads at a time.
+_SURVEY_ROWS = 512
+
+# Reasons and classes that a table on the terminal shows.
+_SHOWN = 20
+
+
+def run_inspect(
+    uri: str,
+    columns: Columns = Columns(),  # noqa: B008
+    *,
+    decode: bool = False,
+    as_json: bool = False,
+) -> dict[str, Any]:
+    """Print what the images at `uri` are, and return it; raises ValueError where there are none."""
+    uri = absolute(uri)
+    data = columns.data(uri)
+    index = read_index(uri, data)
+    readings = all_readings(index, _SURVEY_ROWS)
+    found = Survey()
+    with cluster(cpus=1), image_bar("inspect", index) as shown:
+        from pipelines.stream import map_jobs
+
+        for table in map_jobs(readings, partial(_survey, data=data, decode=decode)):
+            part: Survey = pickle.loads(table["found"][0].as_py())
+            found.add(part)
+            shown.update(part.images + part.bad_images)
+    rows = window_rows(index, data)
+    values = report(index, found, label_names(index), rows, _mixing(index, data, found))
+    if as_json:
+        print(json.dumps(values, indent=1))
+    else:
+        _print_report(values)
+    return values
+
+
+def _mixing(index: Index, data: DataConfig, found: Survey) -> Mixing | None:
+    """The mixing of a run's batches by default; None without labels, and where there are too few images."""
+    if not index.has_labels or index.rows.sum() < TrainConfig.batch_size:
+        return None
+    settings = {"seed": TrainConfig.seed, "lanes": TrainConfig.lanes, "batch_size": TrainConfig.batch_size}
+    labels = np.concatenate(found.row_labels)
+    return measure(training_plan(index, data, **settings), labels.__getitem__)
+
+
+def _survey(reading: Reading, data: DataConfig, decode: bool) -> pa.Table:
+    return pa.table({"found": [pickle.dumps(survey(reading, data, decode=decode))]})
+
+
+def _print_report(values: dict[str, Any]) -> None:
+    console = Console()
+    about = Table(title=values["uri"], show_header=False, title_justify="left")
+    layout = f"{values['layout']}: {values['files']:,} files, {values['fragments']:,} fragments"
+    about.add_row("layout", f"{layout} of at most {values['largest_fragment_rows']:,} rows")
+    about.add_row("images", f"{values['images']:,}, and {values['bad_images']:,} bad")
+    about.add_row("bytes", f"{values['bytes']:,}, {values['mean_bytes']:,} an image")
+    for name in ("height", "width", "pixels"):
+        about.add_row(name, ", ".join(f"{key} {value:,}" for key, value in values[name].items()))
+    about.add_row("formats", ", ".join(f"{name} {count:,}" for name, count in values["formats"].items()))
+    if values["no_labels"]:
+        about.add_row("labels", escape(f"none: {values['no_labels']}"))
+    if values["mixing"]:
+        about.add_row("mixing", f"{Mixing(**values['mixing'])}; windows of {values['window_rows']:,} images")
+    console.print(about)
+    _print_counts(console, "class", values["classes"].items())
+    _print_counts(
+        console, "bad", [(bad["reason"], bad["images"], *bad["examples"][:1]) for bad in values["bad"]]
+    )
+    for hint in values["hints"]:
+        console.print(f"hint: {hint}", markup=False, highlight=False)
+
+
+def _print_counts(console: Console, what: str, rows: Iterable[tuple]) -> None:
+    """A table of a name, its count and what else there is, cut where it is long."""
+    rows = list(rows)
+    if not rows:
+        return
+    table = Table(what, "images", *(["such as"] if len(rows[0]) > 2 else []))
+    for name, count, *others in rows[:_SHOWN]:
+        table.add_row(escape(name), f"{count:,}", *map(escape, others))
+    if len(rows) > _SHOWN:
+        table.add_row(f"and {len(rows) - _SHOWN:,} more", f"{sum(row[1] for row in rows[_SHOWN:]):,}")
+    console.print(table)

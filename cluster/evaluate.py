@@ -1,29 +1,32 @@
-"""`diptych eval`: a finished run's encoder is judged, and the result kept beside the run."""
+"""What follows a run: its encoder is judged, written to a file, or shown on a page."""
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from cluster.listing import absolute, read_index
-from cluster.local import cluster
-from cluster.progress import counted, warn
-from cluster.request import EvaluationRequest
+from cluster.datasets import absolute, read_index
+from cluster.options import EvaluationRequest
+from cluster.ray_cluster import cluster
+from cluster.terminal import counted, warn
 from cluster.train import labelled, labels_known, run_training, training_index
 from pipelines import storage
 from pipelines.labels import labelled_part, numbered, read_labels, with_labels
-from training.certainty import COMPARED, doubts
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, most_workers
-from training.evaluator import Sets
-from training.faults import RunError
-from training.finetune import finetune_config
-from training.protocols import Protocol
-from training.record import kept_index, read_config, read_values
-from training.run import run_uri
+from training.errors import RunError
+from training.evaluation.certainty import COMPARED, doubts
+from training.evaluation.evaluator import Sets
+from training.evaluation.finetune import Protocol, finetune_config
+from training.export import WRITERS, read_trained, torchvision_name
+from training.models.torchvision_models import ARGUMENTS
+from training.report import write_reports
+from training.run_folder import kept_index, read_config, read_values
+from training.trainer import run_uri
 
 if TYPE_CHECKING:
-    from training.worker import Launch
+    from training.ray_train.launch import Launch
 
 _FILE = "evaluations.jsonl"
 
@@ -130,8 +133,8 @@ def _sets(run: str, config: TrainConfig) -> Sets:
 
 def _launch(config: TrainConfig, sets: Sets, protocol: Protocol, launch: "Launch | None") -> dict[str, Any]:
     # Ray takes seconds to import; an error in the arguments should not.
-    from training.capacity import fitting_workers
-    from training.worker import launch as start_workers
+    from training.ray_train.launch import launch as start_workers
+    from training.ray_train.nodes import fitting_workers
 
     found: dict[str, Any] = {}
 
@@ -155,3 +158,38 @@ def _launch(config: TrainConfig, sets: Sets, protocol: Protocol, launch: "Launch
             print(f"{error}; once more, each image being decoded in another process first", file=sys.stderr)
             judge(replace(protocol, careful=True))
     return found
+
+
+def run_export(run: str, dest: str, format: str, checkpoint: int | None = None) -> None:
+    """Write the encoder of the run's checkpoint of that step, or of its newest, and say how it is used.
+
+    Raises ValueError where there is no such run or checkpoint, the format does not fit, or nothing can be
+    written.
+    """
+    trained = read_trained(run, checkpoint, warn)
+    content = WRITERS[format](trained)
+    try:
+        storage.write(dest, content)
+    except OSError as error:
+        raise ValueError(f"cannot write {dest}: {storage.first_line(error)}; choose another file") from error
+    view, name = trained.config.data.view, trained.config.encoder.name
+    print(
+        f"{dest}: {name} after {trained.step:,} steps, {len(content) / 2**20:.1f} MiB\n"
+        f"images of {view.size} x {view.size} pixels on a scale of 0 to 1, less the mean {view.mean} "
+        f"and over the standard deviation {view.std}, to {trained.encoder.dim:,} features"
+    )
+    if format == "torchvision":
+        print(_how_to_load(torchvision_name(trained.config.encoder)))
+
+
+def _how_to_load(model: str) -> str:
+    arguments = "".join(f", {key}={value}" for key, value in ARGUMENTS.get(model, {}).items())
+    return (
+        f'torchvision.models.get_model("{model}"{arguments}).load_state_dict(torch.load(PATH)) takes it; '
+        "the classifier is all zeros"
+    )
+
+
+def run_report(runs: Sequence[str], output: str | None) -> None:
+    """Write the page and say where it is; raises ValueError as write_reports does."""
+    print(write_reports(runs, output))

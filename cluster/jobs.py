@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster import embedded, probe
-from cluster.ray_settings import wants_token
+from cluster import local_cluster, staging
+from cluster.ray_folder import wants_token
 from cluster.staging import Staged, read_probe
 
 # Of the jobs that submit sends to find out what the cluster has.
@@ -53,10 +53,10 @@ class Jobs:
 
     def there(self, needed: list[str]) -> dict[str, Any]:
         """What `probe` finds on the cluster, by a job that takes seconds and is then forgotten."""
-        source = Path(probe.__file__).name
+        source = Path(staging.__file__).name
         entrypoint = shlex.join(["python", source, *needed])
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / source).write_bytes(Path(probe.__file__).read_bytes())
+            (Path(folder) / source).write_bytes(Path(staging.__file__).read_bytes())
             identity = self._submit(entrypoint, {"working_dir": folder}, _PROBE)
         print(f"asking {self.address} what it has ...", file=sys.stderr)
         ended = self._wait(identity)
@@ -181,7 +181,7 @@ class _Log:
 
 def _address(given: str | None) -> str:
     named = given or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
-    running = embedded.find()
+    running = local_cluster.find()
     if running and named in (None, "", "auto", running.address, running.dashboard):
         os.environ.update(running.environment)
         return running.dashboard
@@ -197,7 +197,7 @@ def _connect(address: str) -> None:
     """ConnectionError where nothing listens: Ray's client would wait for minutes."""
     parts = urlsplit(address if "://" in address else f"//{address}")
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    if port and not embedded.answers(f"{parts.hostname}:{port}", _CONNECT_SECONDS):
+    if port and not local_cluster.answers(f"{parts.hostname}:{port}", _CONNECT_SECONDS):
         raise ConnectionError
 
 

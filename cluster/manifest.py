@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from cluster.deploy import machines
 from cluster.staging import ENTRYPOINT
-from pipelines.recipes import STRICT
+from pipelines.config import STRICT
 
 Kind = Literal["kuberay", "aws", "gcp"]
 Count = Annotated[int, Field(ge=1)]

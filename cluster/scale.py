@@ -3,12 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.config_file import read_toml
+from cluster.cli.app import read_toml
 from pipelines import storage
 from training.config import TrainConfig, shipped_config
-from training.cost import encoder_cost
-from training.encoder_config import scaling
-from training.record import read_config, to_toml
+from training.config.encoder import scaling
+from training.models.encoders import encoder_cost
+from training.run_folder import read_config, to_toml
 from tuning.compound import COEFFICIENTS, Coefficients, Dimension, coefficients_of, scaled
 
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from training.config import TrackerName, TrainConfig, config_hash
-from training.run import run_uri
+from training.trainer import run_uri
 
 _log = logging.getLogger(__name__)
 

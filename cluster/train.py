@@ -5,32 +5,30 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from cluster.listing import absolute, read_index
-from cluster.local import cluster
-from cluster.mixing import say_mixing
-from cluster.own import own_modules
-from cluster.progress import RunBar, counted, warn
+from cluster.datasets import absolute, read_index, say_mixing
+from cluster.ray_cluster import cluster
 from cluster.signals import Interrupted, stop_signals
-from cluster.startup import Startup
+from cluster.staging import own_modules
+from cluster.terminal import RunBar, Startup, counted, warn
 from cluster.trackers import Trackers, check_trackers, open_trackers
 from pipelines import storage
+from pipelines.index import Index
 from pipelines.labels import labelled_part, numbered, read_labels, with_labels
 from pipelines.plan import check_lanes
-from pipelines.sources import Index
 from training.checkpoint import Checkpoints, find_checkpoint
 from training.config import TrainConfig, most_workers, worker_counts
-from training.encoders import build_encoder
-from training.evaluator import Sets
-from training.faults import RunError, StoppedError
+from training.errors import RunError, StoppedError
+from training.evaluation.evaluator import Sets
 from training.lease import Held, leased
 from training.metrics import read_metrics
+from training.models.encoders import build_encoder
 from training.objectives import count_classes, load_initial
-from training.record import claim_run, find_run, keep_index, kept_index
 from training.report import write_report
-from training.run import make_plan, run_uri, total_steps
+from training.run_folder import claim_run, find_run, keep_index, kept_index
+from training.trainer import make_plan, run_uri, total_steps
 
 if TYPE_CHECKING:
-    from training.worker import Launch
+    from training.ray_train.launch import Launch
 
 
 def run_training(
@@ -137,8 +135,8 @@ def _launch(
     held: Held,
 ) -> None:
     # Ray takes seconds to import; an error in the config should not.
-    from training.attempts import run_to_its_end
-    from training.worker import launch as start_workers
+    from training.ray_train.elastic import run_to_its_end
+    from training.ray_train.launch import launch as start_workers
 
     run = run_uri(config)
     print(f"{sets.train.rows.sum():,} images; starting {config.workers or 'the'} workers ...")

@@ -10,24 +10,24 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.config_file import read_toml
-from cluster.local import cluster
-from cluster.own import own_modules
-from cluster.progress import counted, warn
+from cluster.cli.app import read_toml
+from cluster.ray_cluster import cluster
 from cluster.signals import Interrupted, stop_signals
+from cluster.staging import own_modules
+from cluster.tables import LiveTrials, described, trial_table
+from cluster.terminal import counted, warn
 from cluster.train import training_index, with_absolute_paths
-from cluster.trial_table import LiveTrials, described, trial_table
 from pipelines import storage
+from pipelines.index import Index
 from pipelines.labels import with_labels
-from pipelines.sources import Index
-from training.certainty import doubts, shown, shown_baselines
 from training.checkpoint import find_checkpoint
 from training.config import TrainConfig, most_workers
-from training.encoders import build_encoder
-from training.faults import RunError
+from training.errors import RunError
+from training.evaluation.certainty import doubts, shown, shown_baselines
 from training.lease import leased
+from training.models.encoders import build_encoder
 from training.objectives import load_initial, read_initial
-from training.record import encode_toml, keep_index, kept_index, kept_toml, to_toml, to_values
+from training.run_folder import encode_toml, keep_index, kept_index, kept_toml, to_toml, to_values
 from tuning.compound import scoring
 from tuning.config import METRICS, SearchConfig
 from tuning.report import write_search_report
@@ -136,7 +136,7 @@ def _index(search: SearchConfig) -> Index:
 def _run(search: SearchConfig, index: Index, modules: list[Path], ended: Event) -> list[Trial]:
     """The trials, best first, once they have run on the cluster."""
     # Ray takes seconds to import; an error in the config should not.
-    from training.worker import while_head_answers
+    from training.ray_train.launch import while_head_answers
     from tuning.search import CPUS_PER_TRIAL, run_search
 
     folder = search_folder(search)

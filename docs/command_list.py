@@ -8,7 +8,7 @@ from cyclopts import App
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from cluster.cli import app as command_line
+from cluster.cli.main import app as command_line
 from docs.fields import parsed
 
 # The other flags of `train` are the config's fields, which have a page of their own.

@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from cluster.cli import app as command_line
-from pipelines.recipes import RECIPES
+from cluster.cli.main import app as command_line
+from pipelines.config import RECIPES
 
 # The command that has the flags of a kind of key.
 _COMMANDS = {"key": "train", "search-key": "tune"}

@@ -15,11 +15,11 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from cluster.digits import scattered_digits
-from pipelines.dali import Request, make_views
-from pipelines.draws import Draws, draw
+from cluster.demo import scattered_digits
+from pipelines.augment.dali import Request, make_views
+from pipelines.augment.draws import Draws, draw
+from pipelines.config import ViewRecipe
 from pipelines.plan import Plan, lanes_of
-from pipelines.recipes import ViewRecipe
 
 _DOCS = Path(__file__).parent
 _FOLDER = _DOCS / "pictures"

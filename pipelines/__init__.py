@@ -5,11 +5,8 @@ from typing import TYPE_CHECKING
 from pipelines.exports import lazily
 
 if TYPE_CHECKING:
-    from pipelines.config import DataConfig
-    from pipelines.recipes import RECIPES, ViewRecipe
+    from pipelines.config import RECIPES, DataConfig, ViewRecipe
 
-__getattr__ = lazily(
-    __name__, {"pipelines.config": ("DataConfig",), "pipelines.recipes": ("RECIPES", "ViewRecipe")}
-)
+__getattr__ = lazily(__name__, {"pipelines.config": ("DataConfig", "RECIPES", "ViewRecipe")})
 
 __all__ = ["RECIPES", "DataConfig", "ViewRecipe"]

@@ -1,13 +1,162 @@
-"""What the user can set about the data."""
+"""Settings of a data set: where it is and how it is read, and the recipes of its views."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, field
+from dataclasses import asdict, field, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from pipelines.recipes import RECIPES, STRICT, Share, ViewRecipe, idle_settings
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    low, high = pair
+    if not 0 < low <= high:
+        raise ValueError(f"needs two numbers with 0 < low <= high, got {low} {high}")
+    return pair
+
+
+def _at_most_one(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[1] > 1:
+        raise ValueError(f"is a share of the image's area, at most 1, got {pair[1]}")
+    return pair
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_ascending)]
+ShareRange = Annotated[Range, AfterValidator(_at_most_one)]
+
+
+def _within_a_turn(pair: tuple[float, float]) -> tuple[float, float]:
+    low, high = pair
+    if not -360 <= low <= high <= 360:
+        raise ValueError(f"needs two angles with -360 <= low <= high <= 360, got {low} {high}")
+    return pair
+
+
+Degrees = Annotated[tuple[float, float], AfterValidator(_within_a_turn)]
+Deviation = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ViewRecipe:
+    """How one view is made of an image: SimCLR's for ImageNet unless set otherwise.
+
+    In this order: crop, flip, rotation, colour jitter in random order, grey, blur, solarisation, Sobel,
+    normalisation, cutout. Crop to blur as Chen et al. 2020, appendix A; solarisation as Grill et al. 2020,
+    appendix B; rotation, cutout and Sobel as SimCLR compares them (Chen et al. 2020, figure 4).
+    """
+
+    size: Annotated[int, Field(ge=8)] = 224
+    """Height and width of a view, in pixels."""
+    centre_crop: Share | None = None
+    """Take the centre square of this share of the shorter side; when unset, a random resized crop."""
+    crop_scale: ShareRange = (0.08, 1.0)
+    """Area of the random crop as a share of the image's, lowest and highest."""
+    crop_ratio: Range = (3 / 4, 4 / 3)
+    """Width over height of the random crop, lowest and highest."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How the crop is resized, antialiased where it shrinks; bicubic as in SimCLR's and BYOL's code."""
+    flip: Probability = 0.5
+    """Probability of a horizontal flip."""
+    rotate: Probability = 0.0
+    """Probability of a rotation."""
+    rotate_degrees: Degrees | None = None
+    """Angle of the rotation, lowest and highest, anticlockwise; when unset, it is 90, 180 or 270 degrees."""
+    jitter: Probability = 0.8
+    """Probability of colour jitter."""
+    brightness: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Jitter's brightness factor lies within 1 plus or minus this, or its shift within plus or minus this."""
+    brightness_by: Literal["factor", "shift"] = "factor"
+    """Whether jitter's brightness multiplies values or, as in BYOL's code, is added to them, on a scale of 0
+    to 1."""
+    contrast: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Jitter's contrast factor lies within 1 plus or minus this."""
+    saturation: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Jitter's saturation factor lies within 1 plus or minus this."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.2
+    """Jitter's hue shift lies within plus or minus this, in turns of the colour wheel."""
+    grey: Probability = 0.2
+    """Probability of dropping the colour."""
+    blur: Probability = 0.5
+    """Probability of Gaussian blur, its kernel a tenth of the view wide."""
+    blur_sigma: Range = (0.1, 2.0)
+    """Standard deviation of the blur, lowest and highest, in pixels."""
+    solarise: Probability = 0.0
+    """Probability of inverting the bright values."""
+    solarise_threshold: Share = 0.5
+    """Values from here on are inverted, on a scale of 0 to 1."""
+    sobel: Probability = 0.0
+    """Probability of showing each channel's edges in its stead: the length of its Sobel gradient."""
+    cutout: Probability = 0.0
+    """Probability of setting a square to the mean; its centre lies anywhere (DeVries & Taylor 2017)."""
+    cutout_side: Share = 0.5
+    """Side of that square as a share of the view's."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of red, green and blue taken off a view, on a scale of 0 to 1."""
+    std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
+    """Standard deviation of red, green and blue that a view is divided by, on a scale of 0 to 1."""
+
+
+# The blur's kernel, a tenth of the view, is odd and needs three pixels.
+_SMALLEST_BLURRED = 20
+
+_DETAILS = {
+    "rotate": ("rotate_degrees",),
+    "jitter": ("brightness", "brightness_by", "contrast", "saturation", "hue"),
+    "blur": ("blur_sigma",),
+    "solarise": ("solarise_threshold",),
+    "cutout": ("cutout_side",),
+}
+
+
+def idle_settings(view: ViewRecipe, other: ViewRecipe, recipe: ViewRecipe) -> list[str]:
+    """Settings of `view` that differ from the named recipe's and have no effect: which, and the way out.
+
+    A setting of both views has an effect where it has one on the `other`.
+    """
+    differs = {name for name, value in asdict(view).items() if value != asdict(recipe)[name]}
+    idle = [
+        f"{detail} has no effect with {choice}=0; leave it out or set {choice} above 0"
+        for choice, details in _DETAILS.items()
+        for detail in details
+        if not getattr(view, choice)
+        and detail in differs
+        and not (getattr(other, choice) and getattr(other, detail) == getattr(view, detail))
+    ]
+    if view.centre_crop:
+        crop = ("crop_scale", "crop_ratio")
+        idle += [
+            f"{name} has no effect with centre_crop; leave out one of them"
+            for name in crop
+            if name in differs
+        ]
+    if view.blur and view.size < _SMALLEST_BLURRED:
+        idle.append(
+            f"blur has no effect at size={view.size}, where a tenth of the view is one pixel; set it to 0"
+        )
+    return idle
+
+
+# Grill et al. 2020, appendix B: weaker jitter than SimCLR's, brightness added, and two views that differ.
+_BYOL = ViewRecipe(brightness=0.4, brightness_by="shift", contrast=0.4, saturation=0.2, hue=0.1)
+# SimCLR's CIFAR-10 recipe (Chen et al. 2020, appendix B.9): half the jitter's strength, no blur.
+_SIMCLR_CIFAR = ViewRecipe(size=32, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0)
+_SUPERVISED = ViewRecipe(jitter=0.0, grey=0.0, blur=0.0)
+_EVALUATION = replace(_SUPERVISED, centre_crop=0.875, flip=0.0)
+
+# The first and the second view of each.
+RECIPES: Mapping[str, tuple[ViewRecipe, ViewRecipe]] = {
+    "simclr": (ViewRecipe(), ViewRecipe()),
+    "simclr-cifar": (_SIMCLR_CIFAR, _SIMCLR_CIFAR),
+    "byol": (replace(_BYOL, blur=1.0), replace(_BYOL, blur=0.1, solarise=0.2)),
+    "supervised": (_SUPERVISED, _SUPERVISED),
+    "evaluation": (_EVALUATION, _EVALUATION),
+}
 
 
 def _recipe_name(name: str) -> str:

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 import torch
 
+from pipelines.augment.dali import Request, make_views, no_views
+from pipelines.augment.draws import draw
 from pipelines.batches import Batch, Rows, step_batches
-from pipelines.config import DataConfig
-from pipelines.dali import Request, make_views, no_views
-from pipelines.draws import draw
+from pipelines.config import DataConfig, ViewRecipe
 from pipelines.plan import Plan
 from pipelines.quarantine import Quarantined
-from pipelines.recipes import ViewRecipe
 from pipelines.views import Views
 
 

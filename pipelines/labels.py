@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Int
 
-from pipelines import parquet, storage, tars, torchvision_source
+from pipelines import storage
 from pipelines.config import DataConfig
-from pipelines.layout import CONNECTIONS
+from pipelines.formats import parquet, tars, torchvision_source
+from pipelines.formats.base import CONNECTIONS
+from pipelines.index import Index
 from pipelines.philox import derive_key, permutation
 from pipelines.shards import class_names
-from pipelines.sources import Index
 
 # First part of a key's path; other modules use others.
 _LABELS = 7

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Int
 
 from pipelines.config import DataConfig
+from pipelines.index import Index
 from pipelines.labels import read_labels
 from pipelines.philox import Key, derive_key, permutation, uniforms
 from pipelines.plan import Plan
-from pipelines.sources import Index
 
 # First parts of keys' paths; other modules use others.
 _SAMPLE, _PART = 10, 11
@@ -32,7 +32,7 @@ _PERMUTED = 1 << 18
 # Below this share of a full shuffle's classes, or above this excess of pairs, a run is warned.
 _FEW_CLASSES, _MANY_PAIRS = 0.7, 0.03
 
-WAY_OUT = "shuffle them with `diptych data pack`, or set a larger --data.window-bytes"
+MIXING_ADVICE = "shuffle them with `diptych data pack`, or set a larger --data.window-bytes"
 
 Rows = Int[np.ndarray, " rows"]
 

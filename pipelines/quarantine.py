@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from pipelines import storage
-from pipelines.isolation import ENDS_PROCESS
-from pipelines.json_lines import decode_lines, encode_lines, read_lines
-from pipelines.layout import Identity
-from pipelines.sources import Index
+from pipelines.formats.base import Identity
+from pipelines.images.isolation import ENDS_PROCESS
+from pipelines.index import Index
+from pipelines.storage.checksums import decode_lines, encode_lines, read_lines
 
 _FILE = "quarantine.jsonl"
 

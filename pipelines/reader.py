@@ -10,16 +10,17 @@ import pyarrow as pa
 from jaxtyping import Int
 from pyarrow import fs
 
-from pipelines import folders, parquet, storage, tars, torchvision_source
+from pipelines import storage
 from pipelines.choice import packed, unpacked
 from pipelines.config import DataConfig
-from pipelines.conversion import to_png_elsewhere
-from pipelines.header import read_header
-from pipelines.layout import CONNECTIONS, ROWS, Layout
-from pipelines.orientation import UPRIGHT
-from pipelines.pillow import BadImageError
+from pipelines.formats import folders, parquet, tars, torchvision_source
+from pipelines.formats.base import CONNECTIONS, ROWS, Layout
+from pipelines.images.conversion import to_png_elsewhere
+from pipelines.images.header import read_header
+from pipelines.images.orientation import UPRIGHT
+from pipelines.images.pillow import BadImageError
+from pipelines.index import Index
 from pipelines.plan import Piece, Window
-from pipelines.sources import Index
 
 # `sample` is the row's number in the index. Height and width are those of the image as it is shown, and
 # `orientation` is EXIF's, as which it is stored. `bad` says why the image cannot be used, and is null if it

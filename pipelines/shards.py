@@ -1,19 +1,19 @@
-"""Encoded images to Parquet shards in object storage."""
+"""Encoded images to Parquet shards in object storage, and which command owns a folder of shards."""
 
 import io
 import json
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipelines import storage
-from pipelines.checksums import seal_parquet
-from pipelines.footers import opened
-from pipelines.layout import reading
+from pipelines.formats.base import reading
+from pipelines.formats.parquet import opened
+from pipelines.storage.checksums import checked_json, encode_lines, seal_parquet
 
 _SCHEMA = pa.schema({"image": pa.binary(), "label": pa.int64(), "key": pa.string()})
 
@@ -92,3 +92,56 @@ def _footer(filesystem: fs.FileSystem, path: str) -> pq.FileMetaData:
             return file.metadata
 
     return reading(read, path)
+
+
+# Readers of Parquet data sets pass over names that begin with _.
+_MANIFEST = "_source.json"
+
+Command = Literal["pack", "embed"]
+
+
+def claim(dest: str, command: Command, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """What an earlier part of the same command noted at `dest`, or None where nothing is there yet.
+
+    Values of `wanted` that are None match any. Raises ValueError where something else is there.
+    """
+    try:
+        theirs = _noted(storage.join(dest, _MANIFEST))
+        others = [] if theirs or not storage.exists(dest) else storage.listing(dest)
+    except OSError as error:
+        raise ValueError(f"cannot write {dest}: {storage.first_line(error)}; choose another DEST") from error
+    if others:
+        raise ValueError(f"{dest} is taken: {others[0].path} is there already; choose another DEST")
+    if theirs is None:
+        return None
+    if theirs.get("command") != command:
+        raise ValueError(f"{dest} was written by `diptych data {theirs.get('command')}`; choose another DEST")
+    differing = [
+        f"{name} ({theirs.get(name)} there, {value} here)"
+        for name, value in wanted.items()
+        if value is not None and theirs.get(name) != value
+    ]
+    if differing:
+        raise ValueError(f"{dest} holds shards with another {', '.join(differing)}; choose another DEST")
+    return theirs
+
+
+def _noted(uri: str) -> dict[str, Any] | None:
+    """What `note` has written; as an earlier version wrote it, it takes several lines."""
+
+    def parsed(content: bytes) -> dict[str, Any]:
+        try:
+            return checked_json(content.rstrip())
+        except ValueError as error:
+            raise ValueError(f"{uri} is damaged: {error}; restore it, or choose another DEST") from error
+
+    return storage.read_as(parsed, uri)
+
+
+def note(dest: str, command: Command, settled: dict[str, Any]) -> None:
+    """Note at `dest` what is written there; raises ValueError where it cannot be written."""
+    content = encode_lines([{"command": command, **settled}])
+    try:
+        storage.write(storage.join(dest, _MANIFEST), content)
+    except OSError as error:
+        raise ValueError(f"cannot write {dest}: {storage.first_line(error)}; choose another DEST") from error

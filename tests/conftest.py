@@ -16,8 +16,7 @@ import pytest
 
 from cluster.auth_token import ensure_token
 from cluster.objectstore import S3Server, s3_server
-from cluster.ray_folder import files_in, ray_folder
-from cluster.ray_settings import IDLE_STAY, LOOPBACK_ONLY
+from cluster.ray_folder import IDLE_STAY, LOOPBACK_ONLY, files_in, ray_folder
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -13,7 +13,7 @@ class Pool:
 
     def launch(self, *task: Any, workers: int, stopping: Callable[[], bool], **others: Any) -> None:
         """As training.worker.launch, on workers that are there already."""
-        from training.crew import Crew
+        from training.ray_train.worker_pool import Crew
 
         group = self._groups.setdefault(workers, Crew(idle_seconds=math.inf))
         group.launch(*task, workers=workers, stopping=stopping, **others)

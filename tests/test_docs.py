@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.cli import app
-from cluster.jobs_cli import check_command
+from cluster.cli.jobs_commands import check_command
+from cluster.cli.main import app
 from pipelines.views import Views
 from training.config import TrainConfig
-from training.encoder_config import EncoderConfig
-from training.encoders import build_encoder
+from training.config.encoder import EncoderConfig
 from training.gather import LocalGather
+from training.models.encoders import build_encoder
 from tuning.config import SearchConfig
 
 ROOT = Path(__file__).parents[1]

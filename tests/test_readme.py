@@ -19,11 +19,11 @@ from cyclopts import CycloptsError
 from folders import digit_folders
 from pyarrow.fs import S3FileSystem
 
-from cluster.cli import app
+from cluster.cli.main import app
 from cluster.objectstore import S3Server
 from pipelines.config import DataConfig
 from training.config import TrainConfig
-from training.record import claim_run
+from training.run_folder import claim_run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

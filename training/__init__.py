@@ -11,12 +11,11 @@ from training.config import (
     ProbeConfig,
     TrainConfig,
 )
-from training.encoder_config import EncoderConfig
-from training.faults import RunError
-from training.objective_config import BYOLConfig, ProjectorConfig, SimCLRConfig, SupervisedConfig
+from training.config.encoder import EncoderConfig
+from training.config.objective import BYOLConfig, ProjectorConfig, SimCLRConfig, SupervisedConfig
+from training.errors import RunError
 
 if TYPE_CHECKING:
-    from training.encoders import Encoder, build_encoder
     from training.export import Trained, read_trained
     from training.gather import (
         Gather,
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     )
     from training.losses import byol_loss, nt_xent
     from training.metrics import read_metrics
+    from training.models.encoders import Encoder, build_encoder
     from training.objectives import Objective
     from training.report import write_reports
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __getattr__ = lazily(
     __name__,
     {
-    "training.encoders": ("Encoder", "build_encoder"),
+    "training.models.encoders": ("Encoder", "build_encoder"),
     "training.export": ("Trained", "read_trained"),
     "training.gather": (
         "Gather", "LocalGather", "ProcessGroupGather", "mean_over_workers", "rows_with_gradients",

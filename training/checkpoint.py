@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from pipelines import storage
-from pipelines.checksums import NO_COMMENT, check_whole, checked_json, json_with_checksum, seal_zip
+from pipelines.storage.checksums import NO_COMMENT, check_whole, checked_json, json_with_checksum, seal_zip
 from training.config import TrainConfig, config_hash
 from training.lease import Held
 

@@ -12,15 +12,15 @@ from jaxtyping import Float
 
 from pipelines import storage
 from pipelines.config import DataConfig
-from pipelines.decoding import screened
 from pipelines.feed import Device, evaluation_views
+from pipelines.images.decoding import screened
 from pipelines.packing import ShardJob, good_rows, with_reasons, write_shard
 from pipelines.reader import ahead, read_pieces
 from pipelines.views import Views
 from training.config import TrainConfig
-from training.encoders import Encoder
-from training.evaluate import embed
-from training.protocols import load_encoder
+from training.evaluation.finetune import load_encoder
+from training.evaluation.knn import embed
+from training.models.encoders import Encoder
 
 # Rows of a shard's row groups: 8 MiB of resnet50's features.
 _GROUP_ROWS = 1024

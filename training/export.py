@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipelines import storage
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, config_hash
-from training.encoder_config import (
+from training.config.encoder import (
     EFFICIENTNETS,
     IMAGENET_DEPTHS,
     RESNETS,
@@ -20,10 +20,10 @@ from training.encoder_config import (
     EncoderConfig,
     depth_of,
 )
-from training.encoders import Encoder
-from training.protocols import encoder_of
-from training.record import read_config
-from training.torchvision_models import blank_model
+from training.evaluation.finetune import encoder_of
+from training.models.encoders import Encoder
+from training.models.torchvision_models import blank_model
+from training.run_folder import read_config
 
 _LOG = logging.getLogger("diptych")
 

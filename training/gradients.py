@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipelines.views import Views
 from training.gather import Gather
 from training.objectives import Objective
-from training.stages import Stages
+from training.step_timer import Stages
 
 # Fills the parameters' gradients and returns the loss.
 Backward = Callable[[Views], Float[Tensor, ""]]

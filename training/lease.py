@@ -12,8 +12,8 @@ from pathlib import Path
 from threading import Event, Thread
 
 from pipelines import storage
-from training.faults import UnsavedError
-from training.record import unwritable
+from training.errors import UnsavedError
+from training.run_folder import unwritable
 
 _FILE = "lease.json"
 

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pipelines.views import Views
-from training.faults import NonFiniteError
+from training.errors import NonFiniteError
 from training.gradients import Backward
 from training.optimizers import set_learning_rate
-from training.stages import Stages
+from training.step_timer import Stages
 
 # After so many steps that had to be skipped it is not the data that is to blame.
 SKIPPED_IN_A_ROW = 3

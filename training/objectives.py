@@ -1,11 +1,16 @@
-"""Objectives: modules whose forward is the loss."""
+"""Objectives (SimCLR, BYOL, supervised, a user's own) as modules, and how a config builds one."""
 
 import copy
+import inspect
 import math
+import sys
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,14 +18,22 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.sources import Index
+from pipelines.index import Index
 from pipelines.views import Views
 from training.checkpoint import read_checkpoint, weights_of
-from training.class_numbers import class_numbers
 from training.config import TrainConfig
-from training.encoders import Encoder, build_encoder
+from training.config.objective import (
+    Option,
+    contrastive_loss,
+    is_own,
+    label_smoothing,
+    margin,
+    tau_base,
+    temperature,
+    views_apart,
+)
+from training.evaluation.certainty import class_numbers
 from training.gather import Gather, mean_over_workers
-from training.heads import Head, build_classifier, build_predictor, build_projector
 from training.losses import (
     Matching,
     byol_loss,
@@ -32,16 +45,57 @@ from training.losses import (
     semi_hard_nt_logistic,
     semi_hard_triplet,
 )
-from training.objective_config import (
-    contrastive_loss,
-    is_own,
-    label_smoothing,
-    margin,
-    tau_base,
-    temperature,
-    views_apart,
-)
-from training.own_objective import find_own
+from training.models.encoders import Encoder, build_encoder
+from training.models.heads import Head, build_classifier, build_predictor, build_projector
+
+Base = TypeVar("Base")
+
+
+def find_own(base: type[Base], name: str, options: Mapping[str, Option]) -> Callable[..., Base]:
+    """The subclass of `base` that MODULE:CLASS names; it takes an encoder, gather= and the options.
+
+    Raises ValueError where there is none, or it does not take the options.
+    """
+    attribute = name.partition(":")[2]
+    found = getattr(_module(name), attribute, None)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(
+            f"objective={name} is no class; define class {attribute}(training.{base.__name__}) there"
+        )
+    try:
+        inspect.signature(found).bind(None, gather=None, **options)
+    except TypeError as error:
+        takes = ", ".join(name for name in list(inspect.signature(found).parameters)[1:] if name != "gather")
+        raise ValueError(
+            f"objective_options={dict(options)} do not fit {name}, which takes {takes}: {error}"
+        ) from error
+    return found
+
+
+def source_of(name: str) -> Path | None:
+    """The file or the package of MODULE:CLASS, which workers elsewhere lack; None where it is installed.
+
+    Raises ValueError where there is no such module.
+    """
+    top = sys.modules[_module(name).__name__.partition(".")[0]]
+    path = Path(top.__path__[0] if hasattr(top, "__path__") else top.__file__ or "").resolve()
+    return None if {"site-packages", "dist-packages"} & {*path.parts} else path
+
+
+def _module(name: str) -> ModuleType:
+    module = name.partition(":")[0]
+    if module == "__main__":
+        raise ValueError(
+            f"objective={name}: no worker can import __main__; move the class to a file of its own"
+        )
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"objective={name}: {error}; have {module.replace('.', '/')}.py in the folder at hand, "
+            "or install it"
+        ) from error
+
 
 # The loss of two views' projections.
 ViewLoss = Callable[[Float[Tensor, "n dim"], Float[Tensor, "n dim"]], Float[Tensor, ""]]

@@ -8,13 +8,13 @@ import pyarrow as pa
 import torch
 
 from pipelines.config import DataConfig
-from pipelines.decoding import known_bad, screened
 from pipelines.feed import Device
-from pipelines.layout import Identity
+from pipelines.formats.base import Identity
+from pipelines.images.decoding import known_bad, screened
+from pipelines.index import Index
 from pipelines.plan import Window
-from pipelines.sources import Index
+from training.evaluation.sets import ImageCache
 from training.gather import Gather
-from training.image_cache import ImageCache
 
 TableSource = Callable[[Index, DataConfig, Iterable[Window]], Iterator[pa.Table]]
 Screen = Callable[[Iterator[pa.Table]], Iterator[pa.Table]]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipelines import storage
 from training.checkpoint import Checkpoints, DamagedError
-from training.faults import UnsavedError
+from training.errors import UnsavedError
 
 # Seconds between tries to write a checkpoint that could not be written: while the run trains, and while it
 # waits for that alone. They double with each try.

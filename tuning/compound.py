@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from training.config import TrainConfig
-from training.cost import encoder_cost
-from training.encoder_config import EFFICIENTNETS, SCALED, Scaling, scaling
+from training.config.encoder import EFFICIENTNETS, SCALED, Scaling, scaling
+from training.models.encoders import encoder_cost
 from tuning.config import SearchConfig
 from tuning.space import with_values
 
@@ -97,7 +97,7 @@ def doubles_the_cost(base: Scaling, coefficients: Coefficients) -> bool:
     False if it turns the last feature maps from 1 x 1 into 2 x 2, which is more than a scaling: their kernels
     then see more than one position.
     """
-    from training.efficientnet import count_multiply_adds, last_map_side  # Imports torchvision.
+    from training.models.efficientnet import count_multiply_adds, last_map_side  # Imports torchvision.
 
     alpha, beta, gamma = coefficients
     grown = Scaling(base.width * beta, base.depth * alpha, round(base.resolution * gamma))

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
+from pipelines.config import STRICT, Share
 from pipelines.plan import check_lanes
-from pipelines.recipes import STRICT, Share
 from training.config import Count, Positive, TrainConfig, check_micro_batches, worker_counts
 from tuning.space import Point, Space, drawn_points, first_message, grid_points, parse_space, with_values
 

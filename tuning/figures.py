@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from training.report.plots import COLOURS, GREY, plot_html, plotly_script, styled
+from training.report.page import COLOURS, GREY, plot_html, plotly_script, styled
 from tuning.space import Distribution, Space
 from tuning.trials import Trial
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import tomli_w
 
 from pipelines import storage
-from training.record import to_toml
 from training.report.page import page
 from training.report.summary import evaluation_facts
+from training.run_folder import to_toml
 from tuning.config import METRICS, SearchConfig
 from tuning.figures import STYLE, drawn, progress, sections
 from tuning.trial_config import ranking_line, search_folder

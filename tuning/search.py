@@ -10,20 +10,19 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from pipelines.scratch import scratch_folder
-from pipelines.sources import Index
-from training.attempts import run_to_its_end
-from training.capacity import fitting_workers, wait_for_nodes
+from pipelines.index import Index
+from pipelines.storage.scratch import scratch_folder
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, worker_counts
-from training.crew import Crew
-from training.evaluator import Sets
-from training.faults import RunError
-from training.messages import one_line
+from training.config.messages import one_line
+from training.errors import RunError
+from training.evaluation.evaluator import Sets
 from training.metrics import read_metrics
-from training.nodes import usable_resources
-from training.record import claim_run
-from training.run import make_plan, run_uri, total_steps
+from training.ray_train.elastic import run_to_its_end
+from training.ray_train.nodes import fitting_workers, usable_resources, wait_for_nodes
+from training.ray_train.worker_pool import Crew
+from training.run_folder import claim_run
+from training.trainer import make_plan, run_uri, total_steps
 from tuning.asha import ASHA
 from tuning.compound import scoring
 from tuning.config import METRICS, SearchConfig

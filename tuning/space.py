@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from pydantic.dataclasses import dataclass
 
-from pipelines.recipes import STRICT
+from pipelines.config import STRICT
 from training.config import NOT_IDENTITY, TrainConfig
 
 Kind = Literal["uniform", "loguniform", "integers", "choice"]

@@ -7,7 +7,7 @@ from typing import Any
 from pipelines import storage
 from training.config import TrainConfig, config_hash
 from training.metrics import read_metrics
-from training.record import read_config
+from training.run_folder import read_config
 from tuning.compound import Coefficients, base_of, doubles_the_cost, next_good_size, on_surface, scaled
 from tuning.config import METRICS, SearchConfig
 from tuning.space import Distribution, Point, Space, active, drawn_points, with_values

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from pipelines import storage
-from pipelines.json_lines import encode_lines, read_lines
+from pipelines.storage.checksums import encode_lines, read_lines
 from tuning.compound import multiply_adds
 from tuning.config import SearchConfig
 from tuning.space import Point

@@ -11,7 +11,7 @@ from ray._private.authentication.authentication_token_setup import generate_and_
 from strangers import needs_root, open_home, stranger_reads
 
 from cluster.auth_token import ensure_token, open_to_others
-from cluster.node_checks import token_findings
+from cluster.doctor.node_checks import token_findings
 
 _RAY_FINDS = """
 from ray._raylet import AuthenticationTokenLoader

@@ -18,18 +18,18 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from cluster.cli import app, main
-from cluster.digits import scattered_digits
+from cluster.cli.main import app, main
+from cluster.demo import scattered_digits
 from pipelines import storage
 from pipelines.config import DataConfig
+from pipelines.index import build_index
 from pipelines.philox import derive_key, permutation
-from pipelines.sources import build_index
 from training.checkpoint import Checkpoints
 from training.config import EncoderConfig, TrainConfig
 from training.gather import LocalGather
 from training.objectives import build_objective
-from training.record import claim_run
-from training.run import run_uri
+from training.run_folder import claim_run
+from training.trainer import run_uri
 
 NAMES = ("apple", "pear", "plum")
 IMAGES = 300
@@ -89,7 +89,7 @@ def kill_once(arguments: list[str], reached: Callable[[], bool]) -> None:
     import ray
 
     process = subprocess.Popen(
-        [sys.executable, "-c", f"from cluster.cli import main; main({arguments!r})"],
+        [sys.executable, "-c", f"from cluster.cli.main import main; main({arguments!r})"],
         env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
         stderr=subprocess.DEVNULL,
     )

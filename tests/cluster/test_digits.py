@@ -7,7 +7,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
-from cluster.digits import SIDE, scattered_digits
+from cluster.demo import SIDE, scattered_digits
 
 
 def pixels(content: bytes) -> np.ndarray:

@@ -11,19 +11,18 @@ import torch
 from folders import digit_folders
 
 from cluster.evaluate import run_evaluation
-from pipelines.config import DataConfig
+from pipelines.config import RECIPES, DataConfig
+from pipelines.index import build_index
 from pipelines.reader import read_windows
-from pipelines.recipes import RECIPES
-from pipelines.sources import build_index
-from training.certainty import COMPARED
 from training.config import TrainConfig
-from training.evaluator import Sets
+from training.config.objective import SupervisedConfig
+from training.evaluation.certainty import COMPARED
+from training.evaluation.evaluator import Sets
 from training.gather import LocalGather
-from training.objective_config import SupervisedConfig
 from training.process import Worker
-from training.record import claim_run, to_toml
-from training.run import run_uri, train
-from training.worker import Task
+from training.ray_train.launch import Task
+from training.run_folder import claim_run, to_toml
+from training.trainer import run_uri, train
 
 
 def _worker() -> Worker:
@@ -33,7 +32,7 @@ def _worker() -> Worker:
 def _launch(
     config: TrainConfig, sets: Sets, progress: Callable[[dict[str, Any]], None], task: Task, **_: Any
 ) -> None:
-    """In this process; progress hears of what workers tell on the way, as training/worker.py has it."""
+    """In this process; progress hears what training/ray_train/launch.py's workers tell on the way."""
     progress({"phase": "workers"})
     task(config, sets, _worker(), progress)
 

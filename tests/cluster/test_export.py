@@ -9,14 +9,14 @@ import torchvision
 from safetensors.torch import load
 from torch import nn
 
-from cluster.cli import main
+from cluster.cli.main import main
 from pipelines import storage
 from pipelines.config import DataConfig
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig
-from training.encoder_config import EncoderConfig
-from training.encoders import build_encoder
-from training.record import claim_run
+from training.config.encoder import EncoderConfig
+from training.models.encoders import build_encoder
+from training.run_folder import claim_run
 
 
 def _save(run: str, name: str) -> dict[str, torch.Tensor]:

@@ -9,11 +9,11 @@ from commands import diptych
 from pool import Pool
 from small_disks import Full, small_disk
 
-from cluster.cli import app
-from cluster.digits import scattered_digits
+from cluster.cli.main import app
+from cluster.demo import scattered_digits
 from cluster.train import run_training
 from pipelines.shards import write_shards
-from training.faults import RunError
+from training.errors import RunError
 from training.metrics import read_metrics
 
 pytestmark = pytest.mark.ray

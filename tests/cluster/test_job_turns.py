@@ -16,7 +16,7 @@ import torch
 from commands import diptych, started_cluster
 from processes import cluster_processes, held, running, training_workers
 
-from cluster.digits import scattered_digits
+from cluster.demo import scattered_digits
 from pipelines.shards import write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

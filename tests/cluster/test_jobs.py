@@ -24,8 +24,8 @@ from pool import Pool
 from processes import LOOPBACK, cluster_processes, held, listening, training_workers
 from ray.dashboard.modules.dashboard_sdk import SubmissionClient
 
-from cluster.cli import app, main
-from cluster.digits import scattered_digits
+from cluster.cli.main import app, main
+from cluster.demo import scattered_digits
 from cluster.jobs import limit_answers
 from cluster.train import run_training
 from pipelines import storage

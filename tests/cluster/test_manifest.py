@@ -13,10 +13,10 @@ import jsonschema
 import pytest
 import yaml
 
-from cluster.cli import app, main
+from cluster.cli.main import app, main
 from cluster.deploy import machines, spot_notice
 from cluster.manifest import plain_image, render
-from pipelines.filesystems import IN_A_JOB
+from pipelines.storage.filesystems import IN_A_JOB
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = Path(__file__).parent / "schemas"

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.mixing import say_mixing
+from cluster.datasets import say_mixing
 from pipelines.config import DataConfig
+from pipelines.index import Index, build_index
 from pipelines.shards import write_shards
-from pipelines.sources import Index, build_index
 from training.config import EncoderConfig, TrainConfig
 
 _IMAGES = 2000

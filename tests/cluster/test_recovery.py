@@ -21,9 +21,9 @@ import torch
 from pool import Pool
 from processes import cluster_processes, held, offspring, training_workers
 
-from cluster import embedded
-from cluster.cli import app, main
-from cluster.digits import scattered_digits
+from cluster import local_cluster
+from cluster.cli.main import app, main
+from cluster.demo import scattered_digits
 from cluster.train import run_training
 from pipelines.shards import write_shards
 from training.config import TrainConfig
@@ -53,7 +53,7 @@ def _start(arguments: list[str], address: str, log: Path, **environment: str) ->
     environment = os.environ | {"RAY_ADDRESS": address} | environment
     with log.open("ab") as out:
         return subprocess.Popen(
-            [sys.executable, "-c", f"from cluster.cli import main; main({arguments!r})"],
+            [sys.executable, "-c", f"from cluster.cli.main import main; main({arguments!r})"],
             env=environment, stdout=out, stderr=out,
         )  # fmt: skip
 
@@ -197,8 +197,8 @@ def test_a_run_is_in_the_cluster_s_metrics_and_ctrl_c_twice_ends_it_at_once(
 _TWICE = """
 import contextlib, os, sys
 from cluster import cluster, run_training
-from cluster.cli import app
-from training.faults import ClusterLostError
+from cluster.cli.main import app
+from training.errors import ClusterLostError
 config = app.parse_args(sys.argv[2:])[1].arguments["run"]
 with cluster(cpus=4) if sys.argv[1] == "within" else contextlib.nullcontext():
     try:
@@ -336,7 +336,7 @@ def growing() -> Iterator[str]:
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
-        while not embedded.answers(address):
+        while not local_cluster.answers(address):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.2)

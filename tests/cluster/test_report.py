@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cli import main
+from cluster.cli.main import main
 from pipelines.config import DataConfig
 from training.config import TrainConfig
-from training.record import claim_run
-from training.run import run_uri
+from training.run_folder import claim_run
+from training.trainer import run_uri
 
 
 @pytest.fixture

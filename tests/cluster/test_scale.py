@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cli import main
+from cluster.cli.main import main
 from training.config import TrainConfig
-from training.cost import encoder_cost
-from training.encoder_config import EncoderConfig
+from training.config.encoder import EncoderConfig
+from training.models.encoders import encoder_cost
 
 _BASE = "simclr-imagenet-efficientnet-b0"
 

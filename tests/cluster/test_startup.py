@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 
-from cluster.startup import Startup
+from cluster.terminal import Startup
 
 
 def test_phases_add_up_to_the_whole() -> None:
@@ -16,7 +16,7 @@ def test_phases_add_up_to_the_whole() -> None:
 
 def test_a_command_counts_from_the_start_of_its_process() -> None:
     code = (
-        "import time; time.sleep(1.0); from cluster.startup import Startup; "
+        "import time; time.sleep(1.0); from cluster.terminal import Startup; "
         "startup = Startup.of_the_command(); startup.reached('sleep'); print(startup)"
     )
     before = time.monotonic()

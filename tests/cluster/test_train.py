@@ -21,20 +21,20 @@ import torch
 from PIL import Image
 from pool import Pool
 
-from cluster.cli import app, main
-from cluster.digits import scattered_digits
+from cluster.cli.main import app, main
+from cluster.demo import scattered_digits
 from cluster.evaluate import run_evaluation
 from cluster.objectstore import S3Server
 from cluster.train import run_training
 from pipelines import storage
+from pipelines.index import Index, build_index
 from pipelines.shards import write_shards
-from pipelines.sources import Index, build_index
 from training.config import TrainConfig
-from training.encoders import raw_pixels
-from training.evaluator import Evaluator, Sets
+from training.evaluation.evaluator import Evaluator, Sets
+from training.metrics import Progress
+from training.models.encoders import raw_pixels
 from training.process import Worker
-from training.runlog import Progress
-from training.worker import Launch, Task
+from training.ray_train.launch import Launch, Task
 
 pytestmark = pytest.mark.ray
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from cluster.trial_table import LiveTrials, trial_table
+from cluster.tables import LiveTrials, trial_table
 from tuning.trials import Result, Trial
 
 

@@ -81,7 +81,7 @@ def test_a_fork_of_the_command_neither_speaks_for_it_nor_hides_its_end(
 
 _WITHOUT = """
 import sys
-from cluster.local import cluster
+from cluster.ray_cluster import cluster
 sys.executable = "/nowhere/python"
 try:
     with cluster(cpus=1):

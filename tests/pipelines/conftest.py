@@ -8,9 +8,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from pipelines import shards
-from pipelines.config import DataConfig
-from pipelines.recipes import ViewRecipe
-from pipelines.sources import Index, build_index
+from pipelines.config import DataConfig, ViewRecipe
+from pipelines.index import Index, build_index
 
 _EXIF_ORIENTATION, _QUARTER_TURN = 0x0112, 6
 _SIZES = [(48, 64), (75, 50), (40, 40), (33, 91), (120, 57), (64, 200)]

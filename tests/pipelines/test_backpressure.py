@@ -4,7 +4,7 @@ import pytest
 from ray.data import DataContext
 from ray.data._internal.execution import backpressure_policy, execution_callback
 
-from pipelines.backpressure import limit_read_ahead
+from pipelines.stream import limit_read_ahead
 
 _POLICIES = backpressure_policy.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY
 

@@ -9,9 +9,9 @@ import pytest
 
 from pipelines.batches import Batch, Rows, ShuffledWindow, step_batches
 from pipelines.config import DataConfig
+from pipelines.index import Index
 from pipelines.plan import Plan
 from pipelines.reader import read_windows
-from pipelines.sources import Index
 
 
 def _batches(index: Index, data: DataConfig, plan: Plan, start: int, bad: dict[int, str]) -> Iterator[Batch]:

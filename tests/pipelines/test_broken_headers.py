@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.conversion import to_png
-from pipelines.header import image_format, read_header
-from pipelines.pillow import BadImageError
+from pipelines.images.conversion import to_png
+from pipelines.images.header import image_format, read_header
+from pipelines.images.pillow import BadImageError
 
 _EXIF = Image.Exif()
 _EXIF[0x0112], _EXIF[0x010F] = 6, "maker"

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from pipelines.choice import held_out_places, packed, sampled_places, unpacked
 from pipelines.config import DataConfig
+from pipelines.index import Index, build_index
 from pipelines.labels import with_labels
 from pipelines.plan import sweep
 from pipelines.reader import Reading, read_windows
-from pipelines.sources import Index, build_index
 
 _seeded = settings(deadline=None, derandomize=True)
 

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from pipelines.config import DataConfig
-from pipelines.recipes import RECIPES, ViewRecipe
+from pipelines.config import RECIPES, DataConfig, ViewRecipe
 
 
 def _config(**settings: Any) -> DataConfig:

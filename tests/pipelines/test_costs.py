@@ -14,11 +14,11 @@ from proxy import Proxy, proxied
 from cluster.objectstore import S3Server
 from pipelines import storage
 from pipelines.config import DataConfig
+from pipelines.index import build_index
 from pipelines.labels import read_labels
 from pipelines.packing import all_readings
 from pipelines.plan import Piece
 from pipelines.reader import Reading, read_pieces
-from pipelines.sources import build_index
 
 _DATA = DataConfig(train="")
 _GROUPS, _ROWS = 40, 5

@@ -12,15 +12,15 @@ from proxy import Fault, Proxy, proxied
 from cluster.objectstore import S3Server
 from pipelines import storage
 from pipelines.config import DataConfig
+from pipelines.index import build_index
 from pipelines.packing import all_readings
 from pipelines.quarantine import Quarantine, Quarantined, read_quarantine
 from pipelines.reader import read_pieces
 from pipelines.shards import write_shards
-from pipelines.sources import build_index
 from training.checkpoint import Checkpoints, DamagedError
 from training.config import TrainConfig
 from training.metrics import MetricsLog, read_metrics
-from training.record import claim_run, keep_index, kept_index, read_config
+from training.run_folder import claim_run, keep_index, kept_index, read_config
 
 _AGAIN = "it arrived damaged, and whole when it was read again"
 

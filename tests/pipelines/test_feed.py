@@ -7,12 +7,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipelines.config import DataConfig
+from pipelines.config import DataConfig, ViewRecipe
 from pipelines.feed import Device, evaluation_recipe, evaluation_views, training_views
+from pipelines.index import Index
 from pipelines.plan import Plan, lanes_of, sweep
 from pipelines.reader import read_windows
-from pipelines.recipes import ViewRecipe
-from pipelines.sources import Index
 from pipelines.views import Views
 
 # A sample's number to the bytes of its views and its label.

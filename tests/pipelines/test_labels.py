@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from pipelines import storage
 from pipelines.config import DataConfig
+from pipelines.index import Index, build_index
 from pipelines.labels import labelled_part, labelled_share, read_labels
 from pipelines.plan import Plan, sweep
 from pipelines.reader import read_windows
-from pipelines.sources import Index, build_index
 
 _COUNTS: list[tuple[int, int]] = []
 

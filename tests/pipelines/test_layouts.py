@@ -12,9 +12,9 @@ import pytest
 
 from pipelines import storage
 from pipelines.config import DataConfig
+from pipelines.index import Index, build_index
 from pipelines.plan import Piece, Plan
 from pipelines.reader import Reading, read_pieces, read_windows
-from pipelines.sources import Index, build_index
 
 _DATA = DataConfig(train="")
 _CLASSES = ("ant", "bee", "cat")

@@ -7,10 +7,10 @@ import pytest
 from scipy.stats import hypergeom
 
 from pipelines.config import DataConfig
+from pipelines.index import build_index
 from pipelines.mixing import Mixing, batch_rows, measure, run_mixing
 from pipelines.plan import Plan
 from pipelines.shards import write_shards
-from pipelines.sources import build_index
 
 _ROWS, _CLASSES = 20_000, 100
 _SORTED = np.arange(_ROWS) * _CLASSES // _ROWS

@@ -9,6 +9,7 @@ from PIL import Image
 from pyarrow import fs
 
 from pipelines.config import DataConfig
+from pipelines.index import Index, build_index
 from pipelines.packing import (
     ShardJob,
     Sizes,
@@ -22,7 +23,6 @@ from pipelines.packing import (
 from pipelines.quarantine import decode
 from pipelines.reader import read_pieces
 from pipelines.shards import class_names, write_shards
-from pipelines.sources import Index, build_index
 
 
 def _packed(jobs: list[ShardJob], data: DataConfig, dest: Path) -> list[dict]:

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from tiffs import SHORT, Tags, tiff
 
-from pipelines.conversion import to_png
-from pipelines.dali import undecodable
-from pipelines.graph import build_decoder
-from pipelines.header import read_header
-from pipelines.pillow import BadImageError
+from pipelines.augment.dali import undecodable
+from pipelines.augment.dali_graph import build_decoder
+from pipelines.images.conversion import to_png
+from pipelines.images.header import read_header
+from pipelines.images.pillow import BadImageError
 
 _HEIGHT, _WIDTH = 37, 53
 _Y, _X = np.mgrid[:_HEIGHT, :_WIDTH]

@@ -11,15 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageOps
 
+from pipelines.augment.dali import make_views
 from pipelines.batches import Rows
-from pipelines.config import DataConfig
-from pipelines.dali import make_views
+from pipelines.config import DataConfig, ViewRecipe
 from pipelines.feed import make_request
+from pipelines.index import Index, build_index
+from pipelines.inspection import contact_sheet
 from pipelines.plan import Piece
-from pipelines.preview import contact_sheet
 from pipelines.reader import Reading, read_pieces
-from pipelines.recipes import ViewRecipe
-from pipelines.sources import Index, build_index
 
 _RECIPE = ViewRecipe(size=96)
 _PITCH = 96 + 4

@@ -8,11 +8,11 @@ import pytest
 
 from pipelines.batches import Rows
 from pipelines.config import DataConfig
-from pipelines.isolation import ENDS_PROCESS
+from pipelines.images.isolation import ENDS_PROCESS
+from pipelines.index import Index, build_index
 from pipelines.plan import sweep
 from pipelines.quarantine import Quarantine, Quarantined, decode, encode, read_quarantine
 from pipelines.reader import read_windows
-from pipelines.sources import Index, build_index
 
 _IMAGES = [Quarantined("train/0.tar", f"cat/{n}", "truncated JPEG", n) for n in range(3)]
 _OTHER = Quarantined("test/0.tar", "dog", 'a "reason"\nof two lines', 0)

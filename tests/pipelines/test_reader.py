@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from pipelines.config import DataConfig
+from pipelines.index import Index, build_index
 from pipelines.plan import Piece, Plan
 from pipelines.reader import SCHEMA, Reading, read_pieces, read_windows
-from pipelines.sources import Index, build_index
 
 _DATA = DataConfig(train="")
 

@@ -15,22 +15,23 @@ from PIL import Image
 
 from pipelines import storage
 from pipelines.config import DataConfig
+from pipelines.index import Index, build_index
 from pipelines.labels import read_labels
 from pipelines.mixing import Mixing, measure
-from pipelines.packing import finished_shards, pack_shard
-from pipelines.philox import derive_key, permutation
-from pipelines.plan import Plan
-from pipelines.shards import write_shards
-from pipelines.shuffle import (
+from pipelines.packing import (
     Order,
     direct_jobs,
     finished_parts,
+    finished_shards,
+    pack_shard,
     part_jobs,
     remove_parts,
     write_gathered,
     write_part,
 )
-from pipelines.sources import Index, build_index
+from pipelines.philox import derive_key, permutation
+from pipelines.plan import Plan
+from pipelines.shards import write_shards
 
 _CLASSES, _PER_CLASS = 8, 40
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from cluster.digits import scattered_digits
+from cluster.demo import scattered_digits
 from pipelines.config import DataConfig
+from pipelines.index import Index, build_index
 from pipelines.plan import Plan, Window
 from pipelines.reader import read_windows
 from pipelines.shards import write_shards
-from pipelines.sources import Index, build_index
 from pipelines.stream import map_jobs, stream_windows
 
 pytestmark = pytest.mark.ray

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from pipelines.config import DataConfig
+from pipelines.index import Index, build_index
+from pipelines.inspection import Survey, hints, median_spread, report, survey
 from pipelines.packing import all_readings
 from pipelines.shards import write_shards
-from pipelines.sources import Index, build_index
-from pipelines.survey import Survey, hints, median_spread, report, survey
 
 
 def _surveyed(index: Index, data: DataConfig, *, decode: bool) -> Survey:

@@ -9,9 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.config import DataConfig
-from pipelines.plan import Plan
-from pipelines.sources import Index, build_index
-from pipelines.windows import ROW_BYTES, lane_bytes, reading_rows, training_plan, window_rows
+from pipelines.index import Index, build_index
+from pipelines.plan import ROW_BYTES, Plan, lane_bytes, reading_rows, training_plan, window_rows
 
 
 def _written(folder: Path, size: int, images: int = 500, compression: str = "snappy") -> Index:

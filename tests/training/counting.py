@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.encoder_config import EncoderConfig
-from training.encoders import build_encoder
+from training.config.encoder import EncoderConfig
+from training.models.encoders import build_encoder
 
 
 def parameters(model: nn.Module) -> int:

@@ -15,21 +15,19 @@ import torch.distributed as dist
 from small_digits import write_small_digits
 
 from cluster.data import run_embed
-from cluster.evaluate import run_evaluation
-from cluster.export import run_export
+from cluster.evaluate import run_evaluation, run_export
 from cluster.train import run_training, with_absolute_paths
-from pipelines.config import DataConfig
+from pipelines.config import RECIPES, DataConfig
+from pipelines.index import build_index
 from pipelines.reader import read_windows
-from pipelines.recipes import RECIPES
-from pipelines.sources import build_index
 from training.config import EvaluationConfig, TrainConfig
-from training.evaluator import Sets
+from training.evaluation.evaluator import Sets
 from training.export import read_trained
 from training.gather import LocalGather, ProcessGroupGather
 from training.metrics import read_metrics
 from training.process import Worker
-from training.record import claim_run, keep_index
-from training.run import run_uri, train
+from training.run_folder import claim_run, keep_index
+from training.trainer import run_uri, train
 
 
 def _wrong_checksum(whole: bytes) -> bytes:

@@ -12,24 +12,23 @@ from animated import with_deadly
 from PIL import Image
 
 import training.embed
-from cluster.digits import scattered_digits
-from pipelines.config import DataConfig
+from cluster.demo import scattered_digits
+from pipelines.config import DataConfig, ViewRecipe
 from pipelines.feed import Device, evaluation_views
-from pipelines.isolation import Crash, Isolated
+from pipelines.images.isolation import Crash, Isolated
+from pipelines.index import build_index
 from pipelines.packing import all_readings, shard_jobs
 from pipelines.quarantine import decode
 from pipelines.reader import read_pieces
-from pipelines.recipes import ViewRecipe
 from pipelines.shards import write_shards
-from pipelines.sources import build_index
 from training.checkpoint import Checkpoints
 from training.config import EncoderConfig, EvaluationConfig, TrainConfig
 from training.embed import Embedder
-from training.encoders import build_encoder
-from training.evaluate import embed
+from training.evaluation.knn import embed
+from training.models.encoders import build_encoder
 from training.objectives import Objective
-from training.record import claim_run
-from training.run import run_uri
+from training.run_folder import claim_run
+from training.trainer import run_uri
 
 _STEP = 7
 

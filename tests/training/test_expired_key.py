@@ -10,18 +10,17 @@ from proxy import proxied
 from small_digits import small_digits
 
 from cluster.objectstore import S3Server
-from pipelines.config import DataConfig
+from pipelines.config import RECIPES, DataConfig
+from pipelines.index import build_index
 from pipelines.reader import read_windows
-from pipelines.recipes import RECIPES
 from pipelines.shards import write_shards
-from pipelines.sources import build_index
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig
-from training.evaluator import Sets
+from training.evaluation.evaluator import Sets
 from training.gather import LocalGather
 from training.metrics import read_metrics
 from training.process import Worker
-from training.run import run_uri, train
+from training.trainer import run_uri, train
 
 
 def _train(config: TrainConfig) -> None:

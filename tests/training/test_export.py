@@ -20,11 +20,11 @@ from torch import nn
 from pipelines.config import DataConfig
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, config_hash
-from training.encoder_config import EncoderConfig
-from training.encoders import build_encoder
+from training.config.encoder import EncoderConfig
 from training.export import Trained, read_trained, to_onnx, to_safetensors, to_torchvision
-from training.record import claim_run
-from training.torchvision_models import classifier_of
+from training.models.encoders import build_encoder
+from training.models.torchvision_models import classifier_of
+from training.run_folder import claim_run
 
 SIZE = 64
 

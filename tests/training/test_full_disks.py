@@ -21,20 +21,19 @@ from small_disks import Full, Harm, NoInodes, ReadOnly, Unmounted, small_disk
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pipelines.config import DataConfig
+from pipelines.config import RECIPES, DataConfig
+from pipelines.index import build_index
 from pipelines.reader import read_windows
-from pipelines.recipes import RECIPES
 from pipelines.shards import write_shards
-from pipelines.sources import build_index
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig
-from training.evaluator import Sets
-from training.faults import StoppedError, UnsavedError
+from training.errors import StoppedError, UnsavedError
+from training.evaluation.evaluator import Sets
 from training.gather import LocalGather, ProcessGroupGather
 from training.metrics import read_metrics
 from training.objectives import Objective
 from training.process import Worker
-from training.run import run_uri, train
+from training.trainer import run_uri, train
 
 _STEPS = 8
 _HARMS: dict[str, type[Harm]] = {

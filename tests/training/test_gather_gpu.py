@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cluster.doctor.worker_checks import all_gather_rate, gradient_error
 from training.gather import LocalGather, ProcessGroupGather
 from training.losses import nt_xent
-from training.selftest import all_gather_rate, gradient_error
 
 pytestmark = pytest.mark.gpu
 

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.config import DataConfig
-from pipelines.sources import Index
+from pipelines.index import Index
 from pipelines.views import Views
-from training.batch_norm import synchronize_batch_norm
 from training.config import TrainConfig
-from training.encoders import Encoder
 from training.gather import LocalGather, ProcessGroupGather
 from training.gradients import micro_batches, split, whole_batch
 from training.losses import Matching
+from training.models.batch_norm import synchronize_batch_norm
+from training.models.encoders import Encoder
 from training.objectives import BYOL, Objective, build_objective
 
 _LANES, _PARTS = 4, 3

@@ -12,16 +12,15 @@ from small_digits import write_small_digits
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pipelines.config import DataConfig
+from pipelines.config import RECIPES, DataConfig
+from pipelines.index import build_index
 from pipelines.reader import read_windows
-from pipelines.recipes import RECIPES
-from pipelines.sources import build_index
 from training.config import TrainConfig
-from training.evaluator import Sets
+from training.evaluation.evaluator import Sets
 from training.gather import LocalGather
 from training.objectives import Objective
 from training.process import Worker
-from training.run import train
+from training.trainer import train
 
 pytestmark = pytest.mark.slow
 

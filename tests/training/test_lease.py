@@ -21,19 +21,18 @@ from small_digits import write_small_digits
 
 from cluster.objectstore import S3Server
 from pipelines import storage
-from pipelines.config import DataConfig
+from pipelines.config import RECIPES, DataConfig
+from pipelines.index import build_index
 from pipelines.reader import read_windows
-from pipelines.recipes import RECIPES
-from pipelines.sources import build_index
 from training import lease
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig
-from training.evaluator import Sets
-from training.faults import UnsavedError
+from training.errors import UnsavedError
+from training.evaluation.evaluator import Sets
 from training.gather import LocalGather
 from training.lease import Held, leased
 from training.process import Worker
-from training.run import run_uri, train
+from training.trainer import run_uri, train
 
 _HOLD = """
 import sys

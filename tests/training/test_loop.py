@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.views import Views
-from training.faults import NonFiniteError
+from training.errors import NonFiniteError
 from training.gradients import whole_batch
 from training.loop import fit
 

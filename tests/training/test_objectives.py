@@ -24,20 +24,20 @@ from torch.nn.parallel import DistributedDataParallel
 from cluster.train import training_index
 from pipelines.config import DataConfig
 from pipelines.feed import Device, training_views
+from pipelines.index import Index, build_index
 from pipelines.reader import read_windows
 from pipelines.shards import write_shards
-from pipelines.sources import Index, build_index
 from pipelines.views import Views
-from training.batch_norm import synchronize_batch_norm
 from training.config import EvaluationConfig, OptimizerConfig, TrainConfig
-from training.evaluator import Sets
+from training.config.objective import SupervisedConfig
+from training.evaluation.evaluator import Sets
 from training.gather import LocalGather, ProcessGroupGather
 from training.metrics import read_metrics
-from training.objective_config import SupervisedConfig
+from training.models.batch_norm import synchronize_batch_norm
 from training.objectives import BYOL, Objective, SimCLR, build_objective, count_classes, target_decay
 from training.optimizers import LARS, build_optimizer
 from training.process import Worker
-from training.run import make_plan, run_uri, train
+from training.trainer import make_plan, run_uri, train
 
 _OBJECTIVES: dict[str, dict[str, Any]] = {
     "simclr": {"temperature": 1.0},

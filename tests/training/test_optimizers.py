@@ -14,8 +14,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pipelines.config import DataConfig
 from training.config import EncoderConfig, OptimizerConfig, ProjectorConfig, TrainConfig
-from training.encoders import build_encoder
-from training.heads import build_projector
+from training.models.encoders import build_encoder
+from training.models.heads import build_projector
 from training.optimizers import LARS, build_optimizer, learning_rate, peak_learning_rate, set_learning_rate
 
 _TRUST, _MOMENTUM = 0.001, 0.9

@@ -5,14 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.own import own_modules
-from cluster.staging import stage
+from cluster.staging import own_modules, stage
 from pipelines.config import DataConfig
-from pipelines.sources import Index, build_index
+from pipelines.index import Index, build_index
 from training.config import TrainConfig
 from training.gather import LocalGather
-from training.objectives import Objective, build_objective
-from training.own_objective import find_own
+from training.objectives import Objective, build_objective, find_own
 
 _CODE = """
 import torch
@@ -71,9 +69,9 @@ def test_workers_need_its_file_or_its_whole_package(home: Path) -> None:
 
 
 def test_its_code_goes_along_with_a_job(home: Path) -> None:
-    from cluster import probe
+    from cluster import staging
 
-    there = {"python": "3.12.1", "ray": "2.60.0", "fingerprint": probe.fingerprint(), "unmet": []}
+    there = {"python": "3.12.1", "ray": "2.60.0", "fingerprint": staging.fingerprint(), "unmet": []}
     assert stage(["train", "--objective", "mine_alone:Mine"], there).files == {
         "mine_alone.py": _CODE.encode()
     }

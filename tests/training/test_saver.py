@@ -16,7 +16,7 @@ import torch
 
 from pipelines import storage
 from training.checkpoint import Checkpoints
-from training.faults import UnsavedError
+from training.errors import UnsavedError
 from training.saver import Saver
 
 

@@ -13,17 +13,16 @@ from small_digits import write_small_digits
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pipelines.config import DataConfig
+from pipelines.config import RECIPES, DataConfig
+from pipelines.index import build_index
 from pipelines.reader import read_windows
-from pipelines.recipes import RECIPES
-from pipelines.sources import build_index
 from training.config import TrainConfig
-from training.evaluator import Sets
+from training.evaluation.evaluator import Sets
 from training.gather import LocalGather
 from training.metrics import read_metrics
 from training.objectives import Objective
 from training.process import Worker
-from training.run import run_uri, train
+from training.trainer import run_uri, train
 
 # Step 3 has views that are not a number; step 5 a gradient that is not finite under a loss that is.
 _NO_LOSS, _NO_GRADIENT, _STEPS = 3, 5, 6

@@ -10,9 +10,9 @@ import torch
 
 from pipelines.config import DataConfig
 from training.config import TrainConfig
-from training.cost import encoder_cost
-from training.efficientnet import EfficientNet, count_multiply_adds, last_map_side
-from training.encoder_config import EncoderConfig, Scaling
+from training.config.encoder import EncoderConfig, Scaling
+from training.models.efficientnet import EfficientNet, count_multiply_adds, last_map_side
+from training.models.encoders import encoder_cost
 from tuning.compound import (
     COEFFICIENTS,
     Coefficients,

@@ -13,16 +13,16 @@ from folders import digit_folders
 
 from cluster.tune import _keep, _modules, print_status, run_tuning, with_checkpoints
 from pipelines import storage
+from pipelines.index import build_index
 from pipelines.reader import read_windows
-from pipelines.sources import build_index
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig
-from training.encoders import build_encoder
-from training.evaluator import Sets
+from training.evaluation.evaluator import Sets
 from training.gather import LocalGather
+from training.models.encoders import build_encoder
 from training.process import Worker
-from training.record import claim_run, read_config
-from training.run import run_uri, train
+from training.run_folder import claim_run, read_config
+from training.trainer import run_uri, train
 from tuning.config import SearchConfig
 from tuning.report import write_search_report
 from tuning.searcher import SCORE, PointSearcher, TrialSlots

@@ -13,12 +13,12 @@ from pydantic import ValidationError
 
 import pipelines.config
 import training.config
-import training.encoder_config
-import training.objective_config
+import training.config.encoder
+import training.config.objective
 import tuning.config
 from training.config import FinetuneConfig, TrainConfig
-from training.finetune import finetune_config
-from training.messages import one_line, wrong_fields
+from training.config.messages import one_line, wrong_fields
+from training.evaluation.finetune import finetune_config
 from tuning.config import SearchConfig
 from tuning.trial_config import trial_config
 

@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 import pytest
 
 from pipelines.config import DataConfig
-from training.certainty import with_margins
 from training.config import EvaluationConfig, TrainConfig
+from training.evaluation.certainty import with_margins
 from tuning.config import SearchConfig
 from tuning.figures import progress, sections
 from tuning.report import saving, write_search_report

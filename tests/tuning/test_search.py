@@ -19,12 +19,12 @@ import ray
 import tomli_w
 from ray.tune.execution import class_cache
 
-from cluster.cli import main
-from cluster.digits import scattered_digits
+from cluster.cli.main import main
+from cluster.demo import scattered_digits
 from pipelines.shards import write_shards
 from training.config import TrainConfig, config_hash
-from training.cost import encoder_cost
-from training.encoder_config import EncoderConfig
+from training.config.encoder import EncoderConfig
+from training.models.encoders import encoder_cost
 from tuning.search import keep_keys_out_of_runtime_environments
 
 pytestmark = pytest.mark.ray
@@ -203,7 +203,7 @@ def test_a_search_whose_driver_is_killed_resumes_with_the_same_trials(
 ) -> None:
     killed = tmp_path / "deep"
     arguments = ["tune", str(search.parent / "deep.toml"), "--output", str(tmp_path)]
-    command = [sys.executable, "-c", f"from cluster.cli import main; main({arguments!r})"]
+    command = [sys.executable, "-c", f"from cluster.cli.main import main; main({arguments!r})"]
     address = ray.get_runtime_context().gcs_address
     with (tmp_path / "log").open("w") as log:
         driver = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"RAY_ADDRESS": address})

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from cluster.cli import main
+from cluster.cli.main import main
 from pipelines.config import DataConfig
 from training.config import EvaluationConfig, TrainConfig, config_hash
-from training.messages import one_line
+from training.config.messages import one_line
 from tuning.config import SearchConfig
 from tuning.space import Distribution, active, drawn_points, grid_points, parse_space, with_values
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from training.config import TrainConfig
 from training.losses.matching import chance
 from training.report.history import STAGES, RunHistory
-from training.report.plots import COLOURS, GREY, plot_html, styled
+from training.report.page import COLOURS, GREY, plot_html, styled
 
 # Most points of a curve, and most points of the area plot of stages.
 _CURVE_POINTS, _STAGE_POINTS = 600, 60

@@ -11,24 +11,22 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch.nn import functional as F
 
+from pipelines.config import ViewRecipe
 from pipelines.feed import Device, evaluation_views
+from pipelines.index import Index, build_index
+from pipelines.inspection import pixels
 from pipelines.labels import label_names, with_labels
 from pipelines.philox import derive_key, permutation
-from pipelines.plan import sweep
-from pipelines.preview import pixels
+from pipelines.plan import reading_rows, sweep
 from pipelines.reader import read_windows
-from pipelines.recipes import ViewRecipe
-from pipelines.sources import Index, build_index
 from pipelines.views import Views
-from pipelines.windows import reading_rows
 from training.checkpoint import weights_of
 from training.config import TrainConfig
-from training.cost import encoder_cost
-from training.encoders import Encoder, build_encoder
-from training.evaluate import embed
-from training.evaluator import Sets
-from training.record import kept_index
-from training.run import run_uri
+from training.evaluation.evaluator import Sets
+from training.evaluation.knn import embed
+from training.models.encoders import Encoder, build_encoder, encoder_cost
+from training.run_folder import kept_index
+from training.trainer import run_uri
 
 _MOST_IMAGES, _FEWEST_IMAGES, _BATCH_SIZE = 500, 60, 50
 

@@ -10,9 +10,9 @@ from pipelines import storage
 from pipelines.quarantine import read_quarantine
 from training.config import TrainConfig
 from training.metrics import read_metrics
-from training.record import read_config
-from training.run import run_uri
-from training.stages import Stage
+from training.run_folder import read_config
+from training.step_timer import Stage
+from training.trainer import run_uri
 
 STAGES: tuple[str, ...] = get_args(Stage)
 

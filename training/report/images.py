@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
-from pipelines.preview import GAP
+from pipelines.inspection import GAP
 from training.report.features import FeatureSample, jpeg, nearest, project
-from training.report.plots import colour
+from training.report.page import colour
 
 # The rows of a contact sheet of pipelines.preview.
 _TILES = ("Image", "First view of image", "Second view of image")

@@ -10,15 +10,14 @@ from typing import Any
 from pipelines import storage
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, config_hash, training_recipes
-from training.objective_config import objective_title
-from training.record import to_toml
+from training.config.objective import objective_title
 from training.report.curves import curves, run_colours
 from training.report.features import affordable_images, sample_features
 from training.report.history import RunHistory, read_history, read_run
 from training.report.images import feature_map, neighbours, pixelated, view_columns
-from training.report.page import render_template
-from training.report.plots import plotly_script
+from training.report.page import plotly_script, render_template
 from training.report.summary import differing_rows, measurements, settings, summary_rows
+from training.run_folder import to_toml
 
 # What the encoder may spend: about a minute of two cores for the command, and seconds at a run's end.
 COMMAND_MULTIPLY_ADDS, END_MULTIPLY_ADDS = 2e12, 2e11

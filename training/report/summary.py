@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-from training.certainty import shown
+from training.config.objective import objective_title
+from training.evaluation.certainty import shown
 from training.losses.matching import chance
-from training.objective_config import objective_title
-from training.record import to_values
 from training.report.history import RunHistory
+from training.run_folder import to_values
 
 _ACCURACIES = {
     "knn_top1": "kNN, trained",

@@ -15,20 +15,20 @@ import torch
 from browser import CHROMIUM, Browser
 from PIL import Image
 
-from cluster.digits import scattered_digits
+from cluster.demo import scattered_digits
 from pipelines import storage
 from pipelines.config import DataConfig
+from pipelines.index import build_index
 from pipelines.reader import read_windows
-from pipelines.sources import build_index
 from training.config import TrainConfig
-from training.evaluator import Sets
+from training.evaluation.evaluator import Sets
 from training.gather import LocalGather
 from training.process import Worker
-from training.record import claim_run, read_config
 from training.report import write_report, write_reports
 from training.report.features import affordable_images
 from training.report.runs import COMMAND_MULTIPLY_ADDS, END_MULTIPLY_ADDS
-from training.run import run_uri, train
+from training.run_folder import claim_run, read_config
+from training.trainer import run_uri, train
 
 _NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 _TEST_IMAGES, _STEPS = 60, 6

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from pipelines.sources import Index
+from pipelines.index import Index
 from training.report.features import choose_images, nearest, project
 
 

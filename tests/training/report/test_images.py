@@ -9,10 +9,10 @@ import pyarrow as pa
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from cluster.digits import scattered_digits
-from pipelines.preview import contact_sheet
+from cluster.demo import scattered_digits
+from pipelines.config import RECIPES
+from pipelines.inspection import contact_sheet
 from pipelines.reader import SCHEMA
-from pipelines.recipes import RECIPES
 from training.report.features import FeatureSample
 from training.report.images import Tile, feature_map, neighbours, queries, view_columns
 from training.report.page import render_template

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from histories import AFTER, BEFORE, CONFIG, STEPS
 
-from training.certainty import with_margins
+from training.evaluation.certainty import with_margins
 from training.report.history import RunHistory
 from training.report.summary import differing_rows, measurements, settings, summary_rows
 

@@ -1,0 +1,1 @@
+"""The `diptych` command: a file per group of commands, on one App."""

@@ -1,0 +1,1 @@
+"""`diptych doctor`: whether a cluster can train."""

@@ -1,0 +1,164 @@
+"""Whether a training worker can do its work: decoding, views, a step, and gathering."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from threading import Event
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cluster.doctor.checks import Finding
+from pipelines.config import DataConfig
+from pipelines.index import Index
+from pipelines.storage.scratch import scratch_folder
+from training.config import TrainConfig
+from training.errors import RunError
+from training.evaluation.evaluator import Sets
+from training.gather import Gather
+from training.losses import nt_xent
+from training.metrics import Progress
+from training.process import Worker
+from training.ray_train.launch import launch_group
+from training.ray_train.nodes import fitting_workers, usable_resources, wait_for_nodes
+
+_TIMEOUT_SECONDS = 120.0
+
+# In float64 rounding is a thousandth of this.
+_GRADIENT_ERROR = 1e-9
+
+_NO_SETS = Sets(Index("", "folder", pa.table({})))
+
+
+def check_workers(workers: int | None, gpus_per_worker: float | None) -> Iterator[Finding]:
+    """As many workers as would train, started as for training, over the collectives that it would use."""
+    values: dict[str, Any] = {}
+    with scratch_folder() as scratch:
+        count = workers or _as_many_as_fit()
+        config = replace(_config(count, gpus_per_worker), output=scratch)
+        try:
+            fitting_workers(config)
+        except ValueError as error:
+            yield Finding("workers", "cluster", str(error), "fault")
+            return
+        try:
+            launch_group(config, _NO_SETS, values.update, _work, workers=count, stopping=lambda: False)
+        except (RunError, ValueError) as error:
+            yield Finding(
+                "workers", f"{count} workers", str(error).splitlines()[0], "fault",
+                "let the nodes reach each other on all ports, or try fewer with --workers",
+            )  # fmt: skip
+            return
+    where = f"{count} on {values['nodes']} node(s), {values['backend']}" if count > 1 else "one worker"
+    error = values["gradient_error"]
+    right = error <= _GRADIENT_ERROR
+    yield Finding(
+        "gradient self-test", where, f"differs from one process's by {error:.1e} of its largest",
+        "ok" if right else "fault", "" if right else "do not train: update NCCL or torch, and try again",
+    )  # fmt: skip
+    if values["backend"] != "nccl" and count > 1 and usable_resources().get("GPU", 0.0):
+        way_out = "the cluster has GPUs: --gpus-per-worker 1, and as many --workers as GPUs"
+        yield Finding("GPUs", where, "the workers had none", "told", way_out)
+    if count > 1:
+        yield Finding("all-gather", where, f"{values['rate'] / 1e9:.2f} GB/s into each worker")
+
+
+def have_nodes_come(workers: int | None, gpus_per_worker: float | None, seconds: float) -> None:
+    """Have a cluster that grows by itself bring nodes with room for so many workers, or for one; and wait."""
+    config = replace(_config(workers or 1, gpus_per_worker), wait_for_nodes=seconds)
+
+    def fitting() -> int:
+        has = usable_resources()
+        by_cpus = has.get("CPU", 0.0) // config.cpus_per_worker
+        return int(min(by_cpus, has.get("GPU", 0.0) // gpus_per_worker) if gpus_per_worker else by_cpus)
+
+    wait_for_nodes(config, fitting, workers or 1, Event())
+
+
+def _config(workers: int, gpus_per_worker: float | None) -> TrainConfig:
+    return TrainConfig(
+        data=DataConfig(train=""), name="doctor", timeout=_TIMEOUT_SECONDS,
+        workers=workers, lanes=workers, batch_size=2 * workers, gpus_per_worker=gpus_per_worker,
+    )  # fmt: skip
+
+
+def _as_many_as_fit() -> int:
+    """A worker for each GPU; without any, as many as the CPUs have room for."""
+    resources = usable_resources()
+    return int(resources.get("GPU", 0) or max(1, resources.get("CPU", 0) // _config(1, None).cpus_per_worker))
+
+
+def _work(config: TrainConfig, sets: Sets, worker: Worker, progress: Progress) -> None:
+    """What each worker does."""
+    gather, device = worker.gather, worker.device
+    values = {
+        "gradient_error": gradient_error(gather, device),
+        "rate": all_gather_rate(gather, device),
+        "nodes": _node_count(gather, device),
+        "backend": torch.distributed.get_backend() if gather.world_size > 1 else "",
+    }
+    if gather.rank == 0:
+        progress(values)
+
+
+def _node_count(gather: Gather, device: torch.device) -> int:
+    number = int(ray.get_runtime_context().get_node_id()[:15], 16)
+    return len(gather.rows(torch.tensor([number], device=device)).unique())
+
+
+# As many as a batch of a worker might have; their dimension is a projection's.
+_ROWS, _DIM, _TEMPERATURE = 16, 32, 0.1
+
+_BYTES, _ROUNDS = 16 * 2**20, 5
+
+
+def gradient_error(gather: Gather, device: torch.device) -> float:
+    """How far the gradients of the gathered NT-Xent are from one process's, relative to the largest of them.
+
+    All workers call it, and all get the same. In float64, so that only an error of the collectives or of the
+    loss is more than 1e-12; the one process scores the whole batch against itself, as in Chen et al. 2020,
+    eq. 1.
+    """
+    first, second = _projections(gather.world_size, device)
+    here = slice(gather.rank * _ROWS, (gather.rank + 1) * _ROWS)
+    mine = first[here].clone().requires_grad_(), second[here].clone().requires_grad_()
+    nt_xent(*mine, temperature=_TEMPERATURE, gather=gather).backward()
+    together = torch.cat([gather.rows(_gradient(view)) for view in mine]) / gather.world_size
+    whole = first.requires_grad_(), second.requires_grad_()
+    _whole_batch(*whole).backward()
+    alone = torch.cat([_gradient(view) for view in whole])
+    return float((together - alone).abs().max() / alone.abs().max())
+
+
+def all_gather_rate(gather: Gather, device: torch.device) -> float:
+    """Bytes a second that each worker receives while all gather 16 MiB of each; the median of five times."""
+    rows = torch.ones(_BYTES // 4, device=device)
+    seconds = []
+    for _ in range(_ROUNDS + 1):
+        began = time.perf_counter()
+        float(gather.rows(rows)[-1])  # Waits for a GPU.
+        seconds.append(time.perf_counter() - began)
+    return (gather.world_size - 1) * _BYTES / statistics.median(seconds[1:])
+
+
+def _projections(world_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, world_size * _ROWS, _DIM, generator=generator, dtype=torch.float64)
+    return first.to(device), second.to(device)
+
+
+def _whole_batch(first: Tensor, second: Tensor) -> Tensor:
+    rows = F.normalize(torch.cat([first, second]), dim=1)
+    itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    logits = (rows @ rows.T / _TEMPERATURE).masked_fill(itself, -torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(rows), device=rows.device).roll(len(first)))
+
+
+def _gradient(view: Tensor) -> Tensor:
+    assert view.grad is not None
+    return view.grad

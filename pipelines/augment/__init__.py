@@ -1,0 +1,1 @@
+"""Random views: the draws, and DALI and our own code that carry them out."""

@@ -1,0 +1,1 @@
+"""Formats of data sets: Parquet files, WebDataset tars, folders of image files, torchvision's data sets."""

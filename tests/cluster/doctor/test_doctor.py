@@ -1,0 +1,63 @@
+"""diptych doctor: what it says of a cluster that cannot train; test_jobs.py has one that can."""
+
+import pytest
+import ray
+from commands import diptych
+
+from cluster.cli.main import main
+from cluster.doctor.node_checks import object_store_finding, version_findings
+
+
+@pytest.mark.ray
+def test_a_storage_and_workers_that_are_not_there_are_faults(
+    ray_cluster: None, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["doctor", "--storage", "s3://no-such-bucket-of-ours/x", "--workers", "400"])
+    assert stopped.value.code == 1
+    shown = capsys.readouterr().out
+    faults = [line for line in shown.splitlines() if line.startswith("fault")]
+    assert len(faults) == 2
+    assert "no-such-bucket-of-ours" in faults[0]
+    assert "-> let the node's own credentials write there" in shown
+    cpus = ray.cluster_resources()["CPU"]
+    fits = max(count for count in (1, 2, 4, 5, 8) if 2 * count <= cpus)  # Those that divide 400.
+    assert f"workers=400 need 800 CPUs of the cluster, which has {cpus:g}; try --workers {fits}" in faults[1]
+
+
+def test_nodes_with_other_versions_are_a_fault() -> None:
+    about = {"Python": "3.11.7", "Ray": "2.60.0"}
+    answers = {"a": {"versions": about}, "b": {"versions": about | {"Ray": "2.61.0"}}}
+    same, differs = version_findings(answers)
+    assert (same.level, same.found) == ("ok", "Python 3.11.7")
+    assert (differs.level, differs.found) == ("fault", "2.60.0 on a; 2.61.0 on b")
+    assert differs.way_out == "give all nodes the same image"
+
+
+@pytest.mark.parametrize(
+    ("store", "shared", "level", "way_out"),
+    [
+        (512, 1024, "ok", ""),
+        (512, 64, "told", "more shared memory"),
+        (100, 1024, "told", "--object-store-memory"),
+    ],
+)
+def test_an_object_store_on_disk_or_too_small_is_told_of(
+    store: int, shared: int, level: str, way_out: str
+) -> None:
+    found = object_store_finding("a", store * 2**20, shared * 2**20)
+    assert found.level == level
+    assert way_out in found.way_out
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1; see RAY_ADDRESS, or leave it out"),
+        ("http://127.0.0.1:1", "http://127.0.0.1:1 takes jobs alone; submit it: diptych submit --address"),
+    ],
+)
+def test_a_cluster_that_does_not_answer_is_one_line(address: str, message: str) -> None:
+    ended = diptych("doctor", "--address", address)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith(f"diptych: {message}")

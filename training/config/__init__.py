@@ -1,0 +1,61 @@
+"""Settings of a training run."""
+
+from training.config.encoder import (
+    EncoderConfig,
+)
+from training.config.objective import (
+    BYOLConfig,
+    Count,
+    ProjectorConfig,
+    SimCLRConfig,
+    SupervisedConfig,
+)
+from training.config.run import (
+    NOT_IDENTITY,
+    CheckpointConfig,
+    EvaluationConfig,
+    FeatureName,
+    FinetuneConfig,
+    OptimizerConfig,
+    Positive,
+    ProbeConfig,
+    ProtocolName,
+    TrackerName,
+    TrainConfig,
+    Workers,
+    check_micro_batches,
+    config_hash,
+    identity,
+    most_workers,
+    shipped_config,
+    training_recipes,
+    worker_counts,
+)
+
+__all__ = [
+    "NOT_IDENTITY",
+    "BYOLConfig",
+    "CheckpointConfig",
+    "Count",
+    "EncoderConfig",
+    "EvaluationConfig",
+    "FeatureName",
+    "FinetuneConfig",
+    "OptimizerConfig",
+    "Positive",
+    "ProbeConfig",
+    "ProjectorConfig",
+    "ProtocolName",
+    "SimCLRConfig",
+    "SupervisedConfig",
+    "TrackerName",
+    "TrainConfig",
+    "Workers",
+    "check_micro_batches",
+    "config_hash",
+    "identity",
+    "most_workers",
+    "shipped_config",
+    "training_recipes",
+    "worker_counts",
+]

@@ -1,0 +1,170 @@
+"""What the user can set about the encoder, and what EfficientNet's coefficients come to."""
+
+from difflib import get_close_matches
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
+
+from pipelines.config import STRICT, Probability
+
+CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
+IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
+RESNETS = tuple(f"{kind}{depth}" for kind in ("resnet", "plain") for depth in IMAGENET_DEPTHS + CIFAR_DEPTHS)
+TORCHVISION = "torchvision:"
+
+
+class Scaling(NamedTuple):
+    """An EfficientNet's size relative to B0: channels, layers, and the side of its images in pixels."""
+
+    width: float
+    depth: float
+    resolution: int
+
+
+# Tan and Le's released models, which they rounded by hand: no phi gives them.
+EFFICIENTNETS = {
+    "efficientnet-b0": Scaling(1.0, 1.0, 224),
+    "efficientnet-b1": Scaling(1.0, 1.1, 240),
+    "efficientnet-b2": Scaling(1.1, 1.2, 260),
+    "efficientnet-b3": Scaling(1.2, 1.4, 300),
+    "efficientnet-b4": Scaling(1.4, 1.8, 380),
+    "efficientnet-b5": Scaling(1.6, 2.2, 456),
+    "efficientnet-b6": Scaling(1.8, 2.6, 528),
+    "efficientnet-b7": Scaling(2.0, 3.1, 600),
+}
+SCALED = "efficientnet"
+ENCODERS = (*RESNETS, *EFFICIENTNETS, SCALED)
+
+_COEFFICIENTS = ("alpha", "beta", "gamma")
+
+# What an unset field comes to, where it has an effect at all.
+_DROP_PATH, _BASE_SIZE, _PHI = 0.2, 224, 1.0
+
+
+def _known(name: str) -> str:
+    """Names of torchvision's models are checked where torchvision is imported: that takes seconds."""
+    if name in ENCODERS or name.startswith(TORCHVISION):
+        return name
+    near = get_close_matches(name, ENCODERS, 3) or ("resnet50", "plain34", "efficientnet-b0")
+    raise ValueError(f"no such encoder; there are {', '.join(near)} and others, or {TORCHVISION}NAME")
+
+
+Multiplier = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EncoderConfig:
+    """The network whose features are wanted."""
+
+    name: Annotated[str, AfterValidator(_known)] = "resnet50"
+    """resnet18 to 152 (ImageNet's), resnet8 to 110 (CIFAR's), plain... (the same without shortcuts),
+    efficientnet-b0 to -b7, efficientnet (scaled freely), or torchvision:NAME."""
+    stem: Literal["imagenet", "cifar"] | None = None
+    """First layers of the ImageNet ResNets and plain nets: 7x7 with pooling (imagenet) or 3x3 (cifar);
+    unset: imagenet."""
+    zero_init_residual: bool | None = None
+    """Scale of the last batch norm in each block of a ResNet starts at 0, so that the block passes its input
+    on, as in SimCLR's and BYOL's code (Goyal et al. 2017, section 5.1); unset: it starts at 1."""
+    width: Multiplier | None = None
+    """Multiplies all channels of a ResNet or plain net (a whole number) or of efficientnet; unset: 1."""
+    depth: Multiplier | None = None
+    """Multiplies the layers of each of efficientnet's stages; unset: 1."""
+    alpha: Multiplier | None = None
+    """Compound scaling of efficientnet: depth is alpha ** phi; unset: `depth` says it."""
+    beta: Multiplier | None = None
+    """Compound scaling of efficientnet: width is beta ** phi; unset: `width` says it."""
+    gamma: Multiplier | None = None
+    """Compound scaling of efficientnet: data.view.size must be base_size * gamma ** phi; unset: any."""
+    phi: float | None = None
+    """Compound scaling of efficientnet: exponent of alpha, beta and gamma; unset: 1."""
+    base_size: Annotated[int, Field(ge=8)] | None = None
+    """Side of the views, in pixels, that gamma scales; unset: 224."""
+    drop_path: Probability | None = None
+    """Stochastic depth: probability that an EfficientNet skips its last block in training, 0 at the first;
+    unset: 0.2."""
+
+    def __post_init__(self) -> None:
+        idle = {field for field, value in vars(self).items() if value is not None} - _settings(self.name)
+        if idle:
+            raise ValueError(_no_effect(min(idle), self.name))
+        if self.width is not None and self.width % 1 and self.name in RESNETS:
+            raise ValueError(f"encoder.width={self.width:g} on {self.name} must be whole; try 1, 2 or 4")
+        _check_coefficients(self)
+
+
+def depth_of(name: str) -> int:
+    """The layers with weights of a ResNet or plain net, which its name says."""
+    return int(name.removeprefix("resnet").removeprefix("plain"))
+
+
+def scaling(config: EncoderConfig) -> Scaling:
+    """An EfficientNet's multipliers and resolution: d = alpha^phi, w = beta^phi, r = gamma^phi.
+
+    Tan and Le 2019, eq. 3. What B0 to B7 have is tabled.
+    """
+    if config.name in EFFICIENTNETS:
+        return EFFICIENTNETS[config.name]
+    phi = _PHI if config.phi is None else config.phi
+    width = config.beta**phi if config.beta else config.width or 1.0
+    depth = config.alpha**phi if config.alpha else config.depth or 1.0
+    size = config.base_size or _BASE_SIZE
+    return Scaling(width, depth, round(size * config.gamma**phi) if config.gamma else size)
+
+
+def efficientnet_resolution(config: EncoderConfig) -> int:
+    """The side of the views, in pixels, that an EfficientNet is meant for; ValueError for other encoders."""
+    if config.name != SCALED and config.name not in EFFICIENTNETS:
+        raise ValueError(f"{config.name} has no resolution of its own; only EfficientNets have")
+    return scaling(config).resolution
+
+
+def drop_path(config: EncoderConfig) -> float:
+    """Probability that training skips an EfficientNet's last block."""
+    return _DROP_PATH if config.drop_path is None else config.drop_path
+
+
+def check_view_size(config: EncoderConfig, size: int) -> None:
+    """ValueError where the encoder does not take views of `size` pixels a side, or asks for another size."""
+    if config.name.startswith(TORCHVISION):
+        from training.models.torchvision_models import (
+            check_size,  # Seconds to import, which others need not wait.
+        )
+
+        check_size(config.name.removeprefix(TORCHVISION), size)
+    if config.gamma is not None and size != (needed := efficientnet_resolution(config)):
+        raise ValueError(
+            f"encoder.gamma asks for views of {needed} pixels, and data.view.size={size}; "
+            f"set --data.view.size {needed}"
+        )
+
+
+def _settings(name: str) -> set[str]:
+    """The fields that have an effect on the encoder of that name."""
+    if name in RESNETS:
+        stem = {"stem"} if depth_of(name) in IMAGENET_DEPTHS else set()
+        # A plain net of zeros would pass nothing on.
+        shortcuts = set() if name.startswith("plain") else {"zero_init_residual"}
+        return {"name", "width", *stem, *shortcuts}
+    if name == SCALED:
+        return {"name", "width", "depth", *_COEFFICIENTS, "phi", "base_size", "drop_path"}
+    return {"name", "drop_path"} if name in EFFICIENTNETS else {"name"}
+
+
+def _no_effect(field: str, name: str) -> str:
+    fixed = name in EFFICIENTNETS and field not in ("stem", "zero_init_residual")
+    way_out = f"leave it out, or set encoder.name={SCALED}" if fixed else "leave it out"
+    return f"encoder.{field} has no effect on {name}; {way_out}"
+
+
+def _check_coefficients(config: EncoderConfig) -> None:
+    """Each multiplier is said once, and what a coefficient needs is there."""
+    for coefficient, multiplier in (("alpha", "depth"), ("beta", "width")):
+        if getattr(config, coefficient) is not None and getattr(config, multiplier) is not None:
+            raise ValueError(
+                f"encoder.{coefficient} and encoder.{multiplier} both say the {multiplier}; leave out one"
+            )
+    if config.phi is not None and all(getattr(config, name) is None for name in _COEFFICIENTS):
+        raise ValueError("encoder.phi has no effect without alpha, beta or gamma; set one or leave it out")
+    if config.base_size is not None and config.gamma is None:
+        raise ValueError("encoder.base_size has no effect without encoder.gamma; set it or leave it out")

@@ -1,0 +1,168 @@
+"""Features of images, their kNN accuracy, and measures of a representation without labels."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipelines.views import Views
+from training.config import EvaluationConfig
+from training.gather import Gather
+from training.models.encoders import Encoder
+
+# Test images that are compared with all training images at a time.
+_CHUNK = 256
+
+# Wu et al. 2018 take 200 neighbours on ImageNet; a third of its smallest class, of 732 images, is more.
+_NEIGHBOURS, _NEIGHBOURS_PER_VOTE = 200, 3
+
+# A few stray images must not make of everyone's 200 neighbours one.
+_RARE = 20
+
+
+def knn_votes(
+    queries: Float[Tensor, "queries dim"],
+    bank: Float[Tensor, "bank dim"],
+    bank_labels: Int[Tensor, " bank"],
+    *,
+    classes: int,
+    neighbours: int,
+    temperature: float,
+) -> Float[Tensor, "queries classes"]:
+    """Each class's votes by the nearest of `bank`; rows of both are unit vectors.
+
+    A neighbour votes with exp(cosine similarity / temperature). Wu et al. 2018, section 3.4.
+    """
+    nearest, index = (queries @ bank.T).topk(min(neighbours, len(bank)), dim=1)
+    # Less each row's largest: the same order of classes, and no overflow at small temperatures.
+    weight = ((nearest - nearest[:, :1]) / temperature).exp()
+    return queries.new_zeros(len(queries), classes).scatter_add_(1, bank_labels[index], weight)
+
+
+def fitting_neighbours(wanted: int | None, labels: Int[Tensor, " bank"]) -> int:
+    """How many of a bank's images vote, at most all; unset, so few that the smallest class can win.
+
+    Classes that are so small that all of them together have a twentieth of the images do not count.
+    """
+    if wanted is not None:
+        return min(wanted, len(labels))
+    sizes = labels.unique(return_counts=True)[1].sort().values
+    smallest = int(sizes[sizes.cumsum(0) * _RARE > len(labels)][0])
+    return max(1, min(_NEIGHBOURS, smallest // _NEIGHBOURS_PER_VOTE))
+
+
+def knn_accuracy(
+    bank: tuple[Float[Tensor, "bank dim"], Int[Tensor, " bank"]],
+    queries: tuple[Float[Tensor, "queries dim"], Int[Tensor, " queries"]],
+    config: EvaluationConfig,
+    gather: Gather,
+) -> float:
+    """Share of all workers' queries that the bank of all workers' images classifies rightly.
+
+    Features need no particular length; each worker brings its share of both.
+    """
+    features, labels = gather.uneven_rows(F.normalize(bank[0], dim=1)), gather.uneven_rows(bank[1])
+    # Labels may be of any size; the votes are counted in a column for each.
+    values, numbers = labels.unique(return_inverse=True)
+    neighbours = fitting_neighbours(config.neighbours, labels)
+    chosen = [
+        knn_votes(
+            part,
+            features,
+            numbers,
+            classes=len(values),
+            neighbours=neighbours,
+            temperature=config.temperature,
+        ).argmax(dim=1)
+        for part in F.normalize(queries[0], dim=1).split(_CHUNK)
+    ]
+    right = (values[torch.cat(chosen)] == queries[1]).sum()
+    counts = gather.total(torch.stack([right, torch.tensor(len(queries[1]), device=right.device)]))
+    return float(counts[0] / counts[1])
+
+
+def embed(
+    encoders: Sequence[Encoder], views: Iterable[Views], device: torch.device
+) -> tuple[list[Float[Tensor, "n dim"]], Int[Tensor, " n"]]:
+    """Each encoder's features of the first view of all images, and their labels."""
+    features = [[torch.empty(0, encoder.dim, device=device)] for encoder in encoders]
+    labels = [torch.empty(0, dtype=torch.int64, device=device)]
+    with _still(encoders, device):
+        for batch in _with_images(views):
+            image = batch.to(device).images[0]
+            for encoder, rows in zip(encoders, features, strict=True):
+                rows.append(encoder(image).float())
+            labels.append(batch.labels.to(device))
+    return [torch.cat(rows) for rows in features], torch.cat(labels)
+
+
+def embed_views(
+    encoder: Encoder, views: Iterable[Views], device: torch.device
+) -> list[Float[Tensor, "n dim"]]:
+    """The encoder's features of the first and of the second view of all images."""
+    features = [[torch.empty(0, encoder.dim, device=device)] for _ in range(2)]
+    with _still([encoder], device):
+        for batch in _with_images(views):
+            for image, rows in zip(batch.to(device).images, features, strict=True):
+                rows.append(encoder(image).float())
+    return [torch.cat(rows) for rows in features]
+
+
+def _with_images(views: Iterable[Views]) -> Iterator[Views]:
+    return (batch for batch in views if len(batch.samples))
+
+
+@contextmanager
+def _still(encoders: Sequence[Encoder], device: torch.device) -> Iterator[None]:
+    """No gradients, no batch statistics, and on a GPU bfloat16."""
+    modes = [encoder.training for encoder in encoders]
+    for encoder in encoders:
+        encoder.eval()
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        yield
+    for encoder, mode in zip(encoders, modes, strict=True):
+        encoder.train(mode)
+
+
+# Below this effective rank the features are one point, or nearly.
+COLLAPSED_RANK = 1.5
+
+# Rows of the matrix of distances that exist at a time.
+_PAIRS_CHUNK = 1024
+
+
+def alignment(first: Float[Tensor, "n dim"], second: Float[Tensor, "n dim"]) -> float:
+    """Mean squared distance between the unit features of two views of an image, in [0, 4]; less is better.
+
+    Wang and Isola 2020, section 4.1.1, with alpha = 2.
+    """
+    return float((F.normalize(first, dim=1) - F.normalize(second, dim=1)).square().sum(1).mean())
+
+
+def uniformity(features: Float[Tensor, "n dim"]) -> float:
+    """Log of the mean Gaussian potential of all pairs of unit features, in [-4, 0]; less is better.
+
+    0 where all features are one; there must be two at least. Wang and Isola 2020, section 4.1.2, with t = 2.
+    """
+    n, unit = len(features), F.normalize(features, dim=1)
+    total = features.new_zeros((), dtype=torch.float64)
+    for start in range(0, n, _PAIRS_CHUNK):
+        squared = (2 - 2 * unit[start : start + _PAIRS_CHUNK] @ unit.T).clamp_min(0)
+        total += (-2 * squared).exp().sum(dtype=torch.float64)
+    # Less the n pairs of a feature with itself, whose potential is 1.
+    return math.log(max(float(total) - n, 1e-300) / (n * (n - 1)))
+
+
+def effective_rank(features: Float[Tensor, "n dim"]) -> float:
+    """How many directions the features fill, from 1 (collapsed) to their width.
+
+    The exponential of the entropy of the singular values, as shares of their sum, of the unit features.
+    Roy and Vetterli 2007, definition 1.
+    """
+    values = torch.linalg.svdvals(F.normalize(features, dim=1).double())
+    shares = values / values.sum()
+    return float(torch.special.entr(shares).sum().exp())

@@ -1,0 +1,1 @@
+"""Training on a Ray cluster: workers, their events, lost and new nodes."""
