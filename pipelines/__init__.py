@@ -1,12 +1,7 @@
 """Bytes in object storage to two augmented views on the device."""
 
-from typing import TYPE_CHECKING
+import lazy_loader
 
-from pipelines.exports import lazily
-
-if TYPE_CHECKING:
-    from pipelines.config import RECIPES, DataConfig, ViewRecipe
-
-__getattr__ = lazily(__name__, {"pipelines.config": ("DataConfig", "RECIPES", "ViewRecipe")})
-
-__all__ = ["RECIPES", "DataConfig", "ViewRecipe"]
+# The names of __init__.pyi are imported once they are asked for: most take seconds, and Ray reads its environment
+# as it is imported.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,7 @@
+from .config import RECIPES, DataConfig, ViewRecipe
+
+__all__ = [
+    "RECIPES",
+    "DataConfig",
+    "ViewRecipe",
+]
