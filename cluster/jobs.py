@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster import local_cluster, staging
+from cluster import installed, local_cluster
 from cluster.ray_folder import wants_token
 from cluster.staging import Staged, read_probe
 
@@ -52,11 +52,11 @@ class Jobs:
         limit_answers(self._client, _ANSWER_SECONDS)
 
     def there(self, needed: list[str]) -> dict[str, Any]:
-        """What `probe` finds on the cluster, by a job that takes seconds and is then forgotten."""
-        source = Path(staging.__file__).name
+        """What `installed` finds on the cluster, by a job that takes seconds and is then forgotten."""
+        source = Path(installed.__file__).name
         entrypoint = shlex.join(["python", source, *needed])
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / source).write_bytes(Path(staging.__file__).read_bytes())
+            (Path(folder) / source).write_bytes(Path(installed.__file__).read_bytes())
             identity = self._submit(entrypoint, {"working_dir": folder}, _PROBE)
         print(f"asking {self.address} what it has ...", file=sys.stderr)
         ended = self._wait(identity)

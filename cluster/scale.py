@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.cli.app import read_toml
+from cluster.config_file import read_toml
 from pipelines import storage
 from training.config import TrainConfig, shipped_config
 from training.config.encoder import scaling

@@ -1,103 +1,19 @@
-"""Files that a job needs and its cluster lacks: those sent along, and what is installed."""
+"""What a job needs that its cluster lacks: the files that are sent along, and what is installed."""
 
-import hashlib
 import json
-import os
-import platform
 import shlex
-import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from cluster import staging
-from cluster.cli.app import read_toml
+from cluster import installed
+from cluster.config_file import read_toml
 from pipelines.storage.filesystems import IN_A_JOB
-from training.config.objective import Option, is_own
-from training.objectives import Objective, find_own, source_of
-
-PACKAGES = ("pipelines", "training", "tuning", "cluster")
-
-
-def main() -> None:
-    """Print what this machine has, as one line of JSON; the arguments are diptych's requirements."""
-    there = {
-        "python": platform.python_version(),
-        "ray": metadata.version("ray"),
-        "fingerprint": fingerprint(),
-        "unmet": list(dict.fromkeys(unmet(sys.argv[1:]))),
-    }
-    print(json.dumps(there))
-
-
-def fingerprint() -> str | None:
-    """Of the code of diptych that is installed here; None where none is."""
-    try:
-        metadata.version("diptych")
-    except metadata.PackageNotFoundError:
-        return None
-    digest = hashlib.sha256()
-    for name, path in code_files():
-        digest.update(f"{name}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def code_files() -> Iterator[tuple[str, Path]]:
-    """The files that diptych consists of, each with its path from the folder of the packages on, in order."""
-    for package in PACKAGES:
-        spec = util.find_spec(package)
-        folder = Path(spec.origin).parent if spec and spec.origin else None
-        if folder is None:
-            continue
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
-                yield f"{package}/{path.relative_to(folder)}", path
-
-
-def unmet(requirements: Iterable[str], extra: str = "") -> Iterator[str]:
-    """Those of the requirements, and of what their extras require, that no installed version meets."""
-    from packaging.requirements import Requirement  # Wherever Ray is, this is.
-
-    for line in requirements:
-        wanted = Requirement(line)
-        if wanted.marker and not wanted.marker.evaluate({"extra": extra}):
-            continue
-        wanted.marker = None
-        try:
-            has = metadata.version(wanted.name)
-        except metadata.PackageNotFoundError:
-            has = None
-        if has is None or not wanted.specifier.contains(has, prereleases=True):
-            yield str(wanted)
-            continue
-        for inner in wanted.extras:
-            optional = [one for one in metadata.requires(wanted.name) or () if "extra ==" in one]
-            yield from unmet(optional, inner)
-
-
-if __name__ == "__main__":
-    main()
-
-
-def own_modules(objective: str, options: Mapping[str, Option] | None = None) -> list[Path]:
-    """The file or package of MODULE:CLASS, where it is not installed; none for other objectives.
-
-    It is looked for in the folder at hand too. Raises ValueError where it will not do, or does not take the
-    options, where they are known.
-    """
-    if not is_own(objective):
-        return []
-    if (here := os.getcwd()) not in sys.path:  # As `python -m` has it.
-        sys.path.insert(0, here)
-    if options is not None:
-        find_own(Objective, objective, options)
-    source = source_of(objective)
-    return [source] if source else []
-
+from training.config.objective import is_own
 
 # A job that is stopped gets so long to save before it is killed; Ray reads this where the job runs.
 _STOP_SECONDS = 600
@@ -177,7 +93,7 @@ def stage(tokens: Iterable[str], there: dict[str, Any]) -> Staged:
         command.append(token)
     for objective in filter(is_own, [*_values(command, files, "objective")]):
         files |= dict(_own_code(objective))
-    if there["fingerprint"] == staging.fingerprint():
+    if there["fingerprint"] == installed.fingerprint():
         why = "the cluster has this diptych: nothing is installed"
     else:
         files |= dict(_code())
@@ -242,7 +158,7 @@ def _values(command: Iterable[str], tomls: Mapping[str, bytes], key: str) -> Ite
 
 def _own_code(objective: str) -> Iterator[tuple[str, bytes]]:
     """The Python files of MODULE:CLASS, by their path within the job's folder; none where it is installed."""
-    from cluster.staging import own_modules  # torch takes seconds to import.
+    from training.objectives import own_modules  # torch takes seconds to import.
 
     for source in own_modules(objective):
         for path in source.rglob("*.py") if source.is_dir() else [source]:
@@ -250,7 +166,7 @@ def _own_code(objective: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _code() -> Iterator[tuple[str, bytes]]:
-    for name, path in staging.code_files():
+    for name, path in installed.code_files():
         yield name, path.read_bytes()
     version = metadata.version("diptych")
     yield (

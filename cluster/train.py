@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from cluster.datasets import absolute, read_index, say_mixing
 from cluster.ray_cluster import cluster
 from cluster.signals import Interrupted, stop_signals
-from cluster.staging import own_modules
 from cluster.terminal import RunBar, Startup, counted, warn
 from cluster.trackers import Trackers, check_trackers, open_trackers
 from pipelines import storage
@@ -22,7 +21,7 @@ from training.evaluation.evaluator import Sets
 from training.lease import Held, leased
 from training.metrics import read_metrics
 from training.models.encoders import build_encoder
-from training.objectives import count_classes, load_initial
+from training.objectives import count_classes, load_initial, own_modules
 from training.report import write_report
 from training.run_folder import claim_run, find_run, keep_index, kept_index
 from training.trainer import make_plan, run_uri, total_steps

@@ -10,10 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.cli.app import read_toml
+from cluster.config_file import read_toml
 from cluster.ray_cluster import cluster
 from cluster.signals import Interrupted, stop_signals
-from cluster.staging import own_modules
 from cluster.tables import LiveTrials, described, trial_table
 from cluster.terminal import counted, warn
 from cluster.train import training_index, with_absolute_paths
@@ -26,7 +25,7 @@ from training.errors import RunError
 from training.evaluation.certainty import doubts, shown, shown_baselines
 from training.lease import leased
 from training.models.encoders import build_encoder
-from training.objectives import load_initial, read_initial
+from training.objectives import load_initial, own_modules, read_initial
 from training.run_folder import encode_toml, keep_index, kept_index, kept_toml, to_toml, to_values
 from tuning.compound import scoring
 from tuning.config import METRICS, SearchConfig

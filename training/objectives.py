@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+import os
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -354,3 +355,19 @@ def _view_loss(config: TrainConfig) -> Callable[..., Float[Tensor, ""]]:
     if name in _TRIPLETS:
         return partial(_TRIPLETS[name], margin=margin(config.simclr))
     return partial(_TEMPERED[name], temperature=temperature(config.temperature))
+
+
+def own_modules(objective: str, options: Mapping[str, Option] | None = None) -> list[Path]:
+    """The file or package of MODULE:CLASS, where it is not installed; none for other objectives.
+
+    It is looked for in the folder at hand too. Raises ValueError where it will not do, or does not take the
+    options, where they are known.
+    """
+    if not is_own(objective):
+        return []
+    if (here := os.getcwd()) not in sys.path:  # As `python -m` has it.
+        sys.path.insert(0, here)
+    if options is not None:
+        find_own(Objective, objective, options)
+    source = source_of(objective)
+    return [source] if source else []

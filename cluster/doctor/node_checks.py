@@ -13,7 +13,8 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.doctor.checks import Examiner, Finding, Level, about, example_views
+from cluster.doctor.examination import Examiner, about, example_views
+from cluster.doctor.findings import Finding, Level
 from pipelines import storage
 from pipelines.storage.filesystems import IN_A_JOB
 from training.ray_train.nodes import usable_resources

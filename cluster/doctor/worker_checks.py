@@ -1,7 +1,5 @@
-"""Whether a training worker can do its work: decoding, views, a step, and gathering."""
+"""What the workers of a cluster must be able to do together: the loss's gradient, and how fast they talk."""
 
-import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from threading import Event
@@ -10,10 +8,8 @@ from typing import Any
 import pyarrow as pa
 import ray
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from cluster.doctor.checks import Finding
+from cluster.doctor.findings import Finding
 from pipelines.config import DataConfig
 from pipelines.index import Index
 from pipelines.storage.scratch import scratch_folder
@@ -21,11 +17,11 @@ from training.config import TrainConfig
 from training.errors import RunError
 from training.evaluation.evaluator import Sets
 from training.gather import Gather
-from training.losses import nt_xent
 from training.metrics import Progress
 from training.process import Worker
 from training.ray_train.launch import launch_group
 from training.ray_train.nodes import fitting_workers, usable_resources, wait_for_nodes
+from training.selftest import all_gather_rate, gradient_error
 
 _TIMEOUT_SECONDS = 120.0
 
@@ -109,56 +105,3 @@ def _work(config: TrainConfig, sets: Sets, worker: Worker, progress: Progress) -
 def _node_count(gather: Gather, device: torch.device) -> int:
     number = int(ray.get_runtime_context().get_node_id()[:15], 16)
     return len(gather.rows(torch.tensor([number], device=device)).unique())
-
-
-# As many as a batch of a worker might have; their dimension is a projection's.
-_ROWS, _DIM, _TEMPERATURE = 16, 32, 0.1
-
-_BYTES, _ROUNDS = 16 * 2**20, 5
-
-
-def gradient_error(gather: Gather, device: torch.device) -> float:
-    """How far the gradients of the gathered NT-Xent are from one process's, relative to the largest of them.
-
-    All workers call it, and all get the same. In float64, so that only an error of the collectives or of the
-    loss is more than 1e-12; the one process scores the whole batch against itself, as in Chen et al. 2020,
-    eq. 1.
-    """
-    first, second = _projections(gather.world_size, device)
-    here = slice(gather.rank * _ROWS, (gather.rank + 1) * _ROWS)
-    mine = first[here].clone().requires_grad_(), second[here].clone().requires_grad_()
-    nt_xent(*mine, temperature=_TEMPERATURE, gather=gather).backward()
-    together = torch.cat([gather.rows(_gradient(view)) for view in mine]) / gather.world_size
-    whole = first.requires_grad_(), second.requires_grad_()
-    _whole_batch(*whole).backward()
-    alone = torch.cat([_gradient(view) for view in whole])
-    return float((together - alone).abs().max() / alone.abs().max())
-
-
-def all_gather_rate(gather: Gather, device: torch.device) -> float:
-    """Bytes a second that each worker receives while all gather 16 MiB of each; the median of five times."""
-    rows = torch.ones(_BYTES // 4, device=device)
-    seconds = []
-    for _ in range(_ROUNDS + 1):
-        began = time.perf_counter()
-        float(gather.rows(rows)[-1])  # Waits for a GPU.
-        seconds.append(time.perf_counter() - began)
-    return (gather.world_size - 1) * _BYTES / statistics.median(seconds[1:])
-
-
-def _projections(world_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    first, second = torch.randn(2, world_size * _ROWS, _DIM, generator=generator, dtype=torch.float64)
-    return first.to(device), second.to(device)
-
-
-def _whole_batch(first: Tensor, second: Tensor) -> Tensor:
-    rows = F.normalize(torch.cat([first, second]), dim=1)
-    itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    logits = (rows @ rows.T / _TEMPERATURE).masked_fill(itself, -torch.inf)
-    return F.cross_entropy(logits, torch.arange(len(rows), device=rows.device).roll(len(first)))
-
-
-def _gradient(view: Tensor) -> Tensor:
-    assert view.grad is not None
-    return view.grad

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from cluster import staging
+from cluster import installed
 from cluster.staging import read_probe, requirements, stage
 
 _HERE = {
     "python": "3.11.7",
     "ray": metadata.version("ray"),
-    "fingerprint": staging.fingerprint(),
+    "fingerprint": installed.fingerprint(),
     "unmet": [],
 }
 
@@ -108,7 +108,7 @@ def test_a_probe_finds_what_is_missing_and_what_extras_want() -> None:
         "no-such-package-on-mars; sys_platform == 'mars'",
         "ray[data]>=2",
     ]
-    assert list(staging.unmet(wanted)) == ["numpy>=999", "no-such-package>=3"]
+    assert list(installed.unmet(wanted)) == ["numpy>=999", "no-such-package>=3"]
 
 
 def test_a_probe_that_failed_says_why() -> None:

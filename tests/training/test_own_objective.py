@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.staging import own_modules, stage
+from cluster.staging import stage
 from pipelines.config import DataConfig
 from pipelines.index import Index, build_index
 from training.config import TrainConfig
 from training.gather import LocalGather
-from training.objectives import Objective, build_objective, find_own
+from training.objectives import Objective, build_objective, find_own, own_modules
 
 _CODE = """
 import torch
@@ -69,9 +69,9 @@ def test_workers_need_its_file_or_its_whole_package(home: Path) -> None:
 
 
 def test_its_code_goes_along_with_a_job(home: Path) -> None:
-    from cluster import staging
+    from cluster import installed
 
-    there = {"python": "3.12.1", "ray": "2.60.0", "fingerprint": staging.fingerprint(), "unmet": []}
+    there = {"python": "3.12.1", "ray": "2.60.0", "fingerprint": installed.fingerprint(), "unmet": []}
     assert stage(["train", "--objective", "mine_alone:Mine"], there).files == {
         "mine_alone.py": _CODE.encode()
     }

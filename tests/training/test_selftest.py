@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cluster.doctor.worker_checks import all_gather_rate, gradient_error
 from training.gather import LocalGather, ProcessGroupGather
+from training.selftest import all_gather_rate, gradient_error
 
 _CPU = torch.device("cpu")
 
