@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 # Two processes, each with its own tests: those that need Ray, and the others. See tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help install demo test test-slow bench docs links lint lock
+.PHONY: help install demo test test-slow bench docs links lint house lock
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo 'make links      look whether the pages that docs/ links to are there'
 	@echo 'make install    set up .venv alone'
 	@echo 'make lint       style and types'
+	@echo 'make house      what each file is for'
 	@echo 'make lock       resolve the dependencies anew'
 
 install: $(INSTALLED)
@@ -66,6 +67,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+house:
+	@find pipelines training tuning cluster benchmarks -name '*.py' | sort | xargs awk 'FNR == 1 {gsub(/"""/, ""); \
+	print FILENAME ": " $$0}'
 
 lock:
 	$(BIN)/uv pip compile --quiet pyproject.toml --group dev --universal --python-version 3.11 \

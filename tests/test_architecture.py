@@ -38,7 +38,10 @@ HOMES = {
         "cluster/cli/jobs_commands.py",
         "cluster/cli/main.py",
         "cluster/cli/tune_commands.py",
+        "cluster/config_file.py",
     },
+    "plotly": {"training/report/curves.py", "training/report/page.py", "tuning/figures.py"},
+    "jinja2": {"training/report/page.py"},
 }
 
 # Who may use what others keep private, and why: behind a function that does without, with a test of that.
