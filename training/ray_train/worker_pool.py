@@ -163,7 +163,8 @@ def _serve(config: TrainConfig, sets: Sets, worker: Worker, progress: Progress, 
             reference, sets = order.sets, cast(Sets, ray.get(order.sets))
             worker.cache.clear()
         watched(order.config, sets, worker, progress, task=order.task)
-        worker.gather.total(torch.zeros(1, device=worker.device))  # All have done it, and said what they had to.
+        # Each worker has done the task, and sent all its events.
+        worker.gather.total(torch.zeros(1, device=worker.device))
         if worker.gather.rank == 0:
             progress({_DONE: number})
         number += 1
