@@ -20,7 +20,7 @@ from training.evaluation.evaluator import Sets
 from training.metrics import read_metrics
 from training.ray_train.elastic import run_to_its_end
 from training.ray_train.nodes import fitting_workers, usable_resources, wait_for_nodes
-from training.ray_train.worker_pool import Crew
+from training.ray_train.worker_pool import WorkerPool
 from training.run_folder import claim_run
 from training.trainer import make_plan, run_uri, total_steps
 from tuning.asha import ASHA
@@ -129,7 +129,7 @@ class _Trial(tune.Trainable):
     """A run, one evaluation further with each step; the next trial takes over its workers."""
 
     def setup(self, config: Point, shared: _Shared) -> None:  # pyright: ignore
-        self._shared, self._crew = shared, Crew()
+        self._shared, self._pool = shared, WorkerPool()
         self.reset_config(config)
 
     def reset_config(self, new_config: Point) -> bool:
@@ -165,7 +165,7 @@ class _Trial(tune.Trainable):
         self._evaluations = checkpoint["evaluations"]
 
     def cleanup(self) -> None:
-        self._crew.close()
+        self._pool.close()
 
     def _evaluated(self, config: TrainConfig, until: int) -> dict[str, Any] | None:
         """The run's line of metrics at step `until`, if it has saved a checkpoint there or later."""
@@ -179,7 +179,7 @@ class _Trial(tune.Trainable):
     def _train(self, config: TrainConfig, until: int) -> dict[str, Any]:
         claim_run(run_uri(config), config)
         run_to_its_end(
-            config, self._shared.sets, lambda event: None, Event(), until=until, launch=self._crew.launch
+            config, self._shared.sets, lambda event: None, Event(), until=until, launch=self._pool.launch
         )
         line = self._evaluated(config, until)
         assert line

@@ -297,7 +297,7 @@ def test_a_preview_shows_images_with_their_views(
         (["inspect", "{tmp}/none"], "{tmp}/none does not exist"),
         (["preview", "{folder}", "-o", "{tmp}/p.png", "--recipe", "simcrl"], "no recipe 'simcrl'; there are"),
         (["preview", "{folder}", "-o", "{tmp}/file/p.png"], "cannot write {tmp}/file/p.png"),
-        (["embed", "{tmp}/none", "{folder}", "{tmp}/out"], "{tmp}/none is no run"),
+        (["embed", "{tmp}/none", "{folder}", "{tmp}/out"], "{tmp}/none is not a run"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_nothing_is_written(

@@ -70,7 +70,7 @@ def test_what_cannot_be_exported_is_one_line_and_nothing_is_written(
 ) -> None:
     run, dest = str(tmp_path / "run"), tmp_path / "out" / "file"
     onnx = ["export", run, str(dest), "--format", "onnx"]
-    assert f"{run} is no run" in _refused(onnx, capsys)
+    assert f"{run} is not a run" in _refused(onnx, capsys)
     _save(run, "resnet8")
     torchvisions = ["export", run, str(dest), "--format", "torchvision"]
     assert "torchvision has no resnet8; try --format safetensors" in _refused(torchvisions, capsys)

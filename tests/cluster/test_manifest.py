@@ -328,7 +328,7 @@ def test_a_file_that_cannot_be_written_is_one_line(
         ([*AWS, "--spot"], "--spot needs an --image that has diptych"),
         (["kuberay", "--workers", "0"], "workers=0: Input should be greater than or equal to 1"),
         (["kuberay", "--workers", "2", "--min-workers", "3"], "--min-workers 3 is more than --workers 2"),
-        (["kuberay", "--name", "Mine"], "name=Mine is no name; take small letters"),
+        (["kuberay", "--name", "Mine"], "name=Mine is not a valid name; use lowercase letters"),
         (["kuberay", "--gpu-type", "a="], "--gpu-type a= has no value; write KEY=VALUE"),
         (["kuberay", "--job", JOB], "--job needs an --image that has diptych"),
         (["kuberay", *IMAGE, "--job", "train 'a"], "--job train 'a is no command line: No closing quotation"),

@@ -137,7 +137,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
 def test_a_file_of_another_program_is_no_checkpoint(foreign: dict, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     torch.save({"step": 5} | foreign, tmp_path / "checkpoints/step-000000005.pt")
-    with pytest.raises(DamagedError, match="it is no checkpoint of a run"):
+    with pytest.raises(DamagedError, match="it is not a checkpoint of a run"):
         Checkpoints(str(tmp_path), keep=2).latest()
 
 

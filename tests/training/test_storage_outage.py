@@ -120,7 +120,7 @@ def test_one_that_does_not_come_back_ends_the_run_with_what_is_whole_and_how_to_
             _train(config, away, "never")
         assert str(ended.value).startswith("no checkpoint could be written for 3 s: writing s3://")
         assert str(ended.value).endswith(
-            f"; that of step 1 is whole; check the storage, then: diptych train --resume {run_uri(config)}"
+            f"; that of step 1 is complete; check the storage, then: diptych train --resume {run_uri(config)}"
         )
         away.unlink()
         said = _train(config, away, "the checkpoint of step ")

@@ -35,9 +35,9 @@ _TRAINING: list[tuple[dict[str, Any], str]] = [
     ),
     ({"optimizer": {"nesterov": True}}, "nesterov has no effect with optimizer.name=lars; leave it out"),
     ({"micro_batch_size": 100}, "micro_batch_size=100 must be a multiple of lanes=8 and divide batch_size"),
-    ({"batch_size": 1}, "batch_size=1 leaves SimCLR no other image to tell an image from; try"),
-    ({"batch_size": 1, "objective": "byol"}, "batch_size=1 leaves batch norm one image alone; try"),
-    ({"lanes": 1, "micro_batch_size": 1}, "micro_batch_size=1 leaves batch norm one image alone; try"),
+    ({"batch_size": 1}, "batch_size=1 leaves SimCLR no other image to compare an image with; try"),
+    ({"batch_size": 1, "objective": "byol"}, "batch_size=1 gives batch norm a single image; try"),
+    ({"lanes": 1, "micro_batch_size": 1}, "micro_batch_size=1 gives batch norm a single image; try"),
     ({"objective": "byol", "temperature": 0.1}, "temperature has no effect with objective=byol; leave it"),
     ({"objective_options": {"a": 1}}, "objective_options has no effect with objective=simclr; leave it out"),
     ({"encoder": {"name": "resnet20", "stem": "cifar"}}, "encoder.stem has no effect on resnet20; leave it"),
@@ -141,7 +141,7 @@ def test_fine_tunings_and_trials_that_cannot_be_say_so_alone() -> None:
     run = _training({"lanes": 1})
     settings = FinetuneConfig(batch_size=1)
     line = _line(lambda: finetune_config(run, "/c.pt", settings, share=1.0, images=99, classes=3))
-    assert line == "batch_size=1 leaves batch norm one image alone; try --batch-size 2"
+    assert line == "batch_size=1 gives batch norm a single image; try --batch-size 2"
     space = {"optimizer.nesterov": {"choice": [False, True]}, "optimizer.name": {"choice": ["sgd", "lars"]}}
     search = _search({"space": space, "train": _EACH | {"optimizer": {"name": "sgd"}}})
     line = _line(lambda: trial_config(search, {"optimizer.nesterov": True, "optimizer.name": "lars"}))
