@@ -85,7 +85,7 @@ class EvaluationConfig:
     diagnostic_images: Annotated[int, Field(ge=0)] = 512
     """Training images for alignment, uniformity and effective rank, which need no labels. 0: skip these."""
     neighbours: Count | None = None
-    """Neighbours that vote, at most one per training image. Unset: 200, or a third of the smallest class's
+    """Neighbours that vote, at most all training images. Unset: 200, or a third of the smallest class's
     training images if that is fewer; metrics.jsonl records the number."""
     temperature: Positive = 0.1
     """Temperature of the votes: a neighbour's vote weighs exp(cosine similarity / temperature)."""
@@ -152,8 +152,9 @@ class TrainConfig:
     output: str = "runs"
     """Folder for runs: a path, file://, s3://, gs:// or az://."""
     workers: Workers | None = None
-    """Number of worker processes, or a range FEWEST:MOST: as many of it as the cluster has room for, which
-    may change during training. Unset: one per GPU of the cluster, as far as lanes allow, or else one."""
+    """Number of worker processes, or a range FEWEST:MOST. With a range the run uses as many as fit on the
+    cluster, and changes their number as nodes come and go. Unset: one per GPU of the cluster, as far as
+    `lanes` allows, or one without GPUs."""
     cpus_per_worker: Positive = 2.0
     """CPU cores to reserve for each worker and for the tasks that read its images."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None

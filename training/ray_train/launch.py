@@ -152,7 +152,7 @@ def _started(
 
     def forward(event: dict[str, Any]) -> None:
         if event.get("phase") == "workers":
-            # The workers have started. No other run has: it is still this run's turn.
+            # No other run can have started since, so the new groups are this run's.
             mine.update(groups_of(bundle, workers) - known)
             place.leave()
         progress(event)

@@ -155,7 +155,7 @@ def _reason(config: TrainConfig, workers: int, before: int) -> str:
     each = config.cpus_per_worker if kind == "CPU" else worker_bundle(config, workers)["GPU"]
     total = usable_resources().get(kind, 0.0)
     used = total - sum(node.get(kind, 0.0) for node in free_resources())
-    # A tenth of a CPU is a trial of Ray Tune, whose workers have groups of their own.
+    # Do not count the tenth of a CPU that a trial of Ray Tune has beside its workers.
     groups = sum(
         any(bundle.get(kind, 0.0) > 0.1 for bundle in group["bundles"].values())
         for group in placement_group_table().values()
