@@ -205,9 +205,9 @@ def _noted(values: dict[str, Any]) -> Iterator[str]:
     if "waiting" in values:
         yield f"waiting for {values['waiting']}"
     if "restarting" in values:
-        yield f"going on from there, for {values['restarting']}"
+        yield f"resuming from this step: {values['restarting']}"
     if "moving" in values:
-        yield "saved, and going on from there on other nodes"
+        yield "saved, resuming on other nodes"
     if "warning" in values:
         yield f"warning: {values['warning']}"
     if "rolled_back_to" in values:

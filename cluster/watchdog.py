@@ -82,7 +82,7 @@ def _watch() -> None:
     way_on = f"diptych {shlex.join(about['resume'])}" if about["resume"] else "the same command"
     print(
         "diptych: the process of this command has ended without a word: its Ray cluster was lost, or it was "
-        f"killed; go on with: {way_on}",
+        f"killed; resume with: {way_on}",
         file=sys.stderr,
     )
 

@@ -243,7 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(128 + interrupted.number)
     except KeyboardInterrupt:
         print(
-            "diptych: interrupted; the same command goes on from its last checkpoint or shard",
+            "diptych: interrupted; the same command resumes from its last checkpoint or shard",
             file=sys.stderr,
         )
         sys.stdout.flush()

@@ -171,7 +171,7 @@ def disturbed(cluster: dict[str, str], config: Path, runs: str) -> str:
 
     wait(lambda: _EVERY in _saved(run))
     _kill_a_node_that_trains(cluster)
-    wait(lambda: "going on from there, for worker" in _log(cluster, job))
+    wait(lambda: "resuming from this step: worker" in _log(cluster, job))
     reached = _saved(run)[-1]
     wait(lambda: _saved(run)[-1] > reached)
     with held(_workers(cluster)):
