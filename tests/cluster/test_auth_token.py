@@ -11,7 +11,7 @@ from ray._private.authentication.authentication_token_setup import generate_and_
 from strangers import needs_root, open_home, stranger_reads
 
 from cluster.auth_token import ensure_token, open_to_others
-from cluster.doctor.node_checks import token_findings
+from cluster.doctor.node_checks import token_results
 
 _RAY_FINDS = """
 from ray._raylet import AuthenticationTokenLoader
@@ -29,8 +29,8 @@ def _modes(home: Path) -> list[int]:
     return [(home / path).stat().st_mode & 0o777 for path in (".ray", ".ray/auth_token")]
 
 
-def _finding(exposed: str | None) -> tuple[str, str]:
-    (one,) = token_findings({"a": {"open_token": exposed}})
+def _result(exposed: str | None) -> tuple[str, str]:
+    (one,) = token_results({"a": {"open_token": exposed}})
     return one.level, one.found
 
 
@@ -70,14 +70,14 @@ def test_doctor_tells_of_one_that_others_can_read_or_replace(
     generate_and_save_token()
     path = home / ".ray" / "auth_token"
     path.chmod(0o640)
-    assert _finding(open_to_others()) == ("told", f"{path} has mode 0640")
+    assert _result(open_to_others()) == ("warning", f"{path} has mode 0640")
     ensure_token()
     path.parent.chmod(0o770)
-    assert _finding(open_to_others()) == ("told", f"{path.parent} has mode 0770")
+    assert _result(open_to_others()) == ("warning", f"{path.parent} has mode 0770")
     ensure_token()
-    assert _finding(open_to_others())[0] == "ok"
+    assert _result(open_to_others())[0] == "ok"
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert _finding(None) == ("told", "it wants none")
+    assert _result(None) == ("warning", "not required")
 
 
 def test_an_empty_one_is_none(home: Path) -> None:

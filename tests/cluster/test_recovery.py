@@ -166,7 +166,8 @@ def test_a_run_whose_workers_and_driver_are_killed_ends_bit_for_bit_as_an_undist
     saved = max(int(path.stem[5:]) for path in (run / "checkpoints").glob("*.pt"))
     assert 3 * _EVERY < saved < _STEPS
     assert (
-        f"stopped after step {saved} of {_STEPS}; resume with: diptych train --resume {run}" in log.read_text()
+        f"stopped after step {saved} of {_STEPS}; resume with: diptych train --resume {run}"
+        in log.read_text()
     )
     assert [line["step"] for line in _lines(run) if "loss" in line] == list(range(1, saved + 1))
 
