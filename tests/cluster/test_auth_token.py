@@ -60,7 +60,7 @@ def test_one_that_ray_has_made_is_taken_from_others(home: Path, capsys: pytest.C
     assert _modes(home) == [0o700, 0o600]
     assert path.read_text() == token
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"diptych: {path} has mode 0644: others of this machine could read")
+    assert line.startswith(f"diptych: {path} has mode 0644: other users of this machine could read")
 
 
 def test_doctor_tells_of_one_that_others_can_read_or_replace(
@@ -94,13 +94,15 @@ def test_one_that_the_environment_names_is_used_as_it_is(
 ) -> None:
     mine = home / "mine"
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(mine))
-    with pytest.raises(ValueError, match=f"RAY_AUTH_TOKEN_PATH={mine} has no token; leave it out, or write"):
+    with pytest.raises(ValueError, match=f"RAY_AUTH_TOKEN_PATH={mine} has no token; unset it, or write"):
         ensure_token()
     mine.write_text("token")
     mine.chmod(0o644)
     ensure_token()
     assert mine.stat().st_mode & 0o777 == 0o644
-    assert f"{mine} has mode 0644: others of this machine can read Ray's token" in capsys.readouterr().err
+    assert (
+        f"{mine} has mode 0644: other users of this machine can read Ray's token" in capsys.readouterr().err
+    )
     assert home.stat().st_mode & 0o777 == 0o755
     monkeypatch.setenv("RAY_AUTH_TOKEN", "token")
     mine.unlink()

@@ -30,7 +30,7 @@ from cluster.jobs import Jobs
 from cluster.staging import requirements, stage
 jobs, config, *names = Jobs(), *sys.argv[1:]
 commands = [("train", config, "--name", name) for name in names]
-there = jobs.there(requirements(commands[0]))
+there = jobs.probe(requirements(commands[0]))
 print(*[jobs.submit(stage(command, there)) for command in commands])
 """
 
@@ -152,7 +152,7 @@ def test_a_second_job_of_the_same_name_is_refused_and_one_stopped_while_it_saves
     stopping = Thread(target=lambda: said.append(diptych("jobs", "stop", first).stdout))
     with held(training_workers().keys() - others):  # Else it may have finished before the signal comes.
         stopping.start()
-        _wait(lambda: "once more ends at once" in _log(cluster, first), lambda: _log(cluster, first))
+        _wait(lambda: "a second signal ends it at once" in _log(cluster, first), lambda: _log(cluster, first))
     stopping.join()
     assert said == [f"{first}: stopped\n"]
     assert f"of {_STEPS}; resume with: diptych train --resume {runs}/twice" in _log(cluster, first)

@@ -40,7 +40,7 @@ def test_images_stored_by_class_are_warned_of(tmp_path: Path, capsys: pytest.Cap
     shown = capsys.readouterr()
     assert "classes among 40 images of a batch: " in shown.out
     assert (
-        "are stored by class, and batches are mixed badly: shuffle them with `diptych data pack`" in shown.err
+        "are stored by class, so batches are poorly mixed: shuffle them with `diptych data pack`" in shown.err
     )
 
 

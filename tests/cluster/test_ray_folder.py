@@ -60,7 +60,7 @@ def test_a_place_where_no_folder_can_be_made_is_one_line(
     (short / "f").touch()
     monkeypatch.setenv("RAY_TMPDIR", str(short / "f"))
     with (
-        pytest.raises(ValueError, match=f"cannot make a folder in {short}.*; set RAY_TMPDIR to one of this"),
+        pytest.raises(ValueError, match=f"cannot make a folder in {short}.*; set RAY_TMPDIR to one that"),
         ray_folder(),
     ):
         pass

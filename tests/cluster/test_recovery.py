@@ -189,7 +189,9 @@ def test_a_run_is_in_the_cluster_s_metrics_and_ctrl_c_twice_ends_it_at_once(
     (worker,) = training_workers().keys() - others
     os.kill(worker, signal.SIGSTOP)  # The first Ctrl-C alone would wait for it.
     process.send_signal(signal.SIGINT)
-    _wait(lambda: "once more ends at once" in (tmp_path / "log").read_text(), process, tmp_path / "log")
+    _wait(
+        lambda: "a second signal ends it at once" in (tmp_path / "log").read_text(), process, tmp_path / "log"
+    )
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 128 + signal.SIGINT, (tmp_path / "log").read_text()
     assert "interrupted; the same command resumes" in (tmp_path / "log").read_text()

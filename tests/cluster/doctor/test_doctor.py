@@ -53,8 +53,8 @@ def test_an_object_store_on_disk_or_too_small_is_a_warning(
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1; see RAY_ADDRESS, or leave it out"),
-        ("http://127.0.0.1:1", "http://127.0.0.1:1 takes jobs alone; submit it: diptych submit --address"),
+        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1; check RAY_ADDRESS, or unset it"),
+        ("http://127.0.0.1:1", "http://127.0.0.1:1 takes only jobs; submit one: diptych submit --address"),
     ],
 )
 def test_a_cluster_that_does_not_answer_is_one_line(address: str, message: str) -> None:
