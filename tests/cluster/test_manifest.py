@@ -317,9 +317,9 @@ def test_a_file_that_cannot_be_written_is_one_line(
         ([*AWS, "--secret", "storage"], "--secret has no effect on aws; it is for kuberay"),
         ([*GCP, "--job", "train"], "--job has no effect on gcp; it is for kuberay"),
         ([*GCP, "--cpus-per-node", "9"], "--cpus-per-node has no effect on gcp; it is for kuberay"),
-        (["aws", "--gpu-type", "l4"], "aws needs --region, as --region us-west-2"),
-        (["aws", "--region", "us-west-2"], "aws needs --gpu-type, as --gpu-type a10g"),
-        (["gcp", "--project", "p"], "gcp needs --zone, as --zone us-central1-a"),
+        (["aws", "--gpu-type", "l4"], "aws needs --region, such as --region us-west-2"),
+        (["aws", "--region", "us-west-2"], "aws needs --gpu-type, such as --gpu-type a10g"),
+        (["gcp", "--project", "p"], "gcp needs --zone, such as --zone us-central1-a"),
         (
             [*AWS[:-1], "v100"],
             "--gpu-type v100 is unknown here; choose one of t4, a10g, l4, l40s, a100, a100-80gb",
