@@ -128,6 +128,7 @@ def test_packing_that_was_killed_goes_on_and_keeps_every_byte(
         "path": str(folder / "pear" / "broken.png"),
         "key": "pear/broken.png",
         "reason": "no image in a known format, or truncated",
+        "sample": 200,
         "crc32": bad[-10:-2].decode(),
     }
 

@@ -12,9 +12,9 @@ import pytest
 from pydantic import ValidationError
 
 import pipelines.config
-import training.config
 import training.config.encoder
 import training.config.objective
+import training.config.run
 import tuning.config
 from training.config import FinetuneConfig, TrainConfig
 from training.config.messages import one_line, wrong_fields
@@ -99,7 +99,8 @@ def test_a_search_says_what_does_not_go_together_alone(fields: dict[str, Any], s
 # Functions of those modules that look at one field, or are no part of a config's own check.
 _OF_ONE_FIELD = {
     "_recipe_name", "_number_or_range", "_objective_name", "_known", "_metric", "_scheduler",
-    "efficientnet_resolution", "worker_counts", "shipped_config",
+    "_ascending", "_at_most_one", "_within_a_turn", "efficientnet_resolution", "worker_counts",
+    "shipped_config",
 }  # fmt: skip
 
 
@@ -121,7 +122,8 @@ def test_every_check_of_several_fields_is_among_the_cases() -> None:
     said = [_line(partial(_training, fields)) for fields, _ in _TRAINING]
     said += [_line(partial(_search, fields)) for fields, _ in _SEARCHES]
     modules = (
-        pipelines.config, training.config, training.encoder_config, training.objective_config, tuning.config,
+        pipelines.config, training.config.run, training.config.encoder, training.config.objective,
+        tuning.config,
     )  # fmt: skip
     known = [message for module in modules for message in _messages(module)]
     assert len(known) > 20

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 import ray
+import torch
 
 from pipelines.index import Index
 from training.config import TrainConfig
@@ -162,6 +163,8 @@ def _serve(config: TrainConfig, sets: Sets, worker: Worker, progress: Progress, 
             reference, sets = order.sets, cast(Sets, ray.get(order.sets))
             worker.cache.clear()
         watched(order.config, sets, worker, progress, task=order.task)
+        # Each worker has done the task, and sent all its events.
+        worker.gather.total(torch.zeros(1, device=worker.device))
         if worker.gather.rank == 0:
             progress({_DONE: number})
         number += 1

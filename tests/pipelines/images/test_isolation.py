@@ -66,7 +66,7 @@ work.close()
 
 
 def test_after_an_interrupt_an_item_gets_its_own_answer() -> None:
-    path = os.pathsep.join([str(Path(__file__).parents[3]), str(Path(__file__).parents[1])])
+    path = os.pathsep.join([str(Path(__file__).parents[3]), str(Path(__file__).parent)])
     subprocess.run(
         [sys.executable, "-c", _INTERRUPT], env=os.environ | {"PYTHONPATH": path}, check=True, timeout=60
     )
