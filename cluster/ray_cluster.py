@@ -123,17 +123,17 @@ def _handle_loss(resume: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except ClusterLostError as lost:
-        told = ClusterLostError(resume or lost.resume, told=True)
+        reported = ClusterLostError(resume or lost.resume, told=True)
         if not lost.told:
             # At once, since Ray may still end this process, and the watchdog stops with this block.
-            print(f"diptych: {told}", file=sys.stderr, flush=True)
+            print(f"diptych: {reported}", file=sys.stderr, flush=True)
         # Only for a cluster of this process: Ray's threads wait for the processes of any other and would end
         # this process on a shutdown.
         if _own:
             end_cluster(_own, os.path.dirname(ray.__file__))
             time.sleep(_ENDING_SECONDS)
             ray.shutdown()
-        raise told from lost
+        raise reported from lost
 
 
 def _connect(there: str, environment: dict[str, Any], settings: dict[str, Any]) -> None:

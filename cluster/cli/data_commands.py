@@ -137,7 +137,7 @@ def embed(
     uri
         A data set.
     dest
-        Folder of the shards: likewise.
+        Folder of the shards: a path, file://, s3://, gs:// or az://.
     checkpoint
         Step of the checkpoint; unset: the newest.
     rows_per_shard
