@@ -54,7 +54,7 @@ def test_auto_is_left_to_ray_where_it_no_longer_tells_what_it_has_noted(
 def test_a_cluster_that_was_noted_and_is_gone_is_one_line(tmp_path: Path) -> None:
     done = diptych("cluster", "status", RAY_ADDRESS="auto", **_noted(tmp_path, "127.0.0.1:1"))
     assert done.returncode == 2
-    assert done.stderr.startswith("diptych: no Ray cluster answers at 127.0.0.1:1; see RAY_ADDRESS")
+    assert done.stderr.startswith("diptych: no Ray cluster answers at 127.0.0.1:1; check RAY_ADDRESS")
 
 
 def test_local_is_no_cluster(tmp_path: Path) -> None:
