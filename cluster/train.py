@@ -162,7 +162,7 @@ def _launch(
                     final=True,
                 ) from stopped
             raise Interrupted(
-                f"stopped after step {stopped.step} of {steps}; go on with: diptych train --resume {run}",
+                f"stopped after step {stopped.step} of {steps}; resume with: diptych train --resume {run}",
                 stop.number,
             ) from stopped
 

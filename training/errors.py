@@ -51,7 +51,7 @@ class ClusterLostError(RunError):
         message = "the head of the Ray cluster no longer answers"
         if resume:
             message = (
-                f"the head of the Ray cluster no longer answers; go on with: diptych {shlex.join(resume)}"
+                f"the head of the Ray cluster no longer answers; resume with: diptych {shlex.join(resume)}"
             )
         super().__init__(message, final=True)
         self.resume, self.told = resume, told

@@ -1,4 +1,4 @@
-"""A search under Ray Tune, each of whose trials is a run on Ray Train."""
+"""Run a search under Ray Tune; each trial is a run on Ray Train."""
 
 import os
 from collections.abc import Callable
@@ -53,10 +53,10 @@ _AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN",
 def run_search(
     search: SearchConfig, index: Index, show: Callable[[list[Trial]], None], ending: Event
 ) -> list[Trial]:
-    """Run the trials on the connected Ray cluster, resuming an earlier call's; returns them, best first.
+    """Run the trials on the connected Ray cluster, or resume an earlier call's; returns them, best first.
 
-    Calls show(trials) after each change; ends once `ending` is set. A trial that fails is marked, and the
-    others continue. Raises ValueError if the cluster could never hold a trial.
+    Calls show(trials) after each change; ends when `ending` is set. A failed trial is marked, and the others
+    continue. Raises ValueError if the cluster is too small for a trial.
     """
     sets = search_sets(search, index)
     if search.train.wait_for_nodes:
@@ -73,13 +73,13 @@ def run_search(
 
 
 def search_sets(search: SearchConfig, index: Index) -> Sets:
-    """The images that all trials train on and are ranked by, chosen by the search's seed."""
+    """The images to train on and to rank by, shared by all trials and chosen by the search's seed."""
     evaluation = replace(search.train.evaluation, held_out=search.held_out)
     return Sets.of(replace(search.train, seed=search.seed, evaluation=evaluation), index, None)
 
 
 def keep_keys_out_of_runtime_environments() -> None:
-    """Stop Tune from copying this process's AWS keys into its trials' runtime environments, which Ray logs.
+    """Keep Tune from copying this process's AWS keys into its trials' runtime environments, which Ray logs.
 
     Ray 2.60 has no public setting for that. If its private list is gone, Tune's default stays.
     """
@@ -118,7 +118,7 @@ def _tuner(
 
 @dataclass(frozen=True, eq=False)
 class _Shared:
-    """Shared by all trials; `stopped_early` has the images of runs that an earlier call stopped."""
+    """Values that all trials share; `stopped_early` has the images of runs that an earlier call stopped."""
 
     search: SearchConfig
     sets: Sets
@@ -126,7 +126,7 @@ class _Shared:
 
 
 class _Trial(tune.Trainable):
-    """A run, one evaluation further with each step; the next trial takes over its workers."""
+    """A run; each step trains to the next evaluation. The next trial reuses its workers."""
 
     def setup(self, config: Point, shared: _Shared) -> None:  # pyright: ignore
         self._shared, self._pool = shared, WorkerPool()
@@ -168,7 +168,7 @@ class _Trial(tune.Trainable):
         self._pool.close()
 
     def _evaluated(self, config: TrainConfig, until: int) -> dict[str, Any] | None:
-        """The run's line of metrics at step `until`, if it has saved a checkpoint there or later."""
+        """The run's metrics line at step `until`, if it has a checkpoint there or later."""
         run = run_uri(config)
         if (Checkpoints(run, config.checkpoint.keep).latest_step() or 0) < until:
             return None
@@ -187,7 +187,7 @@ class _Trial(tune.Trainable):
 
 
 class _Ending(tune.Stopper):
-    """Ends the search once the event is set."""
+    """Ends the search when the event is set."""
 
     def __init__(self, event: Event) -> None:
         self._event = event
@@ -203,7 +203,7 @@ class _Ending(tune.Stopper):
 
 
 class _Logging(tune.Callback):
-    """Writes what happens to the trials into the trial log."""
+    """Writes the trials' events to the trial log."""
 
     def __init__(self, log: TrialLog) -> None:
         self._log = log
@@ -238,14 +238,14 @@ def _scheduler(search: SearchConfig, sets: Sets, slots: TrialSlots) -> TrialSche
 
 
 def _steps(config: TrainConfig, sets: Sets) -> tuple[int, int]:
-    """Steps of a run, and of those between two evaluations."""
+    """Number of steps in a run, and between two evaluations."""
     plan = make_plan(config, sets.train)
     steps = total_steps(config, plan)
     return steps, config.evaluation.every_epochs * plan.steps_per_epoch or steps
 
 
 def _evaluations(search: SearchConfig, sets: Sets) -> int:
-    """How often a trial is evaluated, at most."""
+    """Largest number of evaluations of a trial."""
     train, every = search.train, search.train.evaluation.every_epochs
     if not every:
         return 1
@@ -257,13 +257,13 @@ def _evaluations(search: SearchConfig, sets: Sets) -> int:
 
 
 def _at_a_time(search: SearchConfig) -> int:
-    """How many trials run at the same time; ValueError if the cluster could hold none."""
+    """Number of trials that run at the same time. Raises ValueError if the cluster is too small for one."""
     train, resources = search.train, usable_resources()
     train = replace(train, workers=train.workers or 1)
     workers = fitting_workers(train)
     fewest = worker_counts(train)[0]
     if (needed := fewest * train.cpus_per_worker + CPUS_PER_TRIAL) > resources.get("CPU", 0.0):
-        # Its workers would wait forever for the part of a CPU that the trial itself takes.
+        # Its workers would wait forever for the CPU share that the trial itself takes.
         raise ValueError(
             f"a trial needs {needed:g} CPUs of the cluster, which has {resources.get('CPU', 0.0):g}; "
             "try a smaller train.cpus_per_worker"

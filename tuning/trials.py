@@ -1,4 +1,4 @@
-"""The trials of a search, and their log: OUTPUT/NAME/trials.jsonl, one JSON object a line, best first."""
+"""The trials of a search, and their log OUTPUT/NAME/trials.jsonl: a JSON object per line, best first."""
 
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -66,9 +66,9 @@ class Trial:
 
 
 class TrialLog:
-    """The trials of a search, of earlier calls too, written to its folder at each change.
+    """The trial log of a search, with the trials of earlier calls; written to its folder at each change.
 
-    `show` then gets them, best first. `key` is Ray Tune's id of a trial.
+    `show` is then called with the trials, best first. `key` is Ray Tune's ID of a trial.
     """
 
     def __init__(self, search: SearchConfig, show: Callable[[list[Trial]], None]) -> None:
@@ -81,11 +81,11 @@ class TrialLog:
         self._mark_unfinished()
 
     def points(self) -> list[Point]:
-        """The points that were tried before, in their order."""
+        """The points that were tried so far, in order."""
         return [trial.point for trial in sorted(self._by_run.values(), key=lambda trial: trial.number)]
 
     def stopped_early(self) -> dict[str, int]:
-        """The URI of each run that was stopped early, and how many images it was trained on."""
+        """The URI of each run that was stopped early, and the number of images it trained on."""
         return {
             storage.join(self._folder, trial.run): trial.images
             for trial in self._by_run.values()
@@ -93,26 +93,26 @@ class TrialLog:
         }
 
     def start(self, key: str, point: Point) -> None:
-        """A trial starts or resumes."""
+        """Record that a trial starts or resumes."""
         if key not in self._by_key:
             self._by_key[key] = self._trial(point)
         self._by_key[key].state = "running"
         self._changed()
 
     def record(self, key: str, *, images: int, accuracy: float, score: float) -> None:
-        """A trial was evaluated."""
+        """Record an evaluation of a trial."""
         seconds = round(time.monotonic() - self._began, 1)
         self._by_key[key].add(Result(images, accuracy, score, seconds))
         self._changed()
 
     def pause(self, keys: Collection[str]) -> None:
-        """These trials wait for others."""
+        """Record that these trials wait."""
         for key in keys:
             self._by_key[key].state = "waiting"
         self._changed()
 
     def end(self, key: str, state: State, error: str = "") -> None:
-        """A trial has ended."""
+        """Record that a trial ended."""
         trial = self._by_key[key]
         trial.state, trial.error = state, error
         self._changed()
@@ -147,12 +147,12 @@ class TrialLog:
 
 
 def ranked(trials: Iterable[Trial]) -> list[Trial]:
-    """Best first: by score, equals in the order of their start, and those without a score last."""
+    """Sort best first: by score, equal ones by start; those without a score are last."""
     return sorted(trials, key=lambda trial: (-(trial.score or 0.0), not trial.results, trial.number))
 
 
 def read_trials(folder: str) -> list[Trial]:
-    """The trials of the search in `folder`, best first; none if it has started none."""
+    """Read the trials of the search in `folder`, best first; none if none was started."""
     return [_parsed(line) for line in read_lines(storage.join(folder, _FILE))]
 
 

@@ -57,8 +57,13 @@ def test_the_command_says_how_torchvision_loads_the_file(
     main(["export", str(tmp_path / "run"), str(dest), "--format", "torchvision", "--checkpoint", "30"])
     said = capsys.readouterr().out
     assert "resnet18 after 30 steps" in said
-    assert "images of 224 x 224 pixels on a scale of 0 to 1, less the mean (0.485, 0.456, 0.406)" in said
-    call = said.splitlines()[-1].partition(" takes it")[0].replace("PATH", repr(str(dest)))
+    assert "input: 224 x 224 pixels scaled to 0 to 1, minus the mean (0.485, 0.456, 0.406)" in said
+    call = (
+        said.splitlines()[-1]
+        .removeprefix("load it with ")
+        .partition("; ")[0]
+        .replace("PATH", repr(str(dest)))
+    )
     eval(call, {"torch": torch, "torchvision": torchvision})
     model = torchvision.models.resnet18(weights=None)
     model.load_state_dict(torch.load(dest, weights_only=True), strict=True)

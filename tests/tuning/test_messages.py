@@ -51,7 +51,7 @@ _TRAINING: list[tuple[dict[str, Any], str]] = [
 _SPACE = {"temperature": {"uniform": [0.1, 0.5]}}
 _EACH = {"evaluation": {"every_epochs": 1}}
 
-# Likewise a search's.
+# The same for a search's.
 _SEARCHES: list[tuple[dict[str, Any], str]] = [
     ({"train": {"data": _DATA | {"test": "/tests"}}}, "train.data.test: a search never sees the test images"),
     ({"train": {"evaluation": {"held_out": 0.1}}}, "train.evaluation.held_out: a search has its own"),

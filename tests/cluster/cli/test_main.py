@@ -126,8 +126,8 @@ def test_missing_word_of_a_command_leads_to_its_help(capsys: pytest.CaptureFixtu
 
 
 def test_images_in_the_place_of_the_config_are_told(images: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"images are given as --data.train {images}" in refused(["train", images], capsys)
-    assert "images are given as --data.train s3://b/x" in refused(["train", "s3://b/x"], capsys)
+    assert f"give images as --data.train {images}" in refused(["train", images], capsys)
+    assert "give images as --data.train s3://b/x" in refused(["train", "s3://b/x"], capsys)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_config_of_another_kind_is_told(
 def test_search_without_a_training_config_is_told(
     config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "mine.toml is no search: it has no table [train]" in refused(["tune", config_file], capsys)
+    assert "mine.toml is not a search: it has no table [train]" in refused(["tune", config_file], capsys)
     (tmp_path / "mine.toml").write_text('nonsense = 3\n[train.data]\ntrain = "x"\n[space]\n')
     assert "there is no key nonsense; check the spelling" in refused(["tune", config_file], capsys)
     assert "give it in the config or as --data" in refused(["tune", "simclr"], capsys)
@@ -164,10 +164,10 @@ def test_what_the_storage_refuses_is_one_line(
 
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:port"])
-def test_addresses_that_are_none_are_told(address: str) -> None:
+def test_addresses_that_are_none_are_refused(address: str) -> None:
     done = diptych("cluster", "status", RAY_ADDRESS=address)
     assert done.returncode == 2
-    assert f"RAY_ADDRESS={address} is no address" in done.stderr
+    assert f"RAY_ADDRESS={address} is not the address" in done.stderr
 
 
 def test_port_where_something_else_listens_is_no_cluster() -> None:
