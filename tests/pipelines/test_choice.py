@@ -15,7 +15,7 @@ from pipelines.choice import held_out_places, packed, sampled_places, unpacked
 from pipelines.config import DataConfig
 from pipelines.index import Index, build_index
 from pipelines.labels import with_labels
-from pipelines.plan import sweep
+from pipelines.plan import evaluation_windows
 from pipelines.reader import Reading, read_windows
 
 _seeded = settings(deadline=None, derandomize=True)
@@ -124,7 +124,7 @@ def test_packed_places_come_back(places: list[int]):
 def test_a_job_over_a_large_row_group_is_a_span_and_a_bit_a_row():
     fragments = pa.table({"path": ["f"], "rows": [100_000], "row_group": [0], "first_sample": [0]})
     kept, _ = Index("u", "parquet", fragments).split(0.1, seed=0)
-    (window, *_) = sweep(kept.rows, 0, 1, window_rows=100_000)
+    (window, *_) = evaluation_windows(kept.rows, 0, 1, window_rows=100_000)
     assert len(pickle.dumps(Reading.of(kept, window.pieces))) < 20_000
 
 
@@ -166,7 +166,7 @@ def test_any_grouping_of_the_same_rows_gives_the_same_sets(
 
 
 def _sweep(index: Index, rank: int, workers: int):
-    return sweep(index.rows, rank, workers, window_rows=20, rows_read=index.rows_read)
+    return evaluation_windows(index.rows, rank, workers, window_rows=20, rows_read=index.rows_read)
 
 
 def test_labels_are_kept_with_an_index_and_not_read_again(tmp_path: Path):

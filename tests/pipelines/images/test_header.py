@@ -151,5 +151,5 @@ def test_pillow_takes_what_dali_gets_wrong(kind: str):
 def test_a_png_that_does_not_begin_with_its_size_is_named():
     png = _saved(_COLOUR, "PNG")
     iphone = png[:8] + b"\0\0\0\x04CgBI\x50\0\x20\x02\0\0\0\0" + png[8:]
-    with pytest.raises(BadImageError, match="does not begin with its size, as an iPhone's own"):
+    with pytest.raises(BadImageError, match="does not begin with its size, like those of iPhones"):
         read_header(iphone, max_pixels=10**6)

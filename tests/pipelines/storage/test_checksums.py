@@ -182,7 +182,7 @@ def test_a_damaged_page_is_told_with_the_file_and_the_way_out(tmp_path: Path) ->
             return file.read()
 
     with pytest.raises(
-        ValueError, match=rf"^cannot read {path}: .*CRC checksum.*; write it anew, or take it"
+        ValueError, match=rf"^cannot read {path}: .*CRC checksum.*; write it again, or remove it"
     ):
         reading(read, str(path))
 
