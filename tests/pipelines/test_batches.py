@@ -1,4 +1,4 @@
-"""Batches are the plan's, and another image of the window stands in for one that is bad."""
+"""Batches follow the plan, and another image of the window stands in for a bad one."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -39,7 +39,7 @@ def test_each_class_is_held_out_in_proportion_and_none_is_lost(labels: np.ndarra
     held = Counter(labels[places].tolist())
     for label, size in sizes.items():
         assert held[label] < size
-    # There is a share that each class gives, rounded up or down; but for those that give all but one.
+    # Every class gives the same share, rounded up or down, except those that give all but one.
     least = [(held[label] - 1) / size for label, size in sizes.items()]
     most = [(held[label] + 1) / size for label, size in sizes.items() if held[label] < size - 1]
     assert not most or max(least) < min(most)
@@ -109,7 +109,7 @@ def test_imagenet_in_class_order_keeps_all_classes_in_proportion():
     bank = kept.sample(100_000, seed=0)
     assert set(np.bincount(labels[bank.samples], minlength=1000)) <= {99, 100, 101}
     assert not set(bank.samples.tolist()) & set(held_out.samples.tolist())
-    # And small, as it travels to every worker: a bit a row, without the labels.
+    # And small, because every worker gets it: one bit per row, without the labels.
     assert len(pickle.dumps(held_out)) < 300_000
 
 

@@ -1,4 +1,4 @@
-"""A network between diptych and a real S3 server that fails, breaks off, is slow and flips bits."""
+"""A network to a real S3 server that fails, drops connections, is slow and flips bits."""
 
 import logging
 import uuid

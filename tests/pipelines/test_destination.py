@@ -1,4 +1,4 @@
-"""What a command has begun, only the same command goes on with."""
+"""Only the same command may resume what a command has begun."""
 
 from pathlib import Path
 

@@ -42,7 +42,7 @@ def _tables(
 
 
 def _steps(index: Index, data: DataConfig, plan: Plan, lanes: range, start: int, stop: int) -> list[Step]:
-    """What the worker that serves `lanes` trains on."""
+    """The views that the worker serving `lanes` trains on."""
     tables = _tables(index, data, plan, lanes, start, stop)
     views = training_views(tables, plan, lanes, _RECIPES, _DEVICE, start_step=start, stop_step=stop)
     return [_by_sample(step) for step in views]
@@ -50,7 +50,7 @@ def _steps(index: Index, data: DataConfig, plan: Plan, lanes: range, start: int,
 
 @pytest.fixture(scope="module")
 def alone(index: Index, data: DataConfig, plan: Plan) -> list[Step]:
-    """What one worker trains on for two epochs and a bit."""
+    """The views that a single worker trains on for a little over two epochs."""
     return _steps(index, data, plan, range(4), 0, 10)
 
 

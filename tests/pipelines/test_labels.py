@@ -1,4 +1,4 @@
-"""A share of each class's images: which, and that those are read and no others, of every layout."""
+"""A share of each class's images is chosen, and no others are read, in every layout."""
 
 from pathlib import Path
 

@@ -37,7 +37,7 @@ def _read(rows: np.ndarray, window: Window) -> list[int]:
 
 
 def _batches(plan: Plan, lanes: range, start: int, stop: int) -> list[list[int]]:
-    """What a worker that serves `lanes` trains on in each step: a fixed number of rows of every lane."""
+    """The rows that the worker of `lanes` trains on in each step: a fixed number of every lane."""
     left: dict[int, list[int]] = {lane: [] for lane in lanes}
     lines: dict[int, list[int]] = {lane: [] for lane in lanes}
     for lane, window in zip(cycle(lanes), plan.windows(lanes, start, stop), strict=False):

@@ -1,4 +1,4 @@
-"""A shuffle's order is that of one permutation of all rows, whatever its jobs; parts are nobody's images."""
+"""A shuffle's order is one permutation of all rows, for any division into jobs; nobody reads its parts."""
 
 import io
 import tarfile

@@ -1,4 +1,4 @@
-"""Which images and labels a tar's names stand for; what is wrong with a tar is one line that names it."""
+"""The images and labels of a tar follow from its names; a faulty tar gives one line that names it."""
 
 import io
 import tarfile
@@ -29,7 +29,7 @@ def _index(place: Path, **settings: str) -> Index:
 
 
 def _rows(index: Index) -> list[tuple[str, int, bytes]]:
-    """Key, label and bytes of each image; those of `_images` are no images, which the reader marks as bad."""
+    """Key, label and bytes of each image. Those of `_images` are not images; the reader marks them bad."""
     samples = [sample for run in index.fragments["samples"].to_pylist() for sample in run]
     content = {path: Path(path).read_bytes() for path in index.paths}
     paths = [

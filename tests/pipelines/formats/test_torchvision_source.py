@@ -1,4 +1,4 @@
-"""Torchvision's data sets come as lossless PNG with their labels; what is wrong in a URI is named."""
+"""Torchvision's data sets are read as lossless PNG with their labels; errors name the fault in a URI."""
 
 import io
 import pickle
@@ -22,7 +22,7 @@ _DATA = DataConfig(train="")
 
 @pytest.fixture
 def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A small CIFAR-10 in the original's files, whose checksums torchvision is told."""
+    """A small CIFAR-10 in the original's format, with its checksums patched into torchvision."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     generator = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Headers tell the size that PIL shows, and what is torn, no image or too large, without decoding."""
+"""Headers give the size that PIL shows, and find truncated, oversized and non-images without decoding."""
 
 import io
 from collections.abc import Callable
@@ -124,7 +124,7 @@ def _with_chunk_before_exif() -> bytes:
     return b"RIFF" + len(body).to_bytes(4, "little") + body
 
 
-# Files over which DALI breaks down, or which it shows in other colours.
+# Files on which DALI fails, or which it shows in other colours.
 _FOR_PILLOW = {
     "WebP with an odd chunk before its EXIF data": _with_chunk_before_exif(),
     "BMP with a short palette": (

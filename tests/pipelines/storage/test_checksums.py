@@ -1,4 +1,4 @@
-"""Every bit of a file of diptych's is checked when it is read; other readers pass over the checksum."""
+"""Every bit of diptych's files is checked when read; other readers ignore the checksum."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Faults that pass are waited for; the others are told at once, in one line with the way out."""
+"""Transient faults are retried; others fail immediately, in one line with the way out."""
 
 import logging
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and found alike on this machine and in every object storage."""
+"""Files are written atomically, and behave alike on this machine and in every object storage."""
 
 import errno
 import logging
