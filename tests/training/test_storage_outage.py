@@ -100,7 +100,7 @@ def test_other_ranks_wait_for_one_patience_and_no_longer(
         "the checkpoint of step 2 could not be ",
     ):
         (warning,) = (text for text in said if text.startswith(start))
-        assert ": the storage is away (" in warning
+        assert ": the storage is unavailable (" in warning
     assert "checkpoints can be written again: that of step " in said[-1]
     lines = read_metrics(run_uri(config))
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, _STEPS + 1))

@@ -353,7 +353,7 @@ def test_an_image_that_ends_the_worker_is_found_and_left_out_ever_after(
 
 def test_too_many_bad_images_end_the_run_and_are_all_written_down(broken: DataConfig, tmp_path: Path) -> None:
     config = _config(replace(broken, max_bad_share=0.01), tmp_path)
-    with pytest.raises(ValueError, match=r"of 149 images are no good, more than data.max_bad_share=0.01"):
+    with pytest.raises(ValueError, match=r"of 149 images are bad, more than data.max_bad_share=0.01"):
         _train(config)
     assert len(_left_out(config)) >= 2
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipelines.feed import evaluation_views, still_views
 from pipelines.index import Index
-from pipelines.plan import Window, reading_rows, shard, sweep
+from pipelines.plan import Window, evaluation_windows, reading_rows, shard
 from pipelines.quarantine import WAY_OUT, Quarantined
 from pipelines.views import Views
 from training.config import ProbeConfig, TrainConfig
@@ -203,7 +203,7 @@ class Evaluator:
 
     def _windows(self, index: Index, rank: int, world_size: int) -> Iterator[Window]:
         size = reading_rows(index, self._config.data)
-        return sweep(index.rows, rank, world_size, window_rows=size, rows_read=index.rows_read)
+        return evaluation_windows(index.rows, rank, world_size, window_rows=size, rows_read=index.rows_read)
 
     def _noting(self, views: Iterator[Views]) -> Iterator[Views]:
         for batch in views:
