@@ -38,7 +38,7 @@ _TRAINING: list[tuple[dict[str, Any], str]] = [
     ({"batch_size": 1}, "batch_size=1 leaves SimCLR no other image to compare an image with; try"),
     ({"batch_size": 1, "objective": "byol"}, "batch_size=1 gives batch norm a single image; try"),
     ({"lanes": 1, "micro_batch_size": 1}, "micro_batch_size=1 gives batch norm a single image; try"),
-    ({"objective": "byol", "temperature": 0.1}, "temperature has no effect with objective=byol; leave it"),
+    ({"objective": "byol", "temperature": 0.2}, "temperature has no effect with objective=byol; leave it"),
     ({"objective_options": {"a": 1}}, "objective_options has no effect with objective=simclr; leave it out"),
     ({"encoder": {"name": "resnet20", "stem": "cifar"}}, "encoder.stem has no effect on resnet20; leave it"),
     ({"encoder": {"name": "resnet50", "width": 1.5}}, "encoder.width=1.5 on resnet50 must be whole; try 1"),

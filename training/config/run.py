@@ -21,6 +21,7 @@ from training.config.objective import (
     SimCLRConfig,
     SupervisedConfig,
     Temperature,
+    changed_fields,
     check_objective,
 )
 
@@ -196,8 +197,8 @@ class TrainConfig:
     package."""
     objective_options: dict[str, Option] = field(default_factory=dict)
     """Arguments of a custom objective, by name."""
-    temperature: Temperature | None = None
-    """Temperature of SimCLR's losses NT-Xent, DCL and NT-Logistic. Unset: 0.1."""
+    temperature: Temperature = 0.1
+    """Temperature of SimCLR's losses NT-Xent, DCL and NT-Logistic."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
     simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
@@ -214,14 +215,19 @@ class TrainConfig:
         check_objective(
             self.objective,
             options=self.objective_options,
-            temperature=self.temperature,
             projector=self.projector,
             simclr=self.simclr,
-            byol=self.byol,
-            supervised=self.supervised,
+            changed=_changed(self),
         )
         _check_single_images(self)
         _check_second_view(self)
+
+
+def _changed(config: TrainConfig) -> set[str]:
+    """Settings of the objective that differ from their defaults, as temperature or projector.dim."""
+    parts = ("projector", "simclr", "byol", "supervised")
+    changed = set().union(*(changed_fields(name, getattr(config, name)) for name in parts))
+    return changed | ({"temperature"} if config.temperature != TrainConfig.temperature else set())
 
 
 def training_recipes(config: TrainConfig) -> tuple[ViewRecipe, ...]:
