@@ -76,12 +76,12 @@ class Checkpoints:
         content = io.BytesIO()
         torch.save(saved, content)
         seal_zip(content)
-        with self._telling():  # They may be what fills the disk.
-            storage.remove_partials(self._folder)
         if self._own is None:
             self._own = set(self._names())
-        if self._held:
+        if self._held:  # Before anything is removed: it may be what another process is writing.
             self._held.check()
+        with self._telling():  # They may be what fills the disk.
+            storage.remove_partials(self._folder)
         storage.write(self.uri(step), content.getvalue())
         self._own.add(_name(step))
         if score is not None:
