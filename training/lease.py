@@ -76,7 +76,7 @@ class Held:
                 f"process {holder.process} on {holder.host} has taken {self.folder} over; wait until it ends"
             )
         if holder is None:
-            raise UnsavedError(f"another process has taken {self.folder} over, and has ended; resume the run")
+            raise UnsavedError(f"another process has taken {self.folder} over, and has ended; resume it")
 
 
 @contextmanager
