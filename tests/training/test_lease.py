@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from flips import flips
 from leases import held_there, holder, taken_over
 from proxy import proxied
 from small_digits import write_small_digits
@@ -24,6 +25,7 @@ from pipelines import storage
 from pipelines.config import RECIPES, DataConfig
 from pipelines.index import build_index
 from pipelines.reader import read_windows
+from pipelines.storage.checksums import checked_json, json_with_checksum
 from training import lease
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig
@@ -79,9 +81,8 @@ def test_whoever_loses_its_lease_hears_of_it_and_leaves_the_others_alone(
     taken = Event()
     with leased(str(tmp_path), taken):
         assert not taken.is_set()
-        (tmp_path / "lease.json").write_text(
-            json.dumps(json.loads((tmp_path / "lease.json").read_text()) | {"key": "another's"})
-        )
+        values = checked_json((tmp_path / "lease.json").read_bytes())
+        (tmp_path / "lease.json").write_text(json_with_checksum(values | {"key": "another's"}))
         assert taken.wait(60)
     assert json.loads((tmp_path / "lease.json").read_text())["key"] == "another's"
 
@@ -119,13 +120,34 @@ def test_a_lease_that_could_not_be_removed_hinders_nobody_of_the_same_process(tm
 
 
 @pytest.mark.parametrize("renewed", [None, "now"])
-def test_what_is_no_lease_is_none(tmp_path: Path, renewed: object) -> None:
+def test_what_is_no_lease_expires(tmp_path: Path, renewed: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "_EXPIRY_SECONDS", 0.2)
     folder, place = str(tmp_path / "run"), tmp_path / "run" / "lease.json"
     with leased(folder, Event()):
         values = json.loads(place.read_bytes())
     place.write_text(json.dumps(values | {"renewed": renewed}))
     with leased(folder, Event()):
         pass
+
+
+def test_a_flipped_bit_neither_ends_the_holder_nor_lets_another_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_RENEW_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.05)
+    folder, place, taken = str(tmp_path / "run"), tmp_path / "run" / "lease.json", Event()
+    with leased(folder, taken) as held:
+        whole = place.read_bytes()
+        for harmed in flips(whole, range(0, 8 * len(whole), 7)):
+            place.write_bytes(harmed)
+            held.check()
+        place.write_bytes(b"")
+        held.check()
+        with pytest.raises(ValueError, match="is being written by process"), leased(folder, Event()):
+            pass
+        assert not taken.is_set()
+        held.check()
 
 
 def _killed_write(place: Path) -> Path:

@@ -27,7 +27,8 @@ def _short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _search(folder: Path) -> SearchConfig:
     train: dict[str, Any] = {
-        "data": {"train": str(folder / "train"), "view": {"size": 16}}, "encoder": {"name": "resnet8"},
+        "data": {"train": str(folder / "train"), "recipe": "simclr-cifar", "view": {"size": 16}},
+        "encoder": {"name": "resnet8"},
         "batch_size": 8, "lanes": 2, "steps": 2,
     }  # fmt: skip
     space = {"temperature": {"uniform": [0.1, 0.5]}}
