@@ -108,6 +108,12 @@ def _left(resume: Sequence[str], folder: str | None) -> Iterator[None]:
         except ClusterLostError:
             leaving.pop_all()  # It was left, or cannot be.
             raise
+        except KeyboardInterrupt:
+            # A second Ctrl-C: threads still wait for Ray, and to leave it would end this process by them.
+            leaving.pop_all()
+            if folder:
+                end_cluster(folder, os.path.dirname(ray.__file__))
+            raise
         finally:
             _own = None
 
