@@ -111,8 +111,7 @@ def _left(resume: Sequence[str], folder: str | None) -> Iterator[None]:
         except KeyboardInterrupt:
             # A second Ctrl-C: threads still wait for Ray, and to leave it would end this process by them.
             leaving.pop_all()
-            if folder:
-                end_cluster(folder, os.path.dirname(ray.__file__))
+            _end_own()
             raise
         finally:
             _own = None
@@ -124,8 +123,6 @@ def _left_once_lost(resume: Sequence[str]) -> Iterator[None]:
 
     A ClusterLostError names the way to resume.
     """
-    import ray
-
     try:
         yield
     except ClusterLostError as lost:
@@ -135,11 +132,18 @@ def _left_once_lost(resume: Sequence[str]) -> Iterator[None]:
             print(f"diptych: {told}", file=sys.stderr, flush=True)
         # Ray cannot leave one elsewhere whose processes still run: by its threads that wait for them it would
         # end this process.
-        if _own:
-            end_cluster(_own, os.path.dirname(ray.__file__))
-            time.sleep(_ENDING_SECONDS)
-            ray.shutdown()
+        _end_own()
         raise told from lost
+
+
+def _end_own() -> None:
+    """End the cluster that this process has started, if any, and leave it."""
+    import ray
+
+    if _own:
+        end_cluster(_own, os.path.dirname(ray.__file__))
+        time.sleep(_ENDING_SECONDS)
+        ray.shutdown()
 
 
 def _connect(there: str, environment: dict[str, Any], settings: dict[str, Any]) -> None:
