@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cluster.datasets import absolute, read_index, say_mixing
 from cluster.ray_cluster import cluster
@@ -20,14 +20,24 @@ from training.errors import RunError, StoppedError
 from training.evaluation.evaluator import Sets
 from training.lease import Held, leased
 from training.metrics import read_metrics
-from training.models.encoders import build_encoder
-from training.objectives import count_classes, load_initial, own_modules
+from training.objectives import check_initial, count_classes, own_modules
 from training.report import write_report
 from training.run_folder import claim_run, find_run, keep_index, kept_index
 from training.trainer import make_plan, run_uri, total_steps
 
 if TYPE_CHECKING:
     from training.ray_train.launch import Launch
+
+
+class _Images(NamedTuple):
+    """The images of a run's data.train and data.test."""
+
+    train: Index
+    test: Index | None
+
+    def named(self) -> dict[str, Index]:
+        """The indexes that the run has, by the name that they are kept under."""
+        return {name: index for name, index in self._asdict().items() if index}
 
 
 def run_training(
@@ -37,22 +47,50 @@ def run_training(
     startup: Startup | None = None,
     launch: "Launch | None" = None,
 ) -> list[dict[str, Any]]:
-    """Train, showing progress on the terminal; the lines of the run's metrics.jsonl.
+    """Train, with progress on the terminal; returns the lines of the run's metrics.jsonl.
 
-    `train` and `test` are the images of the config's data, where they are listed already. `launch` provides
-    the workers: `WorkerPool().launch` those of the run before it; unset: new ones. Raises ValueError
-    where the config, the data or the cluster will not do, before anything is written; RunError if the run
-    fails, and Interrupted after SIGTERM or Ctrl-C, once it has saved.
+    `train` and `test` are the images of the config's data, if they are listed already. `launch` starts the
+    workers, as `WorkerPool().launch` does, which reuses those of an earlier run; unset: new workers. Raises
+    ValueError for an invalid config, data or cluster, before anything is written; RunError if the run fails;
+    Interrupted after SIGTERM or Ctrl-C, once a checkpoint is saved.
     """
     startup = startup or Startup()
     startup.reached("imports")
+    config, modules = _validated(config)
+    run = run_uri(config)
+    resumed = find_run(run, config)
+    images = _listed(config, train, test, resumed=resumed)
+    done = _steps_done(config)
+    sets = Sets.of(config, images.train, images.test)
+    steps = total_steps(config, make_plan(config, sets.train))
+    ended = Event()
+    with leased(run, ended) as held:
+        _claim(config, images, resumed=resumed)
+        if done >= steps:
+            print(f"{run} is finished: {done} steps")
+        else:
+            _check_images(config, images, sets, resumed=resumed, done=done)
+            startup.reached("index")
+            _launch(config, sets, steps, done, startup, modules, launch, ended, held)
+        _report(config)
+        return read_metrics(run)
+
+
+def _validated(config: TrainConfig) -> tuple[TrainConfig, list[Path]]:
+    """The config with absolute paths, and the files of a custom objective that workers import."""
     config = with_absolute_paths(config)
     check_lanes(config.batch_size, config.lanes)
     worker_counts(config)
     check_trackers(config.trackers)
-    modules = own_modules(config.objective, config.objective_options)
+    return config, own_modules(config.objective, config.objective_options)
+
+
+def _listed(config: TrainConfig, train: Index | None, test: Index | None, *, resumed: bool) -> _Images:
+    """The run's images: those that it kept if it is resumed, else those given, else the config's listed now.
+
+    Raises ValueError if they lack the labels that the config needs.
+    """
     run = run_uri(config)
-    resumed = find_run(run, config)
     kept = kept_index(run, "train") if resumed else None
     index = kept or labels_known(train or training_index(config), config)
     test_index = None
@@ -61,37 +99,35 @@ def run_training(
         test_index = kept or labels_known(
             test or read_index(config.data.test, config.data, index.classes), config
         )
+    images = _Images(index, test_index)
     if test_index or config.evaluation.held_out:
-        for listed in filter(None, (index, test_index)):
+        for listed in images.named().values():
             listed.check_labels("evaluation", "leave out --data.test and --evaluation.held-out")
     if config.objective == "supervised":
         count_classes(config, index)
-    done = _steps_done(config)
-    sets = Sets.of(config, index, test_index)
-    steps = total_steps(config, make_plan(config, sets.train))
-    ended = Event()
-    with leased(run, ended) as held:
-        claim_run(run, config)
-        for name, listed in (("train", index), ("test", test_index)):
-            if listed and not resumed:
-                keep_index(run, name, listed)
-        if done >= steps:
-            print(f"{run} is finished: {done} steps")
-            _report(config)
-            return read_metrics(run)
-        if resumed:
-            for listed in filter(None, (index, test_index)):
-                listed.check_unchanged()
-        if not done:
-            say_mixing(config, sets.train)
-        startup.reached("index")
-        _launch(config, sets, steps, done, startup, modules, launch, ended, held)
-        _report(config)
-        return read_metrics(run)
+    return images
+
+
+def _claim(config: TrainConfig, images: _Images, *, resumed: bool) -> None:
+    """Write the run's config and, if the run is new, the list of its images."""
+    run = run_uri(config)
+    claim_run(run, config)
+    if not resumed:
+        for name, index in images.named().items():
+            keep_index(run, name, index)
+
+
+def _check_images(config: TrainConfig, images: _Images, sets: Sets, *, resumed: bool, done: int) -> None:
+    """Raise ValueError if a resumed run's images have changed; say how well a new run's batches are mixed."""
+    if resumed:
+        for index in images.named().values():
+            index.check_unchanged()
+    if not done:
+        say_mixing(config, sets.train)
 
 
 def _report(config: TrainConfig) -> None:
-    """Write the run's page; what hinders that costs the page alone."""
+    """Write the run's report; a failure to write it is a warning."""
     try:
         print(f"report: {write_report(config)}")
     except OSError as error:
@@ -102,7 +138,7 @@ def _report(config: TrainConfig) -> None:
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The config with paths that mean the same in every process, and `init` as the URI of a checkpoint."""
+    """The config with absolute paths, and with `init` as the URI of a checkpoint."""
     data = config.data
     test = absolute(data.test) if data.test else None
     data = replace(data, train=absolute(data.train), test=test)
@@ -111,14 +147,14 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 
 
 def _steps_done(config: TrainConfig) -> int:
-    """The step that the run begins at; ValueError where a checkpoint that it needs is damaged or missing."""
-    # The workers warn of damaged ones, in the run's metrics too.
+    """The step that the run starts at; ValueError if a checkpoint that it needs is damaged or missing."""
+    # Workers warn of damaged checkpoints, in the run's metrics too.
     saved = Checkpoints(run_uri(config), config.checkpoint.keep).latest(lambda message: None)
     if saved:
-        read_metrics(run_uri(config))  # The workers go on with its lines.
+        read_metrics(run_uri(config))  # Workers append to it: damage must show before they start.
         return saved["step"]
     if config.init:
-        load_initial(build_encoder(config.encoder), config.init)
+        check_initial(config.encoder, config.init)
     return 0
 
 

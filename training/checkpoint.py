@@ -197,16 +197,17 @@ def find_checkpoint(place: str, warn: Callable[[str], None] = _LOG.warning) -> s
     return checkpoints.uri(saved["step"])
 
 
-def read_checkpoint(uri: str) -> dict[str, Any] | None:
-    """Contents of the checkpoint at `uri`, on the CPU, or None where there is none.
+def read_checkpoint(uri: str, device: str = "cpu") -> dict[str, Any] | None:
+    """Contents of the checkpoint at `uri`, on `device`, or None if there is none.
 
-    Raises DamagedError where the file is cut off or altered, or is not a checkpoint of a run.
+    On the device "meta" tensors have shapes but no values. Raises DamagedError if the file is cut or altered,
+    or is no checkpoint of a run.
     """
     content = checkpoint_bytes(uri)
     if content is None:
         return None
     try:
-        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        saved = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except UnpicklingError as error:
         raise DamagedError(uri, "it holds more than tensors and numbers, which could run code") from error
     except Exception as error:  # torch raises many kinds of error for files that it did not write.

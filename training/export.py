@@ -78,7 +78,7 @@ def torchvision_name(config: EncoderConfig) -> str:
         return config.name.replace("-", "_")
     named = config.name in RESNETS and not config.name.startswith("plain")
     if named and depth_of(config.name) in IMAGENET_DEPTHS:
-        if config.stem != "cifar" and config.width in (None, 1):
+        if config.stem != "cifar" and config.width == 1:
             return config.name
         raise ValueError(
             f"torchvision's {config.name} has no width of 2 or more and no 3x3 stem; "

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from pipelines.index import Index
 from pipelines.views import Views
 from training.checkpoint import read_checkpoint, weights_of
-from training.config import TrainConfig
+from training.config import EncoderConfig, TrainConfig
 from training.config.objective import Option, is_own
 from training.evaluation.certainty import class_numbers
 from training.gather import Gather, mean_over_workers
@@ -287,24 +287,44 @@ def count_classes(config: TrainConfig, index: Index) -> int:
     raise ValueError(f"nothing says how many classes {index.uri} has; set --supervised.classes")
 
 
-def read_initial(checkpoint: str) -> dict[str, Any]:
-    """Contents of the checkpoint that a run's encoder starts from; ValueError where there is none."""
-    saved = read_checkpoint(checkpoint)
+def read_initial(checkpoint: str, device: str = "cpu") -> dict[str, Any]:
+    """Contents of the checkpoint that a run's encoder starts from; ValueError if there is none."""
+    saved = read_checkpoint(checkpoint, device)
     if saved is None:
         raise ValueError(f"there is no checkpoint {checkpoint}; give --init a run or one of its checkpoints")
     return saved
 
 
+def check_initial(config: EncoderConfig, checkpoint: str) -> None:
+    """Raise ValueError unless the checkpoint is whole and its encoder's weights fit the encoder of `config`.
+
+    Compares names and shapes: no weights are made or copied.
+    """
+    saved = read_initial(checkpoint, device="meta")
+    with torch.device("meta"):
+        encoder = build_encoder(config)
+    if _shapes(encoder.state_dict()) != _shapes(weights_of("encoder", saved)):
+        raise _misfit(saved, checkpoint)
+
+
 def load_initial(encoder: Encoder, checkpoint: str) -> None:
-    """Give `encoder` the weights of the checkpoint's encoder; ValueError where they do not fit."""
+    """Load the weights of the checkpoint's encoder into `encoder`; ValueError if they do not fit."""
     saved = read_initial(checkpoint)
     try:
         encoder.load_state_dict(weights_of("encoder", saved))
     except RuntimeError as error:
-        theirs = saved["config"]["encoder"]["name"]
-        raise ValueError(
-            f"the encoder of {checkpoint}, {theirs}, does not fit this run's: set the same --encoder fields"
-        ) from error
+        raise _misfit(saved, checkpoint) from error
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in weights.items()}
+
+
+def _misfit(saved: Mapping[str, Any], checkpoint: str) -> ValueError:
+    theirs = saved["config"]["encoder"]["name"]
+    return ValueError(
+        f"the encoder of {checkpoint}, {theirs}, does not fit this run's: set the same --encoder fields"
+    )
 
 
 def build_objective(

@@ -1,50 +1,36 @@
 """One worker's whole run: data, model, steps, evaluations and what is kept of them. Knows no Ray."""
 
-import inspect
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipelines import storage
-from pipelines.feed import training_views
-from pipelines.images.decoding import screened
 from pipelines.index import Index
-from pipelines.inspection import contact_sheet
-from pipelines.plan import Plan, lanes_of, training_plan
-from pipelines.quarantine import Quarantine, Quarantined, decode, encode
+from pipelines.plan import Plan, training_plan
+from pipelines.quarantine import Quarantine
 from pipelines.views import Views
-from training.checkpoint import Checkpoints, snapshot
-from training.config import TrainConfig, training_recipes
+from training.checkpoint import Checkpoints
+from training.config import TrainConfig
 from training.errors import NonFiniteError, StoppedError
 from training.evaluation.certainty import doubts
 from training.evaluation.evaluator import Evaluator, Sets
-from training.gradients import Backward, micro_batches, whole_batch
+from training.gradients import Backward
 from training.lease import Held
 from training.loop import fit
 from training.losses import Matching
 from training.metrics import LOG, Progress, RunLog
-from training.models.batch_norm import synchronize_batch_norm
 from training.models.encoders import Encoder, raw_pixels
-from training.objectives import Objective, build_objective
-from training.optimizers import build_optimizer, learning_rate, load_moments, peak_learning_rate
+from training.optimizers import learning_rate, peak_learning_rate
 from training.process import Worker
 from training.saver import Saver
-from training.step_timer import StepTimer, TimedGather
-
-# Synchronised batch norm keeps its buffers equal by itself. The option's name changed with torch 2.15.
-_OPTIONS = inspect.signature(DistributedDataParallel).parameters
-_NO_BUFFER_SYNC: dict[str, Any] = {
-    "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers": False
-}
+from training.state import TrainState
+from training.step_timer import StepTimer
+from training.view_stream import ViewStream
 
 # Steps after which the workers tell each other which images they left out.
 _SETTLE_STEPS = 50
@@ -109,8 +95,7 @@ class _Run:
         self.config, self.sets = config, sets.complete(config)
         self.worker = worker.without(self.quarantine.crashes)
         self.careful_until = careful_until
-        self.index = sets.train
-        self.stages, self.matching = StepTimer(), Matching()
+        self.timer, self.matching = StepTimer(), Matching()
         self.plan = make_plan(config, sets.train)
         self.steps = total_steps(config, self.plan)
         self.stop_step = self.steps if until is None else min(until, self.steps)
@@ -118,14 +103,14 @@ class _Run:
         self.log: RunLog | None = None
         self.warnings: list[str] = []
         saved = self._newest_checkpoint()
-        self.objective = self._build_objective(resumed=saved is not None)
-        self.optimizer = build_optimizer(self.objective, config.optimizer)
-        self.average = self._build_average()
+        self.state = TrainState(config, sets.train, self.worker, saved, self.timer, self.matching)
+        self.stream = ViewStream(
+            config, sets.train, self.plan, self.worker, self.quarantine, careful_until=careful_until
+        )
         self.patience = min(storage.patience(), _SHARE_OF_TIMEOUT * config.timeout)
         self.saver = Saver(self.checkpoints, self._warn, whole=saved["step"] if saved else None)
-        self.start_step = self._load(saved)
+        self.start_step = saved["step"] if saved else 0
         self.best, self.saved_at = self._best_score(), time.monotonic()
-        self.left_out: list[Quarantined] = []
         self.progress = progress
         if self._leads:
             self.log = RunLog(run_uri(config), self.plan, self.steps, self.start_step, progress, held)
@@ -135,28 +120,27 @@ class _Run:
         return self.worker.gather.rank == 0
 
     def train(self) -> None:
-        gather = self.worker.gather
-        lanes = lanes_of(gather.rank, gather.world_size, self.config.lanes)
-        LOG.info("steps %d to %d, lanes %s", self.start_step + 1, self.stop_step, ", ".join(map(str, lanes)))
+        lanes = ", ".join(map(str, self.stream.lanes))
+        LOG.info("steps %d to %d, lanes %s", self.start_step + 1, self.stop_step, lanes)
         if self.log:
-            self.log.begin(gather.world_size, resumed=self.saver.whole is not None)
+            self.log.begin(self.worker.gather.world_size, resumed=self.saver.whole is not None)
             for message in self.warnings:
                 self._warn(message)
         self._reached("model")
         if self.start_step < self.stop_step and self._leads and self.worker.stopping():
             raise StoppedError(self.start_step)  # There is nothing yet to be saved.
-        views = self._training_views()
+        views = self._views()
         if self.start_step == 0 and self.steps:
             self._evaluate(0, knn_top1_pixels=raw_pixels(self.config.data.view.size))
-            self._settle(0)
+            self.stream.settle(0, self.log)
             self._reached("evaluation")
-        backward = self._backward()
+        backward = self.state.backward()
         try:
             self._fit(backward, views)
         except NonFiniteError as fault:
             self._roll_back(fault)
             try:
-                self._fit(backward, self._training_views())
+                self._fit(backward, self._views())
             except NonFiniteError as again:
                 raise ValueError(
                     f"{again}, as in steps {fault.first} to {fault.last} before it went back to its last "
@@ -171,9 +155,9 @@ class _Run:
         peak = peak_learning_rate(self.config)
         warmup = min(self.config.optimizer.warmup_epochs * self.plan.steps_per_epoch, self.steps / 10)
         fit(
-            self.objective,
+            self.state.objective,
             backward,
-            self.optimizer,
+            self.state.optimizer,
             views,
             start_step=self.start_step,
             stop_step=self.stop_step,
@@ -181,58 +165,27 @@ class _Run:
             after_step=self._after_step,
             device=self.worker.device,
             clip_norm=self.config.optimizer.clip_norm,
-            timer=self.stages,
+            timer=self.timer,
         )
 
     def _roll_back(self, fault: NonFiniteError) -> None:
-        """Take the last checkpoint's weights, and go on behind the steps that failed."""
+        """Load the last checkpoint, and resume after the steps that failed."""
         self.saver.insist(self.patience)
         self.worker.gather.total(torch.zeros(1, device=self.worker.device))  # Rank 0 has written it now.
-        step = self._load(self._newest_checkpoint())
-        if not step:
+        saved = self._newest_checkpoint()
+        if saved is None:
             raise ValueError(
                 f"{fault}, before the first checkpoint; try a lower --optimizer.learning-rate"
             ) from fault
+        self.state.load(saved)
         self.start_step = fault.last
         if self.log:
-            self.log.note(fault.last, rolled_back_to=step)
+            self.log.note(fault.last, rolled_back_to=saved["step"])
 
-    def _backward(self) -> Backward:
-        config, gather = self.config, self.worker.gather
-        half = config.precision == "bfloat16" or (
-            config.precision == "auto" and self.worker.device.type == "cuda"
+    def _views(self) -> Iterator[Views]:
+        return self.stream.views(
+            self.start_step, self.stop_step, self.log, partial(self._reached, "first batch")
         )
-        dtype = torch.bfloat16 if half else torch.float32
-        if config.compile:
-            self.objective.encoder.compile()
-        if config.micro_batch_size is not None and config.micro_batch_size < config.batch_size:
-            lanes = config.lanes // gather.world_size
-            parts = config.batch_size // config.micro_batch_size
-            return micro_batches(
-                self.objective, lanes=lanes, parts=parts, gather=gather, dtype=dtype, timer=self.stages
-            )
-        model = self.objective
-        if gather.world_size > 1:
-            model = DistributedDataParallel(model, **_NO_BUFFER_SYNC)
-        return whole_batch(model, dtype=dtype, timer=self.stages)
-
-    def _build_objective(self, *, resumed: bool) -> Objective:
-        torch.manual_seed(self.config.seed)
-        gather = TimedGather(self.worker.gather, self.stages)
-        # A checkpoint has what `init` would give, which may be gone by now.
-        config = replace(self.config, init=None) if resumed else self.config
-        objective = build_objective(config, self.index, gather, self.matching)
-        objective.to(self.worker.device)
-        # Convolutions are faster so, on CPUs by 1.4 times.
-        objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        synchronize_batch_norm(objective, gather)
-        return objective
-
-    def _build_average(self) -> AveragedModel | None:
-        decay = self.config.optimizer.average_decay
-        if decay is None:
-            return None
-        return AveragedModel(self.objective, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
     def _newest_checkpoint(self) -> dict[str, Any] | None:
         """The newest whole checkpoint, if there is one: the one that rank 0 finds, on every worker."""
@@ -247,77 +200,11 @@ class _Run:
         step, score = self.checkpoints.best()
         return score if step is not None and step <= self.start_step else -math.inf
 
-    def _load(self, saved: dict[str, Any] | None) -> int:
-        """Load a checkpoint, if there is one; returns the step to begin at."""
-        if saved is None:
-            return 0
-        self.objective.load_state_dict(saved["model"])
-        load_moments(self.optimizer, saved["optimizer"])
-        if self.average:
-            self.average.load_state_dict(saved["average"])
-        torch.set_rng_state(saved["random"])
-        return saved["step"]
-
-    def _training_views(self) -> Iterator[Views]:
-        gather = self.worker.gather
-        lanes = lanes_of(gather.rank, gather.world_size, self.config.lanes)
-        windows = self.plan.windows(lanes, self.start_step, self.stop_step)
-        tables = self.worker.training_tables(self.index, self.config.data, windows)
-        if (careful := min(self.careful_until, self.stop_step)) > self.start_step:
-            looked_at = self.plan.windows(lanes, self.start_step, careful)
-            rows = sum(window.rows_read for window in looked_at)
-            tables = screened(tables, rows, gpu=self.worker.dali.gpu)
-        if self.log:
-            tables = self._with_contact_sheet(tables, self.log)
-        views = training_views(
-            tables,
-            self.plan,
-            lanes,
-            training_recipes(self.config),
-            self.worker.dali,
-            start_step=self.start_step,
-            stop_step=self.stop_step,
-        )
-        return self._noting(views)
-
-    def _noting(self, views: Iterator[Views]) -> Iterator[Views]:
-        """The same views; which images were left out of them is kept until the workers settle it."""
-        for number, batch in enumerate(views):
-            if number == 0:
-                self._reached("first batch")
-            self.left_out.extend(batch.quarantined)
-            yield batch
-
-    def _settle(self, done: int) -> None:
-        """Tell all workers which images were left out since the last time; too many end the run."""
-        lines = encode(self.left_out)
-        local = torch.tensor(list(lines), dtype=torch.uint8, device=self.worker.device)
-        self.left_out.clear()
-        everyone = decode(bytes(self.worker.gather.uneven_rows(local).tolist()))
-        if not everyone:
-            return
-        self.quarantine.add(everyone)
-        if self.log:
-            self.log.keep("quarantine.jsonl", self.quarantine.write)
-            self.log.note(done, quarantined=len(self.quarantine))
-        self.quarantine.check(self.index, self.config.data.max_bad_share)
-
-    def _with_contact_sheet(self, tables: Iterator[pa.Table], log: RunLog) -> Iterator[pa.Table]:
-        """The same tables; the first few images of them are drawn with their views into RUN/views.png."""
-        for number, table in enumerate(tables):
-            if number == 0 and self.start_step == 0:
-                sheet = contact_sheet(table, training_recipes(self.config), seed=self.config.seed)
-                place = storage.join(run_uri(self.config), "views.png")
-                log.keep("views.png", partial(storage.write, place, sheet))
-            yield table
-
     def _after_step(self, done: int, loss: Tensor, rate: float) -> None:
         value = loss.item()
         if math.isfinite(value):  # Of a step that was skipped nothing follows either.
-            self.objective.after_step(done - 1, self.steps)
-            if self.average:
-                self.average.update_parameters(self.objective)
-        spent, matching = self.stages.take(), self.matching.take()
+            self.state.after_step(done - 1, self.steps)
+        spent, matching = self.timer.take(), self.matching.take()
         if self.log:
             self.log.step(done, value, rate, spent, view_matching=matching)
         every = self.config.evaluation.every_epochs * self.plan.steps_per_epoch
@@ -326,7 +213,7 @@ class _Run:
             score = self._evaluate(done)
         saves = done == self.stop_step or done % self.config.checkpoint.every_steps == 0
         if saves or done % _SETTLE_STEPS == 0:
-            self._settle(done)
+            self.stream.settle(done, self.log)
         if self.log:
             self._save(done, self.log, due=saves, score=score)
 
@@ -339,8 +226,7 @@ class _Run:
         if due or late or better or stopping:
             log.write()
             self.best = score if better and score is not None else self.best
-            saved = snapshot(done, self.objective, self.optimizer, self.config, self.average)
-            self.saver.save(done, saved, score=score if better else None)
+            self.saver.save(done, self.state.snapshot(done), score=score if better else None)
             self.saved_at = time.monotonic()
         self.saver.look()
         if stopping or done == self.stop_step or self.saver.failed_saves >= _FAILED_SAVES:
@@ -366,10 +252,10 @@ class _Run:
 
     def _evaluate(self, done: int, **others: Encoder) -> float | None:
         """Measure the encoder and `others`, by all workers together; accuracy on held-out images, if any."""
-        judged: Any = self.average.module if self.average else self.objective
+        judged = self.state.evaluated
         encoders = {"knn_top1": judged.encoder, **others}
         worker = self.worker.careful if done <= self.careful_until else self.worker
-        evaluator = Evaluator(self.config, self.sets, worker, self.left_out)
+        evaluator = Evaluator(self.config, self.sets, worker, self.stream.left_out)
         values = evaluator.online(encoders, last=done == self.steps, classifier=judged.full_classifier)
         if self.log and values:
             self.log.note(done, **values)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from training.config import TrainConfig
-from training.config.encoder import EFFICIENTNETS, SCALED, Scaling, scaling
+from training.config.encoder import EFFICIENTNETS, SCALED, EncoderConfig, Scaling, scaling
 from training.models.encoders import encoder_cost
 from tuning.config import SearchConfig
 from tuning.space import with_values
@@ -31,6 +31,9 @@ class Coefficients(NamedTuple):
         """Factor by which multiply-adds grow with each phi."""
         return self.alpha * self.beta**2 * self.gamma**2
 
+
+# Fields of the encoder that set its scale, beside the coefficients.
+_SCALE_FIELDS, _UNSCALED = ("phi", "base_size", "width", "depth"), EncoderConfig()
 
 # Factor by which the cost should grow with each phi, and the relative error that is accepted.
 _GROWTH, _TOLERANCE = 2.0, 0.1
@@ -66,7 +69,7 @@ def scaled(config: TrainConfig, coefficients: Coefficients, phi: float) -> Train
     base = base_of(config)
     fields = {
         "name": SCALED,
-        **dict.fromkeys((*Coefficients._fields, "phi", "base_size", "width", "depth")),
+        **{name: getattr(_UNSCALED, name) for name in (*Coefficients._fields, *_SCALE_FIELDS)},
         **_scale_fields(base, coefficients, phi),
     }
     size = round(base.resolution * coefficients.gamma**phi)

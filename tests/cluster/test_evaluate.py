@@ -20,7 +20,7 @@ from training.evaluation.certainty import COMPARED
 from training.evaluation.evaluator import Sets
 from training.gather import LocalGather
 from training.process import Worker
-from training.ray_train.launch import Task
+from training.ray_train.worker import Task
 from training.run_folder import claim_run, to_toml
 from training.trainer import run_uri, train
 

@@ -34,7 +34,8 @@ from training.evaluation.evaluator import Evaluator, Sets
 from training.metrics import Progress
 from training.models.encoders import raw_pixels
 from training.process import Worker
-from training.ray_train.launch import Launch, Task
+from training.ray_train.launch import Launch
+from training.ray_train.worker import Task
 
 pytestmark = pytest.mark.ray
 

@@ -5,7 +5,9 @@ import io
 import math
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,25 @@ from pipelines.index import Index, build_index
 from pipelines.reader import read_windows
 from pipelines.shards import write_shards
 from pipelines.views import Views
-from training.config import EvaluationConfig, OptimizerConfig, TrainConfig
+from training.checkpoint import Checkpoints
+from training.config import EncoderConfig, EvaluationConfig, OptimizerConfig, TrainConfig
 from training.config.objective import SupervisedConfig
 from training.evaluation.evaluator import Sets
 from training.gather import LocalGather, ProcessGroupGather
 from training.metrics import read_metrics
 from training.models.batch_norm import synchronize_batch_norm
-from training.objectives import BYOL, Objective, SimCLR, build_objective, count_classes, target_decay
+from training.models.encoders import build_encoder
+from training.objectives import (
+    BYOL,
+    Objective,
+    SimCLR,
+    build_objective,
+    check_initial,
+    count_classes,
+    load_initial,
+    read_initial,
+    target_decay,
+)
 from training.optimizers import LARS, build_optimizer
 from training.process import Worker
 from training.trainer import make_plan, run_uri, train
@@ -385,3 +399,33 @@ def test_a_run_of_any_objective_goes_on_exactly_and_is_the_same_on_two_ranks(
 
 def test_simclr_is_the_objective_unless_another_is_named(data: DataConfig) -> None:
     assert isinstance(_objective(TrainConfig(data=data, encoder={"name": "resnet8"})), SimCLR)  # pyright: ignore
+
+
+_ENCODERS = ("resnet8", "resnet14", "efficientnet-b0", "torchvision:squeezenet1_0")
+
+
+@pytest.mark.parametrize("own", _ENCODERS)
+def test_initial_weights_that_pass_the_check_are_those_that_load(own: str, tmp_path: Path) -> None:
+    weights = build_encoder(EncoderConfig(name=own)).state_dict()
+    model = {f"encoder.{name}": tensor for name, tensor in weights.items()}
+    saved = {"step": 1, "model": model, "config": {"encoder": {"name": own}}}
+    Checkpoints(str(tmp_path), keep=1).write(1, saved)
+    checkpoint = str(tmp_path / "checkpoints/step-000000001.pt")
+    for name in _ENCODERS:
+        config = EncoderConfig(name=name)
+        checks = (
+            partial(check_initial, config, checkpoint),
+            partial(load_initial, build_encoder(config), checkpoint),
+        )
+        for check in checks:
+            fits: AbstractContextManager[Any] = nullcontext()
+            expected = fits if name == own else pytest.raises(ValueError, match="does not fit")
+            with expected:
+                check()
+
+
+def test_the_check_of_initial_weights_reads_no_values(tmp_path: Path) -> None:
+    saved = {"step": 1, "model": {"encoder.a": torch.ones(3)}, "config": {}}
+    Checkpoints(str(tmp_path), keep=1).write(1, saved)
+    found = read_initial(str(tmp_path / "checkpoints/step-000000001.pt"), device="meta")
+    assert (found["model"]["encoder.a"].device.type, found["model"]["encoder.a"].shape) == ("meta", (3,))

@@ -1,5 +1,7 @@
 """Settings of the encoder, and the sizes that EfficientNet's coefficients give."""
 
+from collections.abc import Set
+from dataclasses import fields
 from difflib import get_close_matches
 from typing import Annotated, Literal, NamedTuple
 
@@ -38,9 +40,6 @@ ENCODERS = (*RESNETS, *EFFICIENTNETS, SCALED)
 
 _COEFFICIENTS = ("alpha", "beta", "gamma")
 
-# Values of unset fields, on the encoders that use them.
-_DROP_PATH, _BASE_SIZE, _PHI = 0.2, 224, 1.0
-
 
 def _checked_name(name: str) -> str:
     """The name, if there is such an encoder; torchvision's are checked later: its import takes seconds."""
@@ -60,37 +59,37 @@ class EncoderConfig:
     name: Annotated[str, AfterValidator(_checked_name)] = "resnet50"
     """The network: resnet18 to 152 (ImageNet's), resnet8 to 110 (CIFAR's), plain... (the same without
     shortcuts), efficientnet-b0 to -b7, efficientnet (scaled freely), or torchvision:NAME."""
-    stem: Literal["imagenet", "cifar"] | None = None
+    stem: Literal["imagenet", "cifar"] = "imagenet"
     """First layers of an ImageNet ResNet or plain net: a 7x7 convolution and pooling (imagenet), or a 3x3
-    convolution alone (cifar). Unset: imagenet."""
-    zero_init_residual: bool | None = None
+    convolution alone (cifar)."""
+    zero_init_residual: bool = False
     """Start the scale of the last batch norm in each ResNet block at 0, so that the block first outputs its
-    input, as in SimCLR's and BYOL's code (Goyal et al. 2017, section 5.1). Unset: start it at 1."""
-    width: Multiplier | None = None
-    """Factor on all channels of a ResNet or plain net (a whole number) or of efficientnet. Unset: 1."""
-    depth: Multiplier | None = None
-    """Factor on the number of layers in each stage of efficientnet. Unset: 1."""
+    input, as in SimCLR's and BYOL's code (Goyal et al. 2017, section 5.1); else at 1."""
+    width: Multiplier = 1.0
+    """Factor on all channels of a ResNet or plain net (a whole number) or of efficientnet."""
+    depth: Multiplier = 1.0
+    """Factor on the number of layers in each stage of efficientnet."""
     alpha: Multiplier | None = None
     """Compound scaling of efficientnet: its depth is alpha ** phi. Unset: `depth`."""
     beta: Multiplier | None = None
     """Compound scaling of efficientnet: its width is beta ** phi. Unset: `width`."""
     gamma: Multiplier | None = None
     """Compound scaling of efficientnet: data.view.size must be base_size * gamma ** phi. Unset: any size."""
-    phi: float | None = None
-    """Compound scaling of efficientnet: the exponent of alpha, beta and gamma. Unset: 1."""
-    base_size: Annotated[int, Field(ge=8)] | None = None
-    """Side of the views that gamma scales, in pixels. Unset: 224."""
-    drop_path: Probability | None = None
+    phi: float = 1.0
+    """Compound scaling of efficientnet: the exponent of alpha, beta and gamma."""
+    base_size: Annotated[int, Field(ge=8)] = 224
+    """Side of the views that gamma scales, in pixels."""
+    drop_path: Probability = 0.2
     """Stochastic depth: the probability that training skips the last block of an EfficientNet; it rises from
-    0 at the first block. Unset: 0.2."""
+    0 at the first block."""
 
     def __post_init__(self) -> None:
-        idle = {field for field, value in vars(self).items() if value is not None} - _settings(self.name)
-        if idle:
+        changed = _changed(self)
+        if idle := changed - _settings(self.name):
             raise ValueError(_no_effect(min(idle), self.name))
-        if self.width is not None and self.width % 1 and self.name in RESNETS:
+        if self.width % 1 and self.name in RESNETS:
             raise ValueError(f"encoder.width={self.width:g} on {self.name} must be whole; try 1, 2 or 4")
-        _check_coefficients(self)
+        _check_coefficients(self, changed)
 
 
 def depth_of(name: str) -> int:
@@ -105,11 +104,10 @@ def scaling(config: EncoderConfig) -> Scaling:
     """
     if config.name in EFFICIENTNETS:
         return EFFICIENTNETS[config.name]
-    phi = _PHI if config.phi is None else config.phi
-    width = config.beta**phi if config.beta else config.width or 1.0
-    depth = config.alpha**phi if config.alpha else config.depth or 1.0
-    size = config.base_size or _BASE_SIZE
-    return Scaling(width, depth, round(size * config.gamma**phi) if config.gamma else size)
+    width = config.beta**config.phi if config.beta else config.width
+    depth = config.alpha**config.phi if config.alpha else config.depth
+    size = config.base_size * (config.gamma**config.phi if config.gamma else 1)
+    return Scaling(width, depth, round(size))
 
 
 def efficientnet_resolution(config: EncoderConfig) -> int:
@@ -117,11 +115,6 @@ def efficientnet_resolution(config: EncoderConfig) -> int:
     if config.name != SCALED and config.name not in EFFICIENTNETS:
         raise ValueError(f"{config.name} has no resolution of its own; only EfficientNets have")
     return scaling(config).resolution
-
-
-def drop_path(config: EncoderConfig) -> float:
-    """Probability that training skips an EfficientNet's last block."""
-    return _DROP_PATH if config.drop_path is None else config.drop_path
 
 
 def check_view_size(config: EncoderConfig, size: int) -> None:
@@ -137,6 +130,11 @@ def check_view_size(config: EncoderConfig, size: int) -> None:
             f"encoder.gamma asks for views of {needed} pixels, and data.view.size={size}; "
             f"set --data.view.size {needed}"
         )
+
+
+def _changed(config: EncoderConfig) -> set[str]:
+    """Fields whose value is not the default."""
+    return {field.name for field in fields(config) if getattr(config, field.name) != field.default}
 
 
 def _settings(name: str) -> set[str]:
@@ -157,14 +155,14 @@ def _no_effect(field: str, name: str) -> str:
     return f"encoder.{field} has no effect on {name}; {way_out}"
 
 
-def _check_coefficients(config: EncoderConfig) -> None:
+def _check_coefficients(config: EncoderConfig, changed: Set[str]) -> None:
     """Raise ValueError where a multiplier is set twice, or a field lacks the coefficient that it needs."""
     for coefficient, multiplier in (("alpha", "depth"), ("beta", "width")):
-        if getattr(config, coefficient) is not None and getattr(config, multiplier) is not None:
+        if {coefficient, multiplier} <= changed:
             raise ValueError(
                 f"encoder.{coefficient} and encoder.{multiplier} both set the {multiplier}; leave out one"
             )
-    if config.phi is not None and all(getattr(config, name) is None for name in _COEFFICIENTS):
+    if "phi" in changed and changed.isdisjoint(_COEFFICIENTS):
         raise ValueError("encoder.phi has no effect without alpha, beta or gamma; set one or leave it out")
-    if config.base_size is not None and config.gamma is None:
+    if "base_size" in changed and config.gamma is None:
         raise ValueError("encoder.base_size has no effect without encoder.gamma; set it or leave it out")

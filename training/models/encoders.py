@@ -13,7 +13,6 @@ from training.config.encoder import (
     TORCHVISION,
     EncoderConfig,
     depth_of,
-    drop_path,
     scaling,
 )
 from training.models.resnet import cifar_resnet, imagenet_resnet, zero_last_scales
@@ -45,7 +44,7 @@ def build_encoder(config: EncoderConfig) -> Encoder:
     from training.models.efficientnet import EfficientNet
 
     multipliers = scaling(config)
-    trunk = EfficientNet(width=multipliers.width, depth=multipliers.depth, drop_path=drop_path(config))
+    trunk = EfficientNet(width=multipliers.width, depth=multipliers.depth, drop_path=config.drop_path)
     return Encoder(trunk, trunk.dim)
 
 
@@ -56,11 +55,11 @@ def raw_pixels(size: int) -> Encoder:
 
 
 def _resnet(config: EncoderConfig) -> tuple[nn.Module, int]:
-    depth, plain, width = depth_of(config.name), config.name.startswith("plain"), int(config.width or 1)
+    depth, plain, width = depth_of(config.name), config.name.startswith("plain"), int(config.width)
     if depth in CIFAR_DEPTHS:
         trunk, dim = cifar_resnet(depth, width=width, plain=plain)
     else:
-        trunk, dim = imagenet_resnet(depth, width=width, stem=config.stem or "imagenet", plain=plain)
+        trunk, dim = imagenet_resnet(depth, width=width, stem=config.stem, plain=plain)
     if config.zero_init_residual:
         zero_last_scales(trunk)
     return trunk, dim

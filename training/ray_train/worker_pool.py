@@ -18,7 +18,8 @@ from training.config import TrainConfig
 from training.evaluation.evaluator import Sets
 from training.metrics import Progress
 from training.process import Worker
-from training.ray_train.launch import Task, in_thread, launch_group, watched
+from training.ray_train.launch import in_thread, launch_group
+from training.ray_train.worker import Task, watched
 
 _LOOK_SECONDS = 0.2
 

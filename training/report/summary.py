@@ -32,7 +32,7 @@ def settings(run: RunHistory) -> list[tuple[str, str]]:
     evaluated = config.data.test or (
         f"{config.evaluation.held_out:.0%} held out" if config.evaluation.held_out else "none"
     )
-    encoder = config.encoder.name + (f", width {config.encoder.width:g}" if config.encoder.width else "")
+    encoder = config.encoder.name + (f", width {config.encoder.width:g}" if config.encoder.width != 1 else "")
     return [
         ("data", config.data.train),
         ("evaluation images", evaluated),

@@ -10,7 +10,6 @@ from training.config import TrainConfig
 from training.config.encoder import (
     EFFICIENTNETS,
     EncoderConfig,
-    drop_path,
     efficientnet_resolution,
     scaling,
 )
@@ -26,10 +25,10 @@ from training.config.encoder import (
         ({"name": "plain110", "stem": "cifar"}, "encoder.stem has no effect on plain110"),
         ({"name": "efficientnet-b3", "stem": "cifar"}, "encoder.stem has no effect on efficientnet-b3"),
         (
-            {"name": "efficientnet-b3", "width": 1.0},
+            {"name": "efficientnet-b3", "width": 1.5},
             "encoder.width has no effect on efficientnet-b3; leave it out, or set encoder.name=efficientnet",
         ),
-        ({"name": "efficientnet-b3", "phi": 1.0}, "encoder.phi has no effect on efficientnet-b3"),
+        ({"name": "efficientnet-b3", "phi": 2.0}, "encoder.phi has no effect on efficientnet-b3"),
         ({"name": "resnet18", "depth": 2.0}, "encoder.depth has no effect on resnet18"),
         ({"name": "resnet18", "alpha": 2.0}, "encoder.alpha has no effect on resnet18"),
         ({"name": "resnet18", "drop_path": 0.1}, "encoder.drop_path has no effect on resnet18"),
@@ -89,8 +88,7 @@ def test_what_is_unset_scales_nothing() -> None:
 
 def test_named_models_have_the_papers_multipliers_and_no_others() -> None:
     assert scaling(EncoderConfig(name="efficientnet-b4")) == (1.4, 1.8, 380)
-    assert drop_path(EncoderConfig(name="efficientnet-b4")) == 0.2
-    assert drop_path(EncoderConfig(name="efficientnet-b4", drop_path=0)) == 0
+    assert EncoderConfig(name="efficientnet-b4").drop_path == 0.2
 
 
 def test_only_efficientnets_have_a_resolution() -> None:

@@ -12,7 +12,8 @@ from training.errors import StoppedError
 from training.evaluation.evaluator import Sets
 from training.metrics import Progress
 from training.process import Worker
-from training.ray_train.launch import Task, in_thread
+from training.ray_train.launch import in_thread
+from training.ray_train.worker import Task
 from training.ray_train.worker_pool import WorkerPool
 
 
