@@ -15,10 +15,12 @@ HOMES = {
     "ray": {
         "pipelines/stream.py",
         "training/ray_train/channel.py",
+        "training/ray_train/failures.py",
         "training/ray_train/launch.py",
         "training/ray_train/nodes.py",
         "training/ray_train/process_group.py",
         "training/ray_train/turns.py",
+        "training/ray_train/worker.py",
         "training/ray_train/worker_pool.py",
         "tuning/asha.py",
         "tuning/search.py",
