@@ -13,6 +13,7 @@ from cluster.terminal import counted, warn
 from cluster.train import labelled, labels_known, run_training, training_index
 from pipelines import storage
 from pipelines.labels import labelled_part, numbered, read_labels, with_labels
+from pipelines.storage.checksums import encode_lines
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, most_workers
 from training.errors import RunError
@@ -58,12 +59,12 @@ def run_evaluation(
     for doubt in doubts(found):
         warn(doubt)
     found = {"step": step, "protocol": request.protocol, "labels": request.labels, **found}
-    line, place = json.dumps(found), storage.join(run, _FILE)
+    place = storage.join(run, _FILE)
     try:
-        storage.write(place, (storage.read(place) or b"") + line.encode() + b"\n")
+        storage.write(place, (storage.read(place) or b"") + encode_lines([found]))
     except OSError as error:
         why = storage.first_line(error)
-        raise ValueError(f"cannot write {place}: {why}; the result is {line}") from error
+        raise ValueError(f"cannot write {place}: {why}; the result is {json.dumps(found)}") from error
     return found
 
 

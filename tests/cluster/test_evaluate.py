@@ -1,6 +1,5 @@
 """Results that an evaluation keeps beside the run."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from cluster.evaluate import run_evaluation
 from pipelines.config import RECIPES, DataConfig
 from pipelines.index import build_index
 from pipelines.reader import read_windows
+from pipelines.storage.checksums import read_lines
 from training.config import TrainConfig
 from training.config.objective import SupervisedConfig
 from training.evaluation.certainty import COMPARED
@@ -52,8 +52,11 @@ def test_only_what_was_found_is_kept(ray_cluster: None, tmp_path: Path) -> None:
     found = run_evaluation(run_uri(config), launch=_launch)
     judged = {"top1", "top1_margin", "neighbours", *COMPARED}
     assert found.keys() == {"step", "protocol", "labels", "features", *judged}
-    kept = (tmp_path / "run/evaluations.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in kept] == [found]
+    lines = tmp_path / "run/evaluations.jsonl"
+    assert read_lines(str(lines)) == [found]
+    lines.write_bytes(lines.read_bytes().replace(b"0.", b"1.", 1))
+    with pytest.raises(ValueError, match=r"evaluations.jsonl is damaged in line 1: its checksum"):
+        read_lines(str(lines))
 
 
 def test_a_share_of_the_labels_that_an_earlier_version_took_is_not_shared_out_again(tmp_path: Path) -> None:

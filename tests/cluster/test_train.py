@@ -29,6 +29,7 @@ from cluster.train import run_training
 from pipelines import storage
 from pipelines.index import Index, build_index
 from pipelines.shards import write_shards
+from pipelines.storage.checksums import read_lines
 from training.config import TrainConfig
 from training.evaluation.evaluator import Evaluator, Sets
 from training.metrics import Progress
@@ -150,8 +151,7 @@ def test_a_run_in_the_bucket_is_judged_and_the_result_kept(
     flags = ["--protocol", "linear", "--labels", "0.5", "--probe.epochs", "5", "--workers", "2"]
     request = app.parse_args(["eval", run, *flags])[1].arguments["request"]
     said = run_evaluation(run, request, launch=pool.launch)
-    (line,) = (storage.read(f"{run}/evaluations.jsonl") or b"").decode().splitlines()
-    assert json.loads(line) == said
+    assert read_lines(f"{run}/evaluations.jsonl") == [said]
     assert (said["protocol"], said["step"], said["labels"]) == ("linear", STEPS, 0.5)
     assert 0 < said["top1"] < 1
 
@@ -163,7 +163,7 @@ def test_a_run_is_fine_tuned_in_a_run_of_its_own_and_the_result_kept(
     arguments = ["eval", run, "--protocol", "finetune", "--labels", "0.5", "--finetune.epochs", "2"]
     request = app.parse_args(arguments)[1].arguments["request"]
     found = run_evaluation(run, request, launch=pool.launch)
-    assert json.loads((storage.read(f"{run}/evaluations.jsonl") or b"").splitlines()[-1]) == found
+    assert read_lines(f"{run}/evaluations.jsonl")[-1] == found
     assert (found["protocol"], found["step"], found["labels"]) == ("finetune", STEPS, 0.5)
     assert found["run"].startswith(f"{run}/finetune/labels-0.5-")
     tuned = tomllib.loads((storage.read(f"{found['run']}/config.toml") or b"").decode())
