@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cluster.datasets import absolute, read_index, say_mixing
 from cluster.ray_cluster import cluster
+from cluster.run_bar import RunBar
 from cluster.signals import Interrupted, stop_signals
-from cluster.terminal import RunBar, Startup, counted, warn
+from cluster.terminal import Startup, counted, warn
 from cluster.trackers import Trackers, check_trackers, open_trackers
 from pipelines import storage
 from pipelines.index import Index
@@ -22,6 +23,8 @@ from training.lease import Held, leased
 from training.metrics import read_metrics
 from training.objectives import check_initial, count_classes, own_modules
 from training.report import write_report
+from training.report.history import RunHistory
+from training.report.verdict import verdict
 from training.run_folder import claim_run, find_run, keep_index, kept_index
 from training.trainer import make_plan, run_uri, total_steps
 
@@ -73,7 +76,9 @@ def run_training(
             startup.reached("index")
             _launch(config, sets, steps, done, startup, modules, launch, ended, held)
         _report(config)
-        return read_metrics(run)
+        lines = read_metrics(run)
+        print(verdict(RunHistory(config, lines)))
+        return lines
 
 
 def _validated(config: TrainConfig) -> tuple[TrainConfig, list[Path]]:

@@ -37,6 +37,7 @@ HOMES = {
         "cluster/cli/app.py",
         "cluster/cli/cluster_commands.py",
         "cluster/cli/data_commands.py",
+        "cluster/cli/help.py",
         "cluster/cli/jobs_commands.py",
         "cluster/cli/main.py",
         "cluster/cli/tune_commands.py",

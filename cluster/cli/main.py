@@ -4,12 +4,13 @@ import os
 import sys
 from typing import Annotated, Literal
 
-from cyclopts import CycloptsError, MissingArgumentError, Parameter, validators
+from cyclopts import CycloptsError, MissingArgumentError, Parameter, UnknownOptionError, validators
 from pydantic import ValidationError
 
 from cluster.cli.app import app
 from cluster.cli.cluster_commands import cluster
 from cluster.cli.data_commands import Count, data
+from cluster.cli.help import ALL, EXAMPLES, TrainHelp, meant
 from cluster.cli.jobs_commands import jobs, submit
 from cluster.cli.tune_commands import tune
 from cluster.options import EvaluationRequest
@@ -29,7 +30,11 @@ app.command(submit)
 app.command(tune)
 
 
-@app.command
+@app.command(
+    help_formatter=TrainHelp(everything=ALL in sys.argv),
+    help_epilogue=EXAMPLES,
+    help_flags=("--help", "-h", ALL),
+)
 def train(
     config: str | None = None,
     /,
@@ -282,4 +287,8 @@ def _one_line(error: CycloptsError) -> str:
         if name == "--data.train":
             return missing("data.train")
         return f"{name} is missing; see diptych {' '.join(error.command_chain or ())} --help"
+    if isinstance(error, UnknownOptionError):
+        flag = error.token.keyword or error.token.value
+        if known := meant(flag):
+            return f"Unknown option: {flag}. Did you mean {known}?"
     return " ".join(str(error).split())

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from cluster.terminal import Bar, RunBar, Startup, counted
+from cluster.run_bar import RunBar
+from cluster.terminal import Bar, Startup, counted
 
 _STEP = {
     "step": 3, "steps": 4, "epoch": 1, "loss": 2.5, "learning_rate": 0.1, "images_per_second": 1234.5,
@@ -17,7 +18,7 @@ _STEP = {
 _FOUND = {"step": 2, "epoch": 1, "knn_top1": 0.8125, "knn_top1_pixels": 0.25}
 
 _RUN = f"""
-from cluster.terminal import RunBar
+from cluster.run_bar import RunBar
 from cluster.terminal import Startup
 
 with RunBar(4, 1, 10, Startup()) as bar:

@@ -45,6 +45,10 @@ def _checked_name(name: str) -> str:
     """The name, if there is such an encoder; torchvision's are checked later: its import takes seconds."""
     if name in ENCODERS or name.startswith(TORCHVISION):
         return name
+    from torchvision.models import list_models
+
+    if name in list_models():
+        raise ValueError(f"no such encoder; did you mean {TORCHVISION}{name}?")
     near = get_close_matches(name, ENCODERS, 3) or ("resnet50", "plain34", "efficientnet-b0")
     raise ValueError(f"no such encoder; there are {', '.join(near)} and others, or {TORCHVISION}NAME")
 

@@ -17,6 +17,7 @@ from training.report.history import RunHistory, read_history, read_run
 from training.report.images import feature_map, neighbours, pixelated, view_columns
 from training.report.page import plotly_script, render_template
 from training.report.summary import differing_rows, measurements, settings, summary_rows
+from training.report.verdict import verdict
 from training.run_folder import to_toml
 
 # What the encoder may spend: about a minute of two cores for the command, and seconds at a run's end.
@@ -74,6 +75,7 @@ def render(run: RunHistory, multiply_adds: float) -> str:
             f"{objective_title(config.objective)}, {config.encoder.name}, {config.data.train}, config "
             f"{config_hash(config)}"
         ),
+        verdict=verdict(run),
         facts=measurements(run),
         config=to_toml(config),
         summary=settings(run),
