@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.datasets import absolute, read_index
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from training.ray_train.launch import Launch
 
 _FILE = "evaluations.jsonl"
+
+# Formats of an exported encoder, by the ending of its file.
+_FORMATS = {".pt": "torchvision", ".pth": "torchvision", ".safetensors": "safetensors", ".onnx": "onnx"}
 
 
 def run_evaluation(
@@ -161,12 +165,18 @@ def _launch(config: TrainConfig, sets: Sets, protocol: Protocol, launch: "Launch
     return found
 
 
-def run_export(run: str, dest: str, format: str, checkpoint: int | None = None) -> None:
+def run_export(run: str, dest: str, format: str | None = None, checkpoint: int | None = None) -> None:
     """Write a run's encoder to a file and print how to use it; `checkpoint` is a step, unset: the newest.
 
-    Raises ValueError if there is no such run or checkpoint, the encoder does not fit the format, or the file
-    cannot be written.
+    `format` is one of training.export.WRITERS; unset: by the ending of `dest`. Raises ValueError if there is
+    no such run or checkpoint, the encoder does not fit the format, or the file cannot be written.
     """
+    ending = PurePosixPath(dest).suffix
+    format = format or _FORMATS.get(ending)
+    if format is None:
+        raise ValueError(
+            f"{dest} does not tell the format by its ending; end it in {', '.join(_FORMATS)}, or set --format"
+        )
     trained = read_trained(run, checkpoint, warn)
     content = WRITERS[format](trained)
     try:

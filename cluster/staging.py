@@ -110,7 +110,8 @@ def requirements(tokens: Iterable[str]) -> list[str]:
 
     words: set[str] = set()
     for token in tokens:
-        words |= {token, token.partition("=")[2]}
+        # diptych export takes the format from the ending of its file.
+        words |= {token, token.partition("=")[2], Path(token).suffix.removeprefix(".")}
         if (path := Path(token)).suffix == ".toml" and path.is_file():
             values = read_toml(path)
             words |= {*values.get("trackers", ()), *values.get("train", {}).get("trackers", ())}

@@ -179,7 +179,7 @@ def _launch(
     from training.ray_train.launch import launch as start_workers
 
     run = run_uri(config)
-    print(f"{sets.train.rows.sum():,} images; starting {config.workers or 'the'} workers ...")
+    print(_announcement(config, sets, steps))
     with (
         open_trackers(config) as trackers,
         cluster(most_workers(config) * config.cpus_per_worker, modules, ("train", "--resume", run)),
@@ -206,6 +206,14 @@ def _launch(
                 f"stopped after step {stopped.step} of {steps}; resume with: diptych train --resume {run}",
                 stop.number,
             ) from stopped
+
+
+def _announcement(config: TrainConfig, sets: Sets, steps: int) -> str:
+    """How many images and steps the run has, and how many workers are started."""
+    each = make_plan(config, sets.train).steps_per_epoch
+    of = f" ({steps / each:,.3g} epochs of {each:,})" if each else ""
+    workers = f"{config.workers or 'the'} worker{'' if config.workers == 1 else 's'}"
+    return f"{sets.train.rows.sum():,} images, {steps:,} steps{of}; starting {workers} ..."
 
 
 def _tell(values: dict[str, Any], bar: RunBar, trackers: Trackers) -> None:

@@ -131,7 +131,7 @@ def export(
     dest: str,
     /,
     *,
-    format: Literal["torchvision", "safetensors", "onnx"],
+    format: Literal["torchvision", "safetensors", "onnx"] | None = None,
     checkpoint: int | None = None,
 ) -> None:
     """Write the encoder of a run to a file for other programs.
@@ -144,7 +144,8 @@ def export(
         The file to write: a path, file://, s3://, gs:// or az://.
     format
         torchvision: a state dict for torchvision's class of the same name, with an all-zero classifier.
-        safetensors: the weights by name. onnx: the network, for any number of images.
+        safetensors: the weights by name. onnx: the network, for any number of images. Unset: by the ending
+        of the file, .pt or .pth, .safetensors, or .onnx.
     checkpoint
         Step of the checkpoint; unset: the newest.
     """

@@ -41,7 +41,7 @@ def _refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_a_run_in_object_storage_is_exported_into_it(bucket: str) -> None:
     weights = _save(f"{bucket}/exported/run", "plain8")
-    main(["export", f"{bucket}/exported/run", f"{bucket}/exported/e.safetensors", "--format", "safetensors"])
+    main(["export", f"{bucket}/exported/run", f"{bucket}/exported/e.safetensors"])
     content = storage.read(f"{bucket}/exported/e.safetensors")
     assert content is not None
     found = load(content)
@@ -54,7 +54,7 @@ def test_the_command_says_how_torchvision_loads_the_file(
 ) -> None:
     weights = _save(str(tmp_path / "run"), "resnet18")
     dest = tmp_path / "resnet18.pt"
-    main(["export", str(tmp_path / "run"), str(dest), "--format", "torchvision", "--checkpoint", "30"])
+    main(["export", str(tmp_path / "run"), str(dest), "--checkpoint", "30"])
     said = capsys.readouterr().out
     assert "resnet18 after 30 steps" in said
     assert "input: 224 x 224 pixels scaled to 0 to 1, minus the mean (0.485, 0.456, 0.406)" in said
@@ -80,7 +80,9 @@ def test_what_cannot_be_exported_is_one_line_and_nothing_is_written(
     torchvisions = ["export", run, str(dest), "--format", "torchvision"]
     assert "torchvision has no resnet8; try --format safetensors" in _refused(torchvisions, capsys)
     assert "no checkpoint of step 31; it has 30" in _refused([*onnx, "--checkpoint", "31"], capsys)
-    assert "--format" in _refused(["export", run, str(dest)], capsys)
+    assert f"{dest} does not tell the format by its ending; end it in .pt, .pth, " in _refused(
+        ["export", run, str(dest)], capsys
+    )
     assert "torchvision" in _refused(["export", run, str(dest), "--format", "tensorflow"], capsys)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert "needs onnxscript; install it with: pip install" in _refused(onnx, capsys)

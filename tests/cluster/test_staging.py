@@ -68,7 +68,8 @@ def test_a_command_s_trackers_and_formats_are_needed_too(tmp_path: Path) -> None
         (["train", str(config)], "mlflow-skinny>=3"),
         (["train", "demo", "--trackers", "wandb"], "wandb>=0.22"),
         (["train", "demo", "--trackers=wandb"], "wandb>=0.22"),
-        (["export", "RUN", "out.onnx", "--format", "onnx"], "onnxscript>=0.5"),
+        (["export", "RUN", "out", "--format", "onnx"], "onnxscript>=0.5"),
+        (["export", "RUN", "out.onnx"], "onnxscript>=0.5"),
     ):
         assert extra in requirements(command)
 

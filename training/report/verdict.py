@@ -138,8 +138,8 @@ def _next(run: RunHistory) -> Iterator[str]:
     yield f"diptych eval {uri} --protocol linear{'' if labelled else ' --test LABELLED_IMAGES'}"
     try:
         torchvision_name(config.encoder)
-        yield f"diptych export {uri} {shlex.quote(config.name)}.pt --format torchvision"
+        yield f"diptych export {uri} {shlex.quote(config.name)}.pt"
     except ValueError:
-        yield f"diptych export {uri} {shlex.quote(config.name)}.safetensors --format safetensors"
+        yield f"diptych export {uri} {shlex.quote(config.name)}.safetensors"
     features = shlex.quote(storage.join(run.uri, "features"))
     yield f"diptych data embed {uri} {shlex.quote(config.data.train)} {features}"
