@@ -24,8 +24,7 @@ from training.config import TrainConfig, most_workers
 from training.errors import RunError, UnsavedError
 from training.evaluation.certainty import doubts, shown, shown_baselines
 from training.lease import Held, leased
-from training.models.encoders import build_encoder
-from training.objectives import load_initial, own_modules, read_initial
+from training.objectives import check_initial, own_modules, read_initial
 from training.run_folder import encode_toml, keep_index, kept_index, kept_toml, to_toml, to_values
 from tuning.compound import scoring
 from tuning.config import METRICS, SearchConfig
@@ -228,7 +227,7 @@ def _check_checkpoints(search: SearchConfig) -> None:
         if place and searched:
             read_initial(place)
         elif place:
-            load_initial(build_encoder(train.encoder), place)
+            check_initial(train.encoder, place)
 
 
 def _count(search: SearchConfig) -> int:
