@@ -232,7 +232,7 @@ def test_a_run_that_is_taken_over_ends_with_one_line_and_leaves_the_other_undist
             _workers_left(others, 0)
         assert first.wait(120) == 1, log.read_text()
         assert _files(run) == before
-    line = f"diptych: process {second.pid} on {socket.gethostname()} has taken {run} over; wait for its end"
+    line = f"diptych: process {second.pid} on {socket.gethostname()} has taken {run} over; wait until it ends"
     assert line in log.read_text().splitlines()
     assert log.read_text().count("has taken") == 1
     assert "Traceback" not in log.read_text()
