@@ -1,7 +1,7 @@
 """Fixtures for all tests: object storage, one Ray cluster, one pool of workers.
 
-They run in two processes: one has all tests that need the shared cluster, the other the rest, a file at a
-time.
+`make test` runs them in two processes: one has all tests that need Ray, so that there is one cluster, the
+other the rest, a file at a time.
 """
 
 import logging
@@ -39,30 +39,14 @@ BUCKET = "diptych-tests"
 # Room for the pool's three workers and for four more, at two CPUs each, and one CPU for tasks.
 CLUSTER_CPUS = 15
 
-# The group of the tests that share a cluster.
-_SHARED = "ray"
-
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests for two processes: those that need Ray, which take longest, begin.
-
-    Those that share one cluster stay together; slow ones with a cluster of their own go by file, to whichever
-    process is free: they wait more than they compute.
-    """
+    """Group the tests for two processes: those that need Ray, which take longest, begin."""
     for item in items:
-        item.add_marker(
-            pytest.mark.xdist_group(_SHARED if _rank(item) == 0 else item.nodeid.partition("::")[0])
-        )
-    items.sort(key=_rank)
-
-
-def _rank(item: pytest.Item) -> int:
-    """0 for tests on the shared cluster, 1 for slow ones with one of their own, 2 for those without Ray."""
-    if item.get_closest_marker("ray") is None:
-        return 2
-    shared = "ray_cluster" in getattr(item, "fixturenames", ())
-    return 1 if item.get_closest_marker("slow") and not shared else 0
+        group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 def pytest_configure() -> None:
