@@ -167,7 +167,7 @@ def _started(
     ):
         trainer = TorchTrainer(
             _work,
-            train_loop_config={"job": _Job(config, sets, task, channel)},
+            train_loop_config={"job": _Job(config, sets.compacted(), task, channel)},
             scaling_config=ScalingConfig(
                 num_workers=workers,
                 use_gpu="GPU" in bundle,
