@@ -76,7 +76,7 @@ def inspect(
     json
         Print JSON.
     """
-    from cluster.data import run_inspect
+    from cluster.inspection import run_inspect
 
     run_inspect(uri, columns, decode=decode, as_json=json)
 

@@ -1,0 +1,106 @@
+"""The `data inspect` command."""
+
+import json
+import pickle
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cluster.datasets import absolute, image_bar, read_index
+from cluster.options import Columns
+from cluster.ray_cluster import cluster
+from pipelines.config import DataConfig
+from pipelines.index import Index
+from pipelines.inspection import Survey, report, survey_all, survey_jobs
+from pipelines.labels import label_names
+from pipelines.mixing import Mixing, measure
+from pipelines.plan import training_plan, window_rows
+from pipelines.reader import Reading
+from training.config import TrainConfig
+
+# Most reasons and classes in a table on the terminal.
+_SHOWN = 20
+
+
+def run_inspect(
+    uri: str,
+    columns: Columns = Columns(),  # noqa: B008
+    *,
+    decode: bool = False,
+    as_json: bool = False,
+) -> dict[str, Any]:
+    """Print a summary of the images at `uri`, and return it. Raises ValueError if there are none."""
+    uri = absolute(uri)
+    data = columns.data(uri)
+    index = read_index(uri, data)
+    found = Survey()
+    with cluster(cpus=1), image_bar("inspect", index) as shown:
+        from pipelines.stream import cores, map_jobs
+
+        jobs = survey_jobs(index, cores())
+        for table in map_jobs(jobs, partial(_survey, data=data, decode=decode)):
+            part: Survey = pickle.loads(table["found"][0].as_py())
+            found.add(part)
+            shown.update(part.images + part.bad_images)
+    rows = window_rows(index, data)
+    values = report(index, found, label_names(index), rows, _mixing(index, data, found))
+    if as_json:
+        print(json.dumps(values, indent=1))
+    else:
+        _print_report(values)
+    return values
+
+
+def _mixing(index: Index, data: DataConfig, found: Survey) -> Mixing | None:
+    """The mixing of a run's batches with default settings; None without labels or with too few images."""
+    if not index.has_labels or index.rows.sum() < TrainConfig.batch_size:
+        return None
+    settings = {"seed": TrainConfig.seed, "lanes": TrainConfig.lanes, "batch_size": TrainConfig.batch_size}
+    labels = np.concatenate(found.row_labels)
+    return measure(training_plan(index, data, **settings), labels.__getitem__)
+
+
+def _survey(readings: Iterable[Reading], data: DataConfig, decode: bool) -> pa.Table:
+    return pa.table({"found": [pickle.dumps(survey_all(readings, data, decode=decode))]})
+
+
+def _print_report(values: dict[str, Any]) -> None:
+    console = Console()
+    about = Table(title=values["uri"], show_header=False, title_justify="left")
+    layout = f"{values['layout']}: {values['files']:,} files, {values['fragments']:,} fragments"
+    about.add_row("layout", f"{layout} of at most {values['largest_fragment_rows']:,} rows")
+    about.add_row("images", f"{values['images']:,}, and {values['bad_images']:,} bad")
+    about.add_row("bytes", f"{values['bytes']:,}, {values['mean_bytes']:,} an image")
+    for name in ("height", "width", "pixels"):
+        about.add_row(name, ", ".join(f"{key} {value:,}" for key, value in values[name].items()))
+    about.add_row("formats", ", ".join(f"{name} {count:,}" for name, count in values["formats"].items()))
+    if values["no_labels"]:
+        about.add_row("labels", escape(f"none: {values['no_labels']}"))
+    if values["mixing"]:
+        about.add_row("mixing", f"{Mixing(**values['mixing'])}; windows of {values['window_rows']:,} images")
+    console.print(about)
+    _print_counts(console, "class", values["classes"].items())
+    _print_counts(
+        console, "bad", [(bad["reason"], bad["images"], *bad["examples"][:1]) for bad in values["bad"]]
+    )
+    for hint in values["hints"]:
+        console.print(f"hint: {hint}", markup=False, highlight=False)
+
+
+def _print_counts(console: Console, what: str, rows: Iterable[tuple]) -> None:
+    """Print a table of names, counts and further columns, with at most _SHOWN names."""
+    rows = list(rows)
+    if not rows:
+        return
+    table = Table(what, "images", *(["such as"] if len(rows[0]) > 2 else []))
+    for name, count, *others in rows[:_SHOWN]:
+        table.add_row(escape(name), f"{count:,}", *map(escape, others))
+    if len(rows) > _SHOWN:
+        table.add_row(f"and {len(rows) - _SHOWN:,} more", f"{sum(row[1] for row in rows[_SHOWN:]):,}")
+    console.print(table)
