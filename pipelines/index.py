@@ -234,7 +234,9 @@ def build_index(
         raise ValueError(storage.first_line(error)) from error
     if classes and listing.classes:
         listing = folders.relabel(listing, classes, uri)
-    fragments = listing.fragments.filter(pc.field("rows") > 0)
+    fragments = listing.fragments
+    if files.layout != "folder":
+        fragments = fragments.filter(pc.field("rows") > 0)
     if not len(fragments):
         raise ValueError(f"{uri} holds no image: its {len(files.paths)} files have none")
     rows = fragments["rows"].to_numpy()
@@ -254,10 +256,12 @@ def build_index(
 
 def _with_files(fragments: pa.Table, files: Files) -> pa.Table:
     """The fragments with the size and modification time of their files; 0 for what is no file."""
-    file = pc.index_in(fragments["path"], value_set=pa.array(files.paths, pa.string()))  # pyright: ignore
-    for name, values in (("file_bytes", files.sizes), ("file_written", files.written)):
-        column = pa.array(values, pa.int64()).take(file.combine_chunks()).fill_null(0)
-        fragments = fragments.append_column(name, column)
+    columns = {"file_bytes": pa.array(files.sizes), "file_written": pa.array(files.written)}
+    if files.layout != "folder":  # There each file is a fragment.
+        file = pc.index_in(fragments["path"], value_set=pa.array(files.paths))  # pyright: ignore
+        columns = {name: column.take(file.combine_chunks()) for name, column in columns.items()}
+    for name, column in columns.items():
+        fragments = fragments.append_column(name, column.cast(pa.int64()).fill_null(0))
     return fragments
 
 
