@@ -108,6 +108,11 @@ def _connected(resume: Sequence[str], folder: str | None) -> Iterator[None]:
         except ClusterLostError:
             leaving.pop_all()  # Already disconnected, or impossible.
             raise
+        except KeyboardInterrupt:
+            # A second Ctrl-C: threads still wait for Ray, and a shutdown would end this process.
+            leaving.pop_all()
+            _end_own()
+            raise
         finally:
             _own = None
 
@@ -118,8 +123,6 @@ def _handle_loss(resume: Sequence[str]) -> Iterator[None]:
 
     The ClusterLostError names the command to resume with.
     """
-    import ray
-
     try:
         yield
     except ClusterLostError as lost:
@@ -129,11 +132,18 @@ def _handle_loss(resume: Sequence[str]) -> Iterator[None]:
             print(f"diptych: {reported}", file=sys.stderr, flush=True)
         # Only for a cluster of this process: Ray's threads wait for the processes of any other and would end
         # this process on a shutdown.
-        if _own:
-            end_cluster(_own, os.path.dirname(ray.__file__))
-            time.sleep(_ENDING_SECONDS)
-            ray.shutdown()
+        _end_own()
         raise reported from lost
+
+
+def _end_own() -> None:
+    """End the cluster that this process started, if any, and disconnect."""
+    import ray
+
+    if _own:
+        end_cluster(_own, os.path.dirname(ray.__file__))
+        time.sleep(_ENDING_SECONDS)
+        ray.shutdown()
 
 
 def _connect(there: str, environment: dict[str, Any], settings: dict[str, Any]) -> None:

@@ -21,9 +21,9 @@ from pipelines.index import Index
 from pipelines.labels import with_labels
 from training.checkpoint import find_checkpoint
 from training.config import TrainConfig, most_workers
-from training.errors import RunError
+from training.errors import RunError, UnsavedError
 from training.evaluation.certainty import doubts, shown, shown_baselines
-from training.lease import leased
+from training.lease import Held, leased
 from training.models.encoders import build_encoder
 from training.objectives import load_initial, own_modules, read_initial
 from training.run_folder import encode_toml, keep_index, kept_index, kept_toml, to_toml, to_values
@@ -90,7 +90,7 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
     """Run the search, show its trials, and write its report and best.toml; returns the trials, best first.
 
     Raises ValueError for an invalid config, data set or cluster, or if no trial was evaluated; Interrupted
-    after SIGTERM or Ctrl-C.
+    after SIGTERM or Ctrl-C; RunError if another process has taken over the search.
     """
     search = _with_absolute_paths(search)
     scoring(search)
@@ -101,14 +101,24 @@ def run_tuning(search: SearchConfig) -> list[Trial]:
     if not read_trials(folder):
         _check_checkpoints(search)
     index, ended = _index(search), Event()
-    with leased(folder, ended):
+    with leased(folder, ended) as held:
         _keep(search)
         with counted(f"labels of {index.uri}", "fragment") as progress:
             index = with_labels(index, search.train.data, progress)
+        _check(held)
         keep_index(folder, "train", index)
-        trials = _run(search, index, modules, ended)
-    _print_result(search, trials)
+        trials = _run(search, index, modules, ended, held)
+        _check(held)
+        _print_result(search, trials)
     return trials
+
+
+def _check(held: Held) -> None:
+    """Raises RunError where another process has taken the search over."""
+    try:
+        held.check()
+    except UnsavedError as error:
+        raise RunError(f"{error}", final=True) from error
 
 
 def _with_absolute_paths(search: SearchConfig) -> SearchConfig:
@@ -132,7 +142,7 @@ def _index(search: SearchConfig) -> Index:
     return kept if kept.uri == index.uri else index
 
 
-def _run(search: SearchConfig, index: Index, modules: list[Path], ended: Event) -> list[Trial]:
+def _run(search: SearchConfig, index: Index, modules: list[Path], ended: Event, held: Held) -> list[Trial]:
     """Run the trials on the cluster; returns them, best first."""
     # Ray takes seconds to import; a wrong config should fail sooner.
     from training.ray_train.launch import while_head_answers
@@ -145,11 +155,9 @@ def _run(search: SearchConfig, index: Index, modules: list[Path], ended: Event) 
         LiveTrials(_count(search)) as table,
         stop_signals("ending the search", ended) as stop,
     ):
-        trials = while_head_answers(partial(run_search, search, index, table.show, stop.event))
+        trials = while_head_answers(partial(run_search, search, index, table.show, stop.event, held))
     if stop.number:
         raise Interrupted(f"stopped; {_resume_hint(search)}", stop.number)
-    if ended.is_set():
-        raise RunError(f"another process has taken {folder} over", final=True)
     return trials
 
 

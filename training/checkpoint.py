@@ -76,12 +76,12 @@ class Checkpoints:
         content = io.BytesIO()
         torch.save(saved, content)
         seal_zip(content)
-        with self._warn_once():  # Partial files may be what fills the disk.
-            storage.remove_partials(self._folder)
         if self._known is None:
             self._known = set(self._names())
-        if self._held:
+        if self._held:  # Before anything is removed: it may be what another process is writing.
             self._held.check()
+        with self._warn_once():  # Partial files may be what fills the disk.
+            storage.remove_partials(self._folder)
         storage.write(self.uri(step), content.getvalue())
         self._known.add(_name(step))
         if score is not None:

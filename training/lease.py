@@ -1,6 +1,6 @@
 """A lease in a run's folder, so that only one process at a time writes there."""
 
-import json
+import math
 import os
 import secrets
 import socket
@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 from pipelines import storage
+from pipelines.storage.checksums import checked_json, json_with_checksum
 from training.errors import UnsavedError
 from training.run_folder import unwritable
 
@@ -58,6 +59,10 @@ class Lease:
         return self.machine == _machine() and _started(self.process) != self.started
 
 
+# A lease whose checksum does not match. Its holder writes it again at the next renewal.
+_DAMAGED = Lease("", "", "", 0, "", math.inf)
+
+
 @dataclass(frozen=True)
 class Held:
     """A reference to the lease that a command holds on a folder, for its workers.
@@ -71,12 +76,14 @@ class Held:
     def check(self) -> None:
         """Raise UnsavedError if another process has taken the lease, OSError if it cannot be read."""
         holder = _read(storage.join(self.folder, _FILE))
+        if holder is _DAMAGED:
+            return  # A process that takes it over writes a complete one.
         if holder and holder.key != self.key:
             raise UnsavedError(
                 f"process {holder.process} on {holder.host} has taken {self.folder} over; wait until it ends"
             )
         if holder is None:
-            raise UnsavedError(f"another process has taken {self.folder} over, and has ended; resume the run")
+            raise UnsavedError(f"another process has taken {self.folder} over, and has ended; resume it")
 
 
 @contextmanager
@@ -92,15 +99,19 @@ def leased(folder: str, taken: Event) -> Iterator[Held]:
     ended = Event()
 
     def renew() -> None:
+        renewed = time.monotonic()
         while not ended.wait(_RENEW_SECONDS):
             with suppress(OSError, ValueError):  # Retried at the next renewal.
                 holder = _read(place)
+                if holder is _DAMAGED and time.monotonic() - renewed < _EXPIRY_SECONDS:
+                    holder = mine  # Nobody can have taken it over yet.
                 # If there is no lease, another process took it over and has ended.
                 if holder is None or holder.key != mine.key:
                     taken.set()
                     return
                 if not ended.is_set():
                     _write(place, replace(mine, renewed=time.time()))
+                    renewed = time.monotonic()
 
     thread = Thread(target=renew, daemon=True)
     try:
@@ -126,7 +137,8 @@ def _take(folder: str, place: str, mine: Lease) -> None:
     except OSError as error:
         raise unwritable(folder, error) from error
     time.sleep(_SETTLE_SECONDS)
-    if (holder := _read(place)) and holder.key != mine.key:
+    holder = _read(place)
+    if holder and holder is not _DAMAGED and holder.key != mine.key:
         raise _refused(folder, holder)
 
 
@@ -139,7 +151,10 @@ def _clear(folder: str) -> None:
 
 
 def _wait_for(folder: str, place: str) -> None:
-    """Return once the lease is free; raise ValueError where another process holds it."""
+    """Return once the lease is free; raise ValueError where another process holds it.
+
+    A damaged lease may be held: its holder would write it again before it expires.
+    """
     holder = first = _read(place)
     deadline = time.monotonic() + _EXPIRY_SECONDS
     while holder and not holder.dead and holder.key not in _ended:
@@ -159,17 +174,19 @@ def _refused(folder: str, holder: Lease) -> ValueError:
 
 
 def _read(place: str) -> Lease | None:
-    """The lease at `place`; None where there is none or the file is not a lease."""
+    """The lease at `place`; None where there is none, _DAMAGED where the file is not what was written."""
     content = storage.read(place)
-    try:
-        lease = Lease(**json.loads(content)) if content else None
-    except (ValueError, TypeError):
+    if content is None:
         return None
-    return lease if lease and isinstance(lease.renewed, float) else None
+    try:
+        lease = Lease(**checked_json(content))
+    except (ValueError, TypeError):
+        return _DAMAGED
+    return lease if isinstance(lease.renewed, float) else _DAMAGED
 
 
 def _write(place: str, lease: Lease) -> None:
-    storage.write(place, json.dumps(asdict(lease)).encode())
+    storage.write(place, json_with_checksum(asdict(lease)).encode())
 
 
 def _machine() -> str:

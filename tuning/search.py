@@ -15,8 +15,9 @@ from pipelines.storage.scratch import scratch_folder
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, worker_counts
 from training.config.messages import one_line
-from training.errors import RunError
+from training.errors import RunError, UnsavedError
 from training.evaluation.evaluator import Sets
+from training.lease import Held
 from training.metrics import read_metrics
 from training.ray_train.elastic import run_to_its_end
 from training.ray_train.nodes import fitting_workers, usable_resources, wait_for_nodes
@@ -51,24 +52,29 @@ _AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN",
 
 
 def run_search(
-    search: SearchConfig, index: Index, show: Callable[[list[Trial]], None], ending: Event
+    search: SearchConfig,
+    index: Index,
+    show: Callable[[list[Trial]], None],
+    ending: Event,
+    held: Held,
 ) -> list[Trial]:
     """Run the trials on the connected Ray cluster, or resume an earlier call's; returns them, best first.
 
-    Calls show(trials) after each change; ends when `ending` is set. A failed trial is marked, and the others
-    continue. Raises ValueError if the cluster is too small for a trial.
+    Calls show(trials) after each change; ends when `ending` is set, or another process has taken the lease
+    `held` of the search's folder. A failed trial is marked, and the others continue. Raises ValueError if the
+    cluster is too small for a trial.
     """
     sets = search_sets(search, index)
     if search.train.wait_for_nodes:
         most = search.concurrent
         wait_for_nodes(search.train, partial(_at_a_time, search), most, ending, groups=most)
     slots = TrialSlots(_at_a_time(search))
-    log = TrialLog(search, show)
+    log = TrialLog(search, show, held)
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     keep_keys_out_of_runtime_environments()
     with scratch_folder() as scratch:
-        _tuner(search, sets, slots, log, ending, scratch).fit()
+        _tuner(_Shared(search, sets, log.stopped_early(), held), slots, log, ending, scratch).fit()
     return log.close()
 
 
@@ -90,10 +96,8 @@ def keep_keys_out_of_runtime_environments() -> None:
     ENV_VARS_TO_PROPAGATE.difference_update(_AWS_KEYS)
 
 
-def _tuner(
-    search: SearchConfig, sets: Sets, slots: TrialSlots, log: TrialLog, ending: Event, scratch: str
-) -> tune.Tuner:
-    shared = _Shared(search, sets, log.stopped_early())
+def _tuner(shared: "_Shared", slots: TrialSlots, log: TrialLog, ending: Event, scratch: str) -> tune.Tuner:
+    search = shared.search
     points = log.points() if search.searcher == "tpe" else trial_points(search)
     trainable = tune.with_parameters(_Trial, shared=shared)
     return tune.Tuner(
@@ -101,7 +105,7 @@ def _tuner(
         tune_config=tune.TuneConfig(
             num_samples=_NO_LIMIT,
             search_alg=PointSearcher(search, points, slots),
-            scheduler=_scheduler(search, sets, slots),
+            scheduler=_scheduler(search, shared.sets, slots),
             time_budget_s=60 * search.max_minutes if search.max_minutes else None,
             reuse_actors=True,
         ),
@@ -109,7 +113,7 @@ def _tuner(
             storage_path=scratch,
             name=search.name,
             verbose=0,
-            stop=_Ending(ending),
+            stop=_Ending(ending, log),
             callbacks=[_Logging(log)],
             failure_config=tune.FailureConfig(max_failures=search.train.retries),
         ),
@@ -118,11 +122,15 @@ def _tuner(
 
 @dataclass(frozen=True, eq=False)
 class _Shared:
-    """Values that all trials share; `stopped_early` has the images of runs that an earlier call stopped."""
+    """Values that all trials share; `stopped_early` has the images of runs that an earlier call stopped.
+
+    `held` is the lease of the search's folder, below which the trials write.
+    """
 
     search: SearchConfig
     sets: Sets
     stopped_early: dict[str, int]
+    held: Held
 
 
 class _Trial(tune.Trainable):
@@ -143,7 +151,7 @@ class _Trial(tune.Trainable):
             steps, every = _steps(config, self._shared.sets)
             until = min((self._evaluations + 1) * every, steps)
             line = self._evaluated(config, until) or self._train(config, until)
-        except (RunError, ValueError) as error:
+        except (RunError, UnsavedError, ValueError) as error:
             return {"done": True, "failure": one_line(error)}
         self._evaluations += 1
         accuracy, images = line[METRICS[search.metric]], until * config.batch_size
@@ -177,9 +185,17 @@ class _Trial(tune.Trainable):
         return found[-1] if found else None
 
     def _train(self, config: TrainConfig, until: int) -> dict[str, Any]:
+        held = self._shared.held
+        held.check()
         claim_run(run_uri(config), config)
         run_to_its_end(
-            config, self._shared.sets, lambda event: None, Event(), until=until, launch=self._pool.launch
+            config,
+            self._shared.sets,
+            lambda event: None,
+            Event(),
+            until=until,
+            launch=self._pool.launch,
+            held=held,
         )
         line = self._evaluated(config, until)
         assert line
@@ -187,19 +203,19 @@ class _Trial(tune.Trainable):
 
 
 class _Ending(tune.Stopper):
-    """Ends the search when the event is set."""
+    """Ends the search when the event is set, or another process has taken the search over."""
 
-    def __init__(self, event: Event) -> None:
-        self._event = event
+    def __init__(self, event: Event, log: TrialLog) -> None:
+        self._event, self._log = event, log
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles it, and an event cannot be pickled.
+        return {}  # Tune pickles it; neither an event nor the log can be pickled.
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._event.is_set()
+        return self._event.is_set() or self._log.taken_over
 
 
 class _Logging(tune.Callback):

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pipelines import storage
 from pipelines.storage.checksums import encode_lines, read_lines
+from training.errors import UnsavedError
+from training.lease import Held
 from tuning.compound import multiply_adds
 from tuning.config import SearchConfig
 from tuning.space import Point
@@ -68,11 +70,16 @@ class Trial:
 class TrialLog:
     """The trial log of a search, with the trials of earlier calls; written to its folder at each change.
 
-    `show` is then called with the trials, best first. `key` is Ray Tune's ID of a trial.
+    `show` is then called with the trials, best first. `key` is Ray Tune's ID of a trial. `held` is the lease
+    under which they are written, if any; once another process has taken it, `taken_over` is true and nothing
+    is written or shown.
     """
 
-    def __init__(self, search: SearchConfig, show: Callable[[list[Trial]], None]) -> None:
-        self.search, self._show = search, show
+    def __init__(
+        self, search: SearchConfig, show: Callable[[list[Trial]], None], held: Held | None = None
+    ) -> None:
+        self.search, self.taken_over = search, False
+        self._show, self._held = show, held
         self._folder = search_folder(search)
         self._by_run = {trial.run: trial for trial in read_trials(self._folder)}
         self._by_key: dict[str, Trial] = {}
@@ -129,6 +136,12 @@ class TrialLog:
                 trial.state = "unfinished"
 
     def _changed(self) -> None:
+        try:
+            if self._held:
+                self._held.check()
+        except UnsavedError:  # Ray Tune would not end for that; it asks whether to end after each change.
+            self.taken_over = True
+            return
         write_trials(self._folder, self._by_run.values())
         self._show(ranked(self._by_run.values()))
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,14 @@ def address(ray_cluster: None) -> str:
     return ray.get_runtime_context().gcs_address
 
 
-def _start(arguments: list[str], address: str, log: Path, **environment: str) -> subprocess.Popen:
+def _start(
+    arguments: list[str], address: str, log: Path, *, before: str = "", **environment: str
+) -> subprocess.Popen:
     """A real `diptych` on the cluster at `address`; what it says goes to `log`."""
     environment = os.environ | {"RAY_ADDRESS": address} | environment
     with log.open("ab") as out:
         return subprocess.Popen(
-            [sys.executable, "-c", f"from cluster.cli.main import main; main({arguments!r})"],
+            [sys.executable, "-c", f"{before}from cluster.cli.main import main; main({arguments!r})"],
             env=environment, stdout=out, stderr=out,
         )  # fmt: skip
 
@@ -195,6 +197,48 @@ def test_a_run_is_in_the_cluster_s_metrics_and_ctrl_c_twice_ends_it_at_once(
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 128 + signal.SIGINT, (tmp_path / "log").read_text()
     assert "interrupted; the same command resumes" in (tmp_path / "log").read_text()
+
+
+# On this machine nobody takes the lease of a process that is alive.
+_ELSEWHERE = "from training import lease; lease._machine = lambda: 'another machine'; "
+
+
+def _files(run: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def _lease_key(run: Path) -> str:
+    return json.loads((run / "lease.json").read_text())["key"]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_taken_over_ends_with_one_line_and_leaves_the_other_undisturbed(
+    images: Path, address: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    log, theirs, run = tmp_path / "log", tmp_path / "theirs", tmp_path / "run"
+    others = training_workers().keys()
+    first = _start(_training(images, tmp_path, "run", "2", timeout=600), address, log)
+    _wait(_has(run, _EVERY), first, log)
+    key = _lease_key(run)
+    with ExitStack() as later:
+        with held([first.pid]):
+            with held(training_workers().keys() - others):
+                second = _start(["train", "--resume", str(run)], address, theirs, before=_ELSEWHERE)
+                _wait(lambda: _lease_key(run) != key, second, theirs)
+                # It writes nothing itself until the first has ended.
+                later.enter_context(held([second.pid]))
+                before = _files(run)
+            # They look at the lease themselves, while their driver is still halted.
+            _workers_left(others, 0)
+        assert first.wait(120) == 1, log.read_text()
+        assert _files(run) == before
+    line = f"diptych: process {second.pid} on {socket.gethostname()} has taken {run} over; wait for its end"
+    assert line in log.read_text().splitlines()
+    assert log.read_text().count("has taken") == 1
+    assert "Traceback" not in log.read_text()
+    assert second.wait(600) == 0, theirs.read_text()
+    _assert_same_run(run, undisturbed)
+    assert not (run / "lease.json").exists()
 
 
 _TWICE = """

@@ -98,7 +98,7 @@ def test_a_search_says_what_does_not_go_together_alone(fields: dict[str, Any], s
 
 # Functions of those modules that look at one field, or are no part of a config's own check.
 _OF_ONE_FIELD = {
-    "_recipe_name", "_number_or_range", "_objective_name", "_known", "_metric", "_scheduler",
+    "_recipe_name", "_checked_workers", "_objective_name", "_checked_name", "_metric", "_scheduler",
     "_ascending", "_at_most_one", "_within_a_turn", "efficientnet_resolution", "worker_counts",
     "shipped_config",
 }  # fmt: skip

@@ -104,12 +104,12 @@ _VIT = {"encoder": {"name": "torchvision:vit_b_16"}}
         ({"batch_size": 1, "lanes": 4}, "try --batch-size 4$"),
         (_ONE | _VIT | {"projector": {"kind": "none"}}, "leaves SimCLR no other image"),
         (_ONE | {"objective": "byol"}, "batch_size=1 gives batch norm a single image; try --batch-size 2$"),
-        (_ONE | _VIT | {"objective": "byol"}, "leaves batch norm one image"),
-        (_ONE | {"objective": "supervised"}, "leaves batch norm one image"),
-        (_ONE | {"objective": "mine:Mine"}, "leaves batch norm one image"),
+        (_ONE | _VIT | {"objective": "byol"}, "gives batch norm a single image"),
+        (_ONE | {"objective": "supervised"}, "gives batch norm a single image"),
+        (_ONE | {"objective": "mine:Mine"}, "gives batch norm a single image"),
         (_ONE_AT_A_TIME, "micro_batch_size=1 gives batch norm a single image; try --micro-batch-size 2$"),
         (_ONE_AT_A_TIME | {"batch_size": 35, "objective": "byol"}, "try --micro-batch-size 5$"),
-        (_ONE_AT_A_TIME | _VIT, "micro_batch_size=1 leaves batch norm one image"),
+        (_ONE_AT_A_TIME | _VIT, "micro_batch_size=1 gives batch norm a single image"),
     ],
 )
 def test_one_image_at_a_time_is_refused_where_others_are_needed(fields: dict[str, Any], message: str) -> None:
