@@ -42,7 +42,8 @@ def pack(
     rows_per_group
         Images in a row group, which is read at once; unset: about 8 MB of them, at most 1,024.
     rows_per_part
-        Images that a task shuffles at once; unset: about 256 MB of them, which takes about 1 GB of memory.
+        Images that a task shuffles at once; unset: a 64th of all, at least 2,048 or 16 MB and at most 256 MB,
+        which take about 1 GB of memory.
     shuffle
         Seed of the random order, in which all images are shuffled; none: keep the source's order.
     """
