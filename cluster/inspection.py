@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections.abc import Iterable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -16,11 +17,12 @@ from cluster.datasets import absolute, image_bar, read_index
 from cluster.options import Columns
 from cluster.ray_cluster import cluster
 from pipelines.config import DataConfig
+from pipelines.epoch_cost import EpochCost, epoch_cost
 from pipelines.index import Index
 from pipelines.inspection import Survey, report, survey_all, survey_jobs
 from pipelines.labels import label_names
 from pipelines.mixing import Mixing, measure
-from pipelines.plan import training_plan, window_rows
+from pipelines.plan import Plan, training_plan, window_rows
 from pipelines.reader import Reading
 from training.config import TrainConfig
 
@@ -34,8 +36,12 @@ def run_inspect(
     *,
     decode: bool = False,
     as_json: bool = False,
+    cost: float | None = None,
 ) -> dict[str, Any]:
-    """Print a summary of the images at `uri`, and return it. Raises ValueError if there are none."""
+    """Print a summary of the images at `uri`, and return it. Raises ValueError if there are none.
+
+    cost: price of 1,000 requests; the summary then has the requests, bytes and price of an epoch.
+    """
     uri = absolute(uri)
     data = columns.data(uri)
     index = read_index(uri, data)
@@ -49,7 +55,10 @@ def run_inspect(
             found.add(part)
             shown.update(part.images + part.bad_images)
     rows = window_rows(index, data)
-    values = report(index, found, label_names(index), rows, _mixing(index, data, found))
+    plan = _plan(index, data)
+    values = report(index, found, label_names(index), rows, _mixing(index, plan, found))
+    if cost is not None:
+        values["epoch"] = _epoch(index, plan, cost)
     if as_json:
         print(json.dumps(values, indent=1))
     else:
@@ -57,13 +66,27 @@ def run_inspect(
     return values
 
 
-def _mixing(index: Index, data: DataConfig, found: Survey) -> Mixing | None:
-    """The mixing of a run's batches with default settings; None without labels or with too few images."""
-    if not index.has_labels or index.rows.sum() < TrainConfig.batch_size:
+def _plan(index: Index, data: DataConfig) -> Plan | None:
+    """The plan of a run with default settings; None if there are too few images."""
+    if index.rows.sum() < TrainConfig.batch_size:
         return None
     settings = {"seed": TrainConfig.seed, "lanes": TrainConfig.lanes, "batch_size": TrainConfig.batch_size}
-    labels = np.concatenate(found.row_labels)
-    return measure(training_plan(index, data, **settings), labels.__getitem__)
+    return training_plan(index, data, **settings)
+
+
+def _mixing(index: Index, plan: Plan | None, found: Survey) -> Mixing | None:
+    """The mixing of the batches of `plan`; None without a plan or without labels."""
+    if plan is None or not index.has_labels:
+        return None
+    return measure(plan, np.concatenate(found.row_labels).__getitem__)
+
+
+def _epoch(index: Index, plan: Plan | None, price: float) -> dict[str, Any] | None:
+    """What an epoch costs at `price` for 1,000 requests; None if it cannot be counted."""
+    from pipelines.stream import READERS
+
+    cost = epoch_cost(index, plan, price=price, readers=READERS) if plan else None
+    return asdict(cost) if cost else None
 
 
 def _survey(readings: Iterable[Reading], data: DataConfig, decode: bool) -> pa.Table:
@@ -84,6 +107,8 @@ def _print_report(values: dict[str, Any]) -> None:
         about.add_row("labels", escape(f"none: {values['no_labels']}"))
     if values["mixing"]:
         about.add_row("mixing", f"{Mixing(**values['mixing'])}; windows of {values['window_rows']:,} images")
+    if values.get("epoch"):
+        about.add_row("epoch", str(EpochCost(**values["epoch"])))
     console.print(about)
     _print_counts(console, "class", values["classes"].items())
     _print_counts(

@@ -64,6 +64,7 @@ def inspect(
     *,
     decode: bool = False,
     json: bool = False,
+    cost: Annotated[float, Parameter(validator=validators.Number(gte=0))] | None = None,
     columns: ColumnFlags = Columns(),  # noqa: B008
 ) -> None:
     """Count the images of a data set by class, size, format and fault.
@@ -76,10 +77,13 @@ def inspect(
         Also decode every image, to find those that are broken after the header.
     json
         Print JSON.
+    cost
+        Price of 1,000 requests to the storage, such as 0.0004: also estimate the requests, the bytes and the
+        price of an epoch.
     """
     from cluster.inspection import run_inspect
 
-    run_inspect(uri, columns, decode=decode, as_json=json)
+    run_inspect(uri, columns, decode=decode, as_json=json, cost=cost)
 
 
 @data.command

@@ -223,8 +223,14 @@ def test_an_inspection_counts_what_is_there(
     assert values["height"] == {"min": 32, "median": 32, "max": 32}
     assert values["bytes"] == sum(len(content) for content, _, _ in content_of(folder))
     assert values["bad"][0]["examples"] == [f"pear/broken.png of {folder}/pear/broken.png"]
-    main(["data", "inspect", str(folder)])
+    assert "epoch" not in values
+    main(["data", "inspect", str(folder), "--json", "--cost", "0.4"])
+    epoch = json.loads(capsys.readouterr().out)["epoch"]
+    # A batch of 256 images in 8 lanes, and two requests for each.
+    assert (epoch["images"], epoch["requests"], epoch["price"]) == (256, 512, pytest.approx(0.2048))
+    main(["data", "inspect", str(folder), "--cost", "0.4"])
     shown = capsys.readouterr().out
+    assert "512 requests for 0.20, and" in shown
     assert "plum" in shown
     assert "100" in shown
 
