@@ -102,10 +102,11 @@ class _Packing:
         """Write the shards with the numbers `missing` on the connected cluster; their reports."""
         from pipelines.stream import cores  # Importing Ray takes seconds; errors should not wait for it.
 
-        direct = self.seed is None or self.index.random_access
-        parts = int(self.index.rows.sum()) / self.noted["rows_per_part"]
-        # With fewer shards than cores, more cores can read parts.
-        if direct and len(missing) >= min(cores(), parts):
+        images = int(self.index.rows.sum())
+        shards, parts = images / self.noted["rows_per_shard"], images / self.noted["rows_per_part"]
+        # With fewer shards than cores, more cores can read parts. All shards count, not the missing ones:
+        # else a resume would read all images again for the last few shards.
+        if (self.seed is None or self.index.random_access) and shards >= min(cores(), parts):
             return self._directly(missing)
         return self._by_parts(missing)
 
