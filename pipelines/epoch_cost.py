@@ -15,6 +15,9 @@ _OPEN = 1
 # pyarrow joins neighbouring ranges of a Parquet file up to this size.
 _RANGE_BYTES = 32 << 20
 
+# The requests and bytes of the pieces of a window.
+_Count = Callable[[list[dict]], tuple[int, float]]
+
 
 @dataclass(frozen=True)
 class EpochCost:
@@ -42,7 +45,7 @@ def epoch_cost(index: Index, plan: Plan, *, price: float, readers: int = 1) -> E
     """
     if index.layout == "torchvision":
         return None
-    count: Count = _row_groups(index) if index.layout == "parquet" else _COUNTS[index.layout]
+    count: _Count = _row_groups(index) if index.layout == "parquet" else _COUNTS[index.layout]
     images, requests, size = 0, 0, 0.0
     for window in plan.windows(range(plan.lanes), 0, plan.steps_per_epoch):
         images += window.rows
@@ -50,12 +53,9 @@ def epoch_cost(index: Index, plan: Plan, *, price: float, readers: int = 1) -> E
             more = count(Reading.of(index, window.pieces).pieces.to_pylist())
             requests, size = requests + more[0], size + more[1]
     if index.layout == "parquet":
-        footers = [min(END_BYTES, size) for size in _file_bytes(index).values()]
+        footers = [min(END_BYTES, held) for held in _file_bytes(index).values()]
         requests, size = requests + readers * len(footers), size + readers * sum(footers)
     return EpochCost(images, requests, round(size), requests / 1000 * price)
-
-
-Count = Callable[[list[dict]], tuple[int, float]]
 
 
 def _file_bytes(index: Index) -> dict[str, int]:
@@ -78,10 +78,10 @@ def _spans(pieces: list[dict]) -> tuple[int, float]:
     return (_OPEN + 1) * len(pieces), size
 
 
-_COUNTS: dict[str, Count] = {"folder": _files, "tar": _spans}
+_COUNTS: dict[str, _Count] = {"folder": _files, "tar": _spans}
 
 
-def _row_groups(index: Index) -> Count:
+def _row_groups(index: Index) -> _Count:
     """The count for Parquet files, whose row groups are taken to have the same bytes per row."""
     rows = Counter[str]()
     for path, held in zip(index.fragments["path"].to_pylist(), index.rows_read.tolist(), strict=True):
