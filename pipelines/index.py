@@ -224,9 +224,9 @@ def build_index(
 ) -> Index:
     """Read the metadata of every file at `uri`; calls progress(done, files), for a folder of images once.
 
-    The endings of the files determine the layout: see find_files. `classes` gives the class folders their
-    label numbers; unset: sorted by name. Raises ValueError, naming the URI, if it does not exist, has no
-    image, or lacks a column.
+    While files are listed in S3, `files` is the number found so far. The endings of the files determine the
+    layout: see find_files. `classes` gives the class folders their label numbers; unset: sorted by name.
+    Raises ValueError, naming the URI, if it does not exist, has no image, or lacks a column.
     """
     try:
         listing, files = _list(uri, data, progress)
@@ -278,7 +278,7 @@ def _list(uri: str, data: DataConfig, progress: Progress | None) -> tuple[Listin
     if uri.startswith(torchvision_source.SCHEME):
         return torchvision_source.index_rows(uri), Files("torchvision", "", [uri], [0], [0])
     filesystem, _ = storage.resolve(uri)
-    files = find_files(uri)
+    files = find_files(uri, (lambda found: progress(0, found)) if progress else None)
     told = 0
 
     def done(count: int = 1) -> None:

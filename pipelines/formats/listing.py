@@ -1,7 +1,7 @@
 """Find the files of a data set at a URI, and name the other files there."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -41,23 +41,24 @@ class _Kind:
 Kinds = dict[Layout, _Kind]
 
 
-def find_files(uri: str) -> Files:
+def find_files(uri: str, found: Callable[[int], None] | None = None) -> Files:
     """The files of the data set at `uri`: a file, a folder with all its subfolders, or a pattern with *.
 
-    Of Parquet files, tars and images, the kind with the most files and the most bytes is the data set. Raises
-    ValueError if these are two kinds, or if there is none, and FileNotFoundError if `uri` does not exist.
+    Of Parquet files, tars and images, the kind with the most files and the most bytes is the data set. found:
+    as in `storage.listing`. Raises ValueError if these are two kinds, or if there is none, and
+    FileNotFoundError if `uri` does not exist.
     """
     folder, pattern = _split_pattern(storage.resolve(uri)[1])
-    kinds, compressed = _kinds(_listed(uri), folder, pattern)
+    kinds, compressed = _kinds(_listed(uri, found), folder, pattern)
     if not kinds:
         what = f"matches {pattern}" if pattern else "is Parquet, a tar or an image"
         hint = f"; {compressed[0]} is compressed: write it again, uncompressed" if compressed else ""
         raise ValueError(f"{uri} holds no image: no file there {what}{hint}")
     layout = _main_kind(kinds, uri)
-    found = kinds[layout]
-    root = folder if pattern or found.paths != [folder] else _parent(folder)
+    kind = kinds[layout]
+    root = folder if pattern or kind.paths != [folder] else _parent(folder)
     passed_over = _passed_over(kinds, layout, compressed, uri)
-    return Files(layout, root, found.paths, found.sizes, found.written, passed_over)
+    return Files(layout, root, kind.paths, kind.sizes, kind.written, passed_over)
 
 
 def check_unchanged(uri: str, places: Iterable[Place]) -> None:
@@ -83,9 +84,9 @@ def _about(place: Place) -> str:
     return f"{place.size:,} bytes of {written:%Y-%m-%d %H:%M:%S.%f} UTC"
 
 
-def _listed(uri: str) -> list[fs.FileInfo]:
+def _listed(uri: str, found: Callable[[int], None] | None = None) -> list[fs.FileInfo]:
     """All files below the folder of `uri`, or that in which its pattern begins, sorted by path."""
-    return storage.listing(uri[: uri.index("*")].rpartition("/")[0] if "*" in uri else uri)
+    return storage.listing(uri[: uri.index("*")].rpartition("/")[0] if "*" in uri else uri, found)
 
 
 def _kinds(found: list[fs.FileInfo], folder: str, pattern: str | None) -> tuple[Kinds, list[str]]:
