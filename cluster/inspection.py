@@ -45,6 +45,8 @@ def run_inspect(
     uri = absolute(uri)
     data = columns.data(uri)
     index = read_index(uri, data)
+    plan = _plan(index, data)
+    epoch = None if cost is None else _epoch(index, plan, cost)
     found = Survey()
     with cluster(cpus=1), image_bar("inspect", index) as shown:
         from pipelines.stream import cores, map_jobs
@@ -55,10 +57,9 @@ def run_inspect(
             found.add(part)
             shown.update(part.images + part.bad_images)
     rows = window_rows(index, data)
-    plan = _plan(index, data)
     values = report(index, found, label_names(index), rows, _mixing(index, plan, found))
-    if cost is not None:
-        values["epoch"] = _epoch(index, plan, cost)
+    if epoch:
+        values["epoch"] = asdict(epoch)
     if as_json:
         print(json.dumps(values, indent=1))
     else:
@@ -81,12 +82,19 @@ def _mixing(index: Index, plan: Plan | None, found: Survey) -> Mixing | None:
     return measure(plan, np.concatenate(found.row_labels).__getitem__)
 
 
-def _epoch(index: Index, plan: Plan | None, price: float) -> dict[str, Any] | None:
-    """What an epoch costs at `price` for 1,000 requests; None if it cannot be counted."""
-    from pipelines.stream import READERS
+def _epoch(index: Index, plan: Plan | None, price: float) -> EpochCost:
+    """What an epoch costs at `price` for 1,000 requests. Raises ValueError if it cannot be counted."""
+    if plan is None:
+        raise ValueError(
+            f"--cost counts the steps of an epoch, and {index.uri} has fewer images than a batch of "
+            f"{TrainConfig.batch_size}; leave out --cost"
+        )
+    from pipelines.stream import READERS  # Importing Ray takes seconds; errors should not wait for it.
 
-    cost = epoch_cost(index, plan, price=price, readers=READERS) if plan else None
-    return asdict(cost) if cost else None
+    cost = epoch_cost(index, plan, price=price, readers=READERS)
+    if cost is None:
+        raise ValueError(f"{index.uri} is not read from object storage; leave out --cost")
+    return cost
 
 
 def _survey(readings: Iterable[Reading], data: DataConfig, decode: bool) -> pa.Table:

@@ -301,6 +301,8 @@ def test_a_preview_shows_images_with_their_views(
         (["pack", "{folder}", "{tmp}/out", "--shuffle", "yes"], "--shuffle"),
         (["pack", "{folder}", "{tmp}/out", "--rows-per-shad", "9"], "Did you mean --rows-per-shard?"),
         (["inspect", "{tmp}/none"], "{tmp}/none does not exist"),
+        (["inspect", "{folder}", "--cost", "-1"], "--cost"),
+        (["inspect", "{folder}/pear", "--cost", "0.4"], "has fewer images than a batch of 256; leave out"),
         (["preview", "{folder}", "-o", "{tmp}/p.png", "--recipe", "simcrl"], "no recipe 'simcrl'; there are"),
         (["preview", "{folder}", "-o", "{tmp}/file/p.png"], "cannot write {tmp}/file/p.png"),
         (["embed", "{tmp}/none", "{folder}", "{tmp}/out"], "{tmp}/none is not a run"),
