@@ -1,14 +1,18 @@
-"""How the cost of listing and reading grows with a data set, at three sizes, beside plain loops of pyarrow.
+"""How the costs of listing, reading and packing grow with a data set, at three sizes, beside plain loops.
 
-    python benchmarks/costs.py    # or --sizes 2500 5000 10000
+    python benchmarks/costs.py    # or --sizes 10000 100000 500000 --only folder
 
-Prints seconds of CPU and bytes read for each size and, from the first and the last, the exponent: 1 where the
-cost grows as the data set does. Images are a few bytes, so that what is measured is the work beside them.
+Prints milliseconds of CPU and megabytes read (or sent) for each size and, from the first and the last, the
+exponent: 1 if the cost is proportional to the size. Images are a few bytes, so the figures are of the work
+beside the pixels. Everything runs in this process. The peer of kNN is faiss (`pip install faiss-cpu`) or,
+without it, a matrix product in PyTorch.
 """
 
 import argparse
 import io
+import json
 import math
+import pickle
 import tarfile
 import tempfile
 import time
@@ -19,13 +23,26 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from PIL import Image
 from pyarrow import fs
 
 from pipelines.config import DataConfig
-from pipelines.index import build_index
+from pipelines.index import Index, build_index
+from pipelines.inspection import survey_all, survey_jobs
 from pipelines.labels import read_labels
+from pipelines.packing import Order, Sizes, part_jobs, write_gathered, write_part
 from pipelines.plan import Piece
+from pipelines.quarantine import Quarantine, Quarantined
 from pipelines.reader import Reading, read_pieces
+from training.config import EvaluationConfig
+from training.evaluation.knn import knn_accuracy
+from training.gather import LocalGather
+
+try:
+    import faiss  # pyright: ignore[reportMissingImports]
+except ImportError:
+    faiss = None
 
 _DATA = DataConfig(train="")
 _SIZES = [2_500, 5_000, 10_000]
@@ -41,7 +58,7 @@ Cost = tuple[float, int]
 
 
 def measured(call: Callable[[], object]) -> Cost:
-    """Seconds of this process's CPU that `call` takes, and bytes that it reads."""
+    """Seconds of CPU of this process for `call`, and bytes that it reads."""
     bytes_before, before = _bytes_read(), time.process_time()
     call()
     return time.process_time() - before, _bytes_read() - bytes_before
@@ -54,6 +71,11 @@ def _bytes_read() -> int:
 def _write_parquet(folder: Path, groups: int) -> None:
     columns = {"image": [_IMAGE] * groups, "label": np.arange(groups) % 1000}
     pq.write_table(pa.table(columns), folder / "0.parquet", row_group_size=1)
+
+
+def _write_row_group(folder: Path, rows: int) -> None:
+    columns = {"image": [_IMAGE] * rows, "label": np.arange(rows) % 1000}
+    pq.write_table(pa.table(columns), folder / "0.parquet", row_group_size=rows)
 
 
 def _write_tar(folder: Path, images: int) -> None:
@@ -119,11 +141,158 @@ def _list_by_pyarrow(folder: Path) -> Cost:
     return measured(lambda: fs.LocalFileSystem().get_file_info(selector))
 
 
+def _sent(make: Callable[[], object]) -> Cost:
+    """Seconds of CPU to make and pickle an object, and the bytes of the pickle."""
+    before = time.process_time()
+    size = len(pickle.dumps(make()))
+    return time.process_time() - before, size
+
+
+def _sent_index(folder: Path) -> Cost:
+    return _sent(build_index(str(folder), _DATA).compacted)
+
+
+def _sent_paths(folder: Path) -> Cost:
+    paths = build_index(str(folder), _DATA).paths
+    return _sent(lambda: paths)
+
+
+def _held_out(folder: Path) -> tuple[Index, Index]:
+    return build_index(str(folder), _DATA).split(0.1, seed=0)
+
+
+def _sent_row_group(folder: Path) -> Cost:
+    kept, _ = _held_out(folder)
+    return _sent(lambda: Reading.of(kept, [Piece(0, 0, int(kept.rows[0]))]))
+
+
+def _sent_rows(folder: Path) -> Cost:
+    kept, _ = _held_out(folder)
+    return _sent(lambda: kept.samples.astype(np.int32))
+
+
+def _inspect(folder: Path) -> Cost:
+    index = build_index(str(folder), _DATA)
+    return measured(lambda: [survey_all(job, _DATA, decode=False) for job in survey_jobs(index, cores=2)])
+
+
+def _sizes_by_pillow(folder: Path) -> Cost:
+    paths = build_index(str(folder), _DATA).paths
+    return measured(lambda: [Image.open(io.BytesIO(Path(path).read_bytes())).size for path in paths])
+
+
+def _pack(folder: Path) -> Cost:
+    index = build_index(str(folder), _DATA)
+    images = int(index.rows.sum())
+    sizes = Sizes.of(index.image_bytes, images, shard=None, group=None, part=None)
+    order = Order.of(0, images, sizes.rows_per_shard)
+
+    def pack() -> None:
+        with tempfile.TemporaryDirectory() as dest:
+            parts = [write_part(job, _DATA, dest, order) for job in part_jobs(index, sizes.rows_per_part)]
+            for number in range(order.shards):
+                write_gathered(
+                    number, dest, order, parts=len(parts), labelled=True,
+                    rows_per_group=sizes.rows_per_group, classes=(),
+                )  # fmt: skip
+
+    return measured(pack)
+
+
+def _pack_by_pyarrow(folder: Path) -> Cost:
+    paths = build_index(str(folder), _DATA).paths
+
+    def pack() -> None:
+        images = [Path(path).read_bytes() for path in np.random.default_rng(0).permutation(paths)]
+        pq.write_table(pa.table({"image": images}), folder / "packed", compression="none")
+
+    return measured(pack)
+
+
+def _quarantined(folder: Path) -> Cost:
+    known = Quarantine(str(folder))
+    known.add([Quarantined("new.jpg", "new", "truncated JPEG", -1)])
+    index = build_index(str(folder / "images"), _DATA)
+    known.check(index, 1.0)
+    known.add([Quarantined("newer.jpg", "newer", "truncated JPEG", -2)])
+
+    def settle() -> None:
+        known.write()
+        known.check(index, 1.0)
+
+    return measured(settle)
+
+
+def _write_quarantine(folder: Path, images: int) -> None:
+    (folder / "images").mkdir()
+    _write_folder(folder / "images", 1)
+    known = Quarantine(str(folder))
+    known.add(Quarantined(f"{number}.jpg", f"{number}", "truncated JPEG", number) for number in range(images))
+    known.write()
+
+
+def _append_line(folder: Path) -> Cost:
+    def append() -> None:
+        with (folder / "lines").open("a") as file:
+            file.write(
+                json.dumps({"path": "new.jpg", "key": "new", "reason": "truncated JPEG", "sample": -1})
+            )
+
+    return measured(append)
+
+
+def _write_features(folder: Path, images: int) -> None:
+    generator = np.random.default_rng(0)
+    np.save(folder / "features.npy", generator.standard_normal((images, 512), np.float32))
+
+
+def _features(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    bank = torch.nn.functional.normalize(torch.from_numpy(np.load(folder / "features.npy")))
+    return bank, bank[::5].clone()
+
+
+def _knn(folder: Path) -> Cost:
+    bank, queries = _features(folder)
+    labels = torch.arange(len(bank)) % 100
+    config = EvaluationConfig(neighbours=200)
+    return measured(lambda: knn_accuracy((bank, labels), (queries, labels[::5]), config, LocalGather()))
+
+
+def _knn_by_peer(folder: Path) -> Cost:
+    bank, queries = _features(folder)
+    if faiss is None:
+        return measured(lambda: (queries @ bank.T).topk(200))
+    index = faiss.IndexFlatIP(bank.shape[1])
+    index.add(bank.numpy())
+    return measured(lambda: index.search(queries.numpy(), 200))
+
+
 _CASES = {
     "labels of so many row groups": (_write_parquet, _labels, "pq.read_table", _labels_by_pyarrow),
     "three windows of so many row groups": (_write_parquet, _windows, "one ParquetFile", _windows_by_pyarrow),
     "index of a tar of so many images": (_write_tar, _index, "tarfile", _tar_by_tarfile),
     "index of a folder of so many images": (_write_folder, _index, "the listing alone", _list_by_pyarrow),
+    "that index as it is sent": (_write_folder, _sent_index, "the paths", _sent_paths),
+    "a row group of so many rows less a tenth, as a job": (
+        _write_row_group,
+        _sent_row_group,
+        "32-bit numbers",
+        _sent_rows,
+    ),
+    "inspection of a folder of so many images": (_write_folder, _inspect, "Pillow", _sizes_by_pillow),
+    "pack of a folder of so many images": (_write_folder, _pack, "pq.write_table", _pack_by_pyarrow),
+    "one bad image where so many are known": (
+        _write_quarantine,
+        _quarantined,
+        "an appended line",
+        _append_line,
+    ),
+    "kNN of so many images by a fifth as many": (
+        _write_features,
+        _knn,
+        "faiss" if faiss else "torch",
+        _knn_by_peer,
+    ),
 }
 
 
@@ -134,12 +303,12 @@ def _print_case(name: str, sizes: list[int]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder), size)
             for who, measure in (("diptych", mine), (peer, theirs)):
-                measure(Path(folder))  # What is imported or opened once is not the data set's.
+                measure(Path(folder))  # Imports, and files that are opened once.
                 costs[who].append(measure(Path(folder)))
     print(name)
     for who, found in costs.items():
         grown = math.log(found[-1][0] / found[0][0]) / math.log(sizes[-1] / sizes[0])
-        shown = "".join(f"{seconds:9.3f} s {read / 1e6:8.1f} MB" for seconds, read in found)
+        shown = "".join(f"{1e3 * seconds:9.1f} ms {read / 1e6:8.3f} MB" for seconds, read in found)
         print(f"    {who:18}{shown}   exponent {grown:.2f}", flush=True)
 
 
@@ -147,10 +316,12 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", nargs="+", type=int, default=_SIZES, help="row groups or images")
-    sizes = parser.parse_args().sizes
-    print(f"sizes: {', '.join(f'{size:,}' for size in sizes)}")
+    parser.add_argument("--only", default="", help="a part of the names of the cases to measure")
+    arguments = parser.parse_args()
+    print(f"sizes: {', '.join(f'{size:,}' for size in arguments.sizes)}")
     for name in _CASES:
-        _print_case(name, sizes)
+        if arguments.only in name:
+            _print_case(name, arguments.sizes)
 
 
 if __name__ == "__main__":

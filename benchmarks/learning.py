@@ -225,7 +225,7 @@ def _pack(source: str, dest: str) -> None:
     """As `diptych data pack` does, in this process."""
     data = DataConfig(train=source)
     index = build_index(source, data)
-    size = Sizes.of(index.image_bytes, shard=None, group=None)
+    size = Sizes.of(index.image_bytes, int(index.rows.sum()), shard=None, group=None, part=None)
     order = Order.of(0, int(index.rows.sum()), size.rows_per_shard)
     parts = [write_part(job, data, dest, order) for job in part_jobs(index, size.rows_per_part)]
     settings = {"labelled": True, "rows_per_group": size.rows_per_group, "classes": ()}

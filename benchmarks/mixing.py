@@ -54,7 +54,7 @@ def _fragments(images: int, group: int) -> np.ndarray:
 def _ways(arguments: argparse.Namespace) -> Iterator[tuple[str, _Stored]]:
     """A name and a layout for each line of the table."""
     labels = np.arange(arguments.images) * arguments.classes // arguments.images
-    sizes = Sizes.of(arguments.image_bytes, shard=None, group=None)
+    sizes = Sizes.of(arguments.image_bytes, len(labels), shard=None, group=None, part=None)
     group, shard = sizes.rows_per_group, sizes.rows_per_shard
     yield "now: a folder", _Stored(labels, 1, "folder")
     yield "before: torchvision, runs of 256", _Stored(labels, 256, window_rows=_BEFORE)

@@ -1,6 +1,7 @@
-from .data import run_embed, run_inspect, run_pack, run_preview
+from .data import run_embed, run_pack, run_preview
 from .doctor.checks import run_doctor
 from .evaluate import run_evaluation, run_export
+from .inspection import run_inspect
 from .options import Columns, EvaluationRequest
 from .ray_cluster import cluster
 from .scale import run_scale

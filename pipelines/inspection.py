@@ -1,9 +1,10 @@
-"""What `diptych data inspect` and `preview` show: the images' sizes and damage; their views."""
+"""Counts of images by size, format and fault, for `diptych data inspect`; contact sheets of views."""
 
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,23 +22,28 @@ from pipelines.images.decoding import faults
 from pipelines.images.header import image_format
 from pipelines.index import Index
 from pipelines.mixing import MIXING_ADVICE, Mixing
+from pipelines.packing import all_readings
 from pipelines.quarantine import WAY_OUT
 from pipelines.reader import Reading, read_pieces
 
-# What is counted of each good image; its height and its width come apart from its pixels.
+# The values that are counted for each good image.
 _COUNTED = ("labels", "formats", "heights", "widths", "pixels")
 _EXAMPLES = 3
 
-# Rows of the same few fragments share all windows, and each image folder's file is a request of its own.
+# Images that a task reads at a time. It does so up to 16 times, because starting a task takes time, but each
+# core gets several tasks, so that all cores finish together.
+_READ_ROWS, _READINGS, _TASKS_PER_CORE = 512, 16, 8
+
+# With few fragments, rows of the same ones meet in every window. Each file of a folder is a request.
 _FEW_FRAGMENTS, _MANY_FILES = 16, 1000
 
 
 @dataclass
 class Survey:
-    """Counts of each value among the good images, their bytes, and the bad ones by reason.
+    """Counts of each value among the good images, their total bytes, and the bad images by reason.
 
-    bad: for each reason the number of images and a few of them, as (key, path). row_labels: of every row, the
-    bad ones too, in the order in which readings were added.
+    bad: for each reason, the number of images and a few examples, as (key, path). row_labels: the labels of
+    all rows, also of bad images, in the order of the readings.
     """
 
     labels: Counter = field(default_factory=Counter)
@@ -51,7 +57,7 @@ class Survey:
 
     @property
     def images(self) -> int:
-        """Good images."""
+        """The number of good images."""
         return self.formats.total()
 
     @property
@@ -59,7 +65,7 @@ class Survey:
         return sum(count for count, _ in self.bad.values())
 
     def add(self, other: "Survey") -> None:
-        """Count what `other` has counted too."""
+        """Add the counts of `other`."""
         for name in _COUNTED:
             getattr(self, name).update(getattr(other, name))
         self.bytes += other.bytes
@@ -69,8 +75,25 @@ class Survey:
             self.bad[reason] = before + count, (known + examples)[:_EXAMPLES]
 
 
+def survey_jobs(index: Index, cores: int) -> Iterator[tuple[Reading, ...]]:
+    """Yield all rows of the index in order, as the readings of one task after another."""
+    tasks = int(index.rows.sum()) / _READ_ROWS / (_TASKS_PER_CORE * cores)
+    together = max(1, min(_READINGS, int(tasks)))
+    readings = all_readings(index, _READ_ROWS)
+    while job := tuple(islice(readings, together)):
+        yield job
+
+
+def survey_all(readings: Iterable[Reading], data: DataConfig, *, decode: bool) -> Survey:
+    """The survey of several readings, one after another."""
+    found = Survey()
+    for reading in readings:
+        found.add(survey(reading, data, decode=decode))
+    return found
+
+
 def survey(reading: Reading, data: DataConfig, *, decode: bool) -> Survey:
-    """What the reading's images are; with `decode` those are bad too whose pixels do not decode."""
+    """Count the images of the reading; with `decode`, images whose pixels cannot be decoded are bad too."""
     rows = Rows.of(read_pieces(reading, data, own_bytes=True))
     if decode:
         rows = rows.marked(_broken(rows))
@@ -89,7 +112,7 @@ def survey(reading: Reading, data: DataConfig, *, decode: bool) -> Survey:
 
 
 def _broken(rows: Rows) -> dict[int, str]:
-    """Why each of the good rows does not decode that does not, as training would decode it."""
+    """The reason for each good row that training could not decode."""
     good = np.flatnonzero(~rows.is_bad).tolist()
     found = faults(rows.image[row].tobytes() for row in good)
     return {row: fault for row, fault in zip(good, found, strict=True) if fault}
@@ -98,9 +121,9 @@ def _broken(rows: Rows) -> dict[int, str]:
 def report(
     index: Index, found: Survey, classes: Sequence[str], window_rows: int, mixing: Mixing | None = None
 ) -> dict[str, Any]:
-    """The survey as what JSON can hold, with what the index says and with hints.
+    """The survey, the layout of the index and hints, as values for JSON.
 
-    window_rows, mixing: those of a run's plan.
+    window_rows, mixing: of the plan of a run.
     """
     return {
         "uri": index.uri,
@@ -129,7 +152,7 @@ def report(
 
 
 def median_spread(counts: Counter) -> dict[str, int]:
-    """Least, median (the lower of two) and most of the values that were counted; nothing where none was."""
+    """Minimum, median (the lower of two) and maximum of the counted values; empty if there are none."""
     if not counts:
         return {}
     values = sorted(counts)
@@ -139,33 +162,33 @@ def median_spread(counts: Counter) -> dict[str, int]:
 
 
 def _classes(labels: Counter, names: Sequence[str]) -> dict[str, int]:
-    """How many images each class has, by its name, or its number where it has none."""
+    """The number of images of each class, by its name, or by its number if it has no name."""
     numbers = sorted({*labels, *range(len(names))})
     return {names[n] if 0 <= n < len(names) else str(n): labels[n] for n in numbers}
 
 
 def hints(index: Index, found: Survey, window_rows: int, mixing: Mixing | None = None) -> list[str]:
-    """What of the layout will cost time or memory in training, and the way out."""
+    """Properties of the layout that cost time or memory in training, each with a way out."""
     said = []
     largest, mean = int(index.rows.max()), found.bytes / max(1, found.images)
     if largest > window_rows:
         said.append(
-            f"a row group has up to {largest:,} rows, {largest * mean / 2**20:,.0f} MiB, and is read whole "
-            f"where a window has {window_rows:,}; `diptych data pack` it"
+            f"a row group has up to {largest:,} rows, {largest * mean / 2**20:,.0f} MiB, and is read whole, "
+            f"but a window has {window_rows:,}; `diptych data pack` it"
         )
     if index.layout == "folder" and len(index.paths) > _MANY_FILES:
-        said.append(f"{len(index.paths):,} files are as many requests an epoch; `diptych data pack` them")
+        said.append(f"{len(index.paths):,} files take as many requests per epoch; `diptych data pack` them")
     if mixing and mixing.is_poor:
-        said.append(f"images are stored by class, and batches would be mixed badly: {MIXING_ADVICE}")
+        said.append(f"images are stored by class, so batches would be mixed badly: {MIXING_ADVICE}")
     if not index.has_labels and len(index.rows) < _FEW_FRAGMENTS and found.images > window_rows:
         said.append(
-            f"only {len(index.rows)} fragments, and no labels to tell whether images are stored by class: "
+            f"only {len(index.rows)} fragments, and no labels that show whether images are stored by class: "
             "if they are, `diptych data pack` shuffles them"
         )
     return said
 
 
-# Pixels between the pictures of a sheet.
+# Pixels between the pictures of a sheet, and the smallest side of a picture.
 GAP = 4
 _SMALLEST_SIDE = 96
 
@@ -173,9 +196,9 @@ _SMALLEST_SIDE = 96
 def contact_sheet(
     table: pa.Table, recipes: tuple[ViewRecipe, ...], *, seed: int, epoch: int = 0, images: int = 12
 ) -> bytes:
-    """A PNG of the first few good images of `table` (reader.SCHEMA), and below each its view of each recipe.
+    """A PNG of the first good images of `table` (reader.SCHEMA), with a view of each recipe below each image.
 
-    Transparent between and around them. Raises ValueError where there is none.
+    Its background is transparent. Raises ValueError if there is no good image.
     """
 
     def request(rows: Rows) -> Request:
@@ -200,13 +223,13 @@ def contact_sheet(
 
 
 def _fitted(content: memoryview, orientation: int, size: int) -> UInt8[np.ndarray, "size size 4"]:
-    """The whole image, scaled into a transparent square: white bars would glare on a dark page."""
+    """The whole image, scaled into a transparent square, which fits light and dark pages."""
     image = shown(content, orientation).convert("RGB").convert("RGBA")
     return np.asarray(ImageOps.pad(image, (size, size), color=(0, 0, 0, 0)))
 
 
 def pixels(view: Float[torch.Tensor, "3 size size"], recipe: ViewRecipe) -> UInt8[np.ndarray, "size size 3"]:
-    """A normalised view as it looks."""
+    """A normalised view as an RGB image."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (recipe.mean, recipe.std))
     scaled = (view * std + mean).clamp(0, 1) * 255
     return scaled.round().byte().permute(1, 2, 0).numpy()

@@ -61,7 +61,7 @@ def read_labels(
     if not index.has_labels:
         return np.full(int(index.rows.sum()), -1)
     if index.layout == "folder":
-        return index.fragments["label"].to_numpy()
+        return index.fragments["label"].to_numpy().astype(np.int64, copy=False)
     found = []
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         for part in pool.map(lambda span: _labels(index, span, data), spans := _spans(index)):

@@ -1,9 +1,10 @@
-"""Packing a data set into shards: an external shuffle in two passes, and the sizes of shards and row groups.
+"""Pack a data set into shards: directly, or by an external sort in two passes; the sizes of shards.
 
-First each job reads a part of the data set and writes it beside the shards, its rows grouped by the shard
-that they belong to. Then each job gathers one shard's rows from all parts and sorts them. Row r is sorted by
-the word that `philox.hashes` draws for it: the order is `philox.permutation`'s of all rows, whoever does
-what. A part, like a shard, is written whole or not at all; a shuffle that is resumed writes what is missing.
+In the first pass each job reads a part of the data set and writes it beside the shards, its rows grouped by
+shard. In the second pass each job gathers the rows of one shard from all parts and sorts them. The sort key
+of row r is the word that `philox.hashes` draws for it, so the order is that of `philox.permutation` for all
+rows, for any division into jobs. Parts and shards are written atomically; a resumed command writes those that
+are missing.
 """
 
 import io
@@ -30,15 +31,19 @@ from pipelines.shards import encode_shard, notes, shard_name
 # Large enough for object storage, small enough that a task holds a few of them.
 _SHARD_BYTES, _GROUP_BYTES, _PART_BYTES = 128 << 20, 8 << 20, 256 << 20
 
-# Images of a row group at most: a window that wants part of one reads all of it.
+# Most images of a row group: a window that needs a part of it reads all of it.
 _GROUP_ROWS = 1024
+
+# Parts to cut a data set into, so that many cores read it. Smaller parts than this would take longer to start
+# a task for than to read.
+_PARTS, _LEAST_PART_ROWS, _LEAST_PART_BYTES = 64, 2048, 16 << 20
 
 REPORT = pa.schema({"images": pa.int64(), "bytes": pa.int64(), "bad": pa.string()})
 
 
 @dataclass(frozen=True, eq=False)
 class ShardJob:
-    """One shard to write: its number, and what it is read from."""
+    """A shard to write: its number, and where its rows are read."""
 
     number: int
     readings: tuple[Reading, ...]
@@ -46,7 +51,7 @@ class ShardJob:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Rows of a shard, of each of its row groups, and of a part of a shuffle; the last may have fewer."""
+    """Rows of a shard, of a row group, and of a part; the last of each may have fewer."""
 
     rows_per_shard: int
     rows_per_group: int
@@ -54,17 +59,21 @@ class Sizes:
 
     @classmethod
     def of(
-        cls, bytes_per_image: float, *, shard: int | None, group: int | None, part: int | None = None
+        cls, bytes_per_image: float, rows: int, *, shard: int | None, group: int | None, part: int | None
     ) -> "Sizes":
-        """The sizes given, or else about 128 MB a shard, 8 MB a row group and 256 MB a part."""
+        """The given sizes; unset: about 128 MB per shard, 8 MB per row group and at most 256 MB per part.
+
+        Parts of small images are smaller, so that there are 64 of `rows` rows.
+        """
         group = group or max(1, min(int(_GROUP_BYTES / bytes_per_image), _GROUP_ROWS, shard or _GROUP_ROWS))
         whole_groups = max(1, round(_SHARD_BYTES / bytes_per_image / group))
-        part = part or max(1, round(_PART_BYTES / bytes_per_image))
+        least = min(_LEAST_PART_ROWS, _LEAST_PART_BYTES / bytes_per_image)
+        part = part or max(1, round(min(_PART_BYTES / bytes_per_image, max(-(-rows // _PARTS), least))))
         return cls(shard or whole_groups * group, group, part)
 
 
 def shard_jobs(index: Index, rows_per_shard: int, *, window_rows: int | None = None) -> Iterator[ShardJob]:
-    """The index's rows in its order, cut into shards; each is read at once, or by some `window_rows` rows."""
+    """The rows of the index in order, cut into shards; a shard is read at once, or by `window_rows` rows."""
     line = _line(index.rows)
     total = int(line.ends[-1])
     for number, start in enumerate(range(0, total, rows_per_shard)):
@@ -74,7 +83,7 @@ def shard_jobs(index: Index, rows_per_shard: int, *, window_rows: int | None = N
 
 
 def all_readings(index: Index, window_rows: int) -> Iterator[Reading]:
-    """The whole index in its order, some `window_rows` rows at a time, no fragment twice."""
+    """All rows of the index in order, about `window_rows` at a time, and each fragment once."""
     line = _line(index.rows)
     windows = _windows(line, 0, int(line.ends[-1]), window_rows)
     return (Reading.of(index, pieces) for pieces in windows)
@@ -86,7 +95,7 @@ def _line(rows: Int[np.ndarray, " fragments"]) -> Line:
 
 def _windows(line: Line, start: int, stop: int, window_rows: int) -> Iterator[list[Piece]]:
     while start < stop:
-        # To the fragment's end, so that it is read once.
+        # Up to the end of a fragment, so that it is read once.
         end = min(stop, line.fragment_end(min(start + window_rows, stop)))
         yield list(line.pieces(start, end))
         start = end
@@ -95,9 +104,9 @@ def _windows(line: Line, start: int, stop: int, window_rows: int) -> Iterator[li
 def pack_shard(
     job: ShardJob, data: DataConfig, dest: str, rows_per_group: int, classes: Sequence[str]
 ) -> pa.Table:
-    """Write the job's good images, whose bytes are kept as they are; REPORT of it.
+    """Write the good images of the job with their original bytes. Returns a REPORT table.
 
-    Raises ValueError where the source cannot be read, OSError where nothing can be written.
+    Raises ValueError if the source cannot be read, OSError if the shard cannot be written.
     """
     table = pa.concat_tables([read_pieces(reading, data, own_bytes=True) for reading in job.readings])
     labelled = job.readings[0].has_labels
@@ -109,19 +118,19 @@ def pack_shard(
 def write_images(
     number: int, dest: str, table: pa.Table, *, labelled: bool, rows_per_group: int, classes: Sequence[str]
 ) -> pa.Table:
-    """Write the good images of `table` (reader.SCHEMA) as shard `number`; REPORT of it."""
+    """Write the good images of `table` (reader.SCHEMA) as shard `number`. Returns a REPORT table."""
     columns = ["image", *(["label"] if labelled else []), "key"]
     good = good_rows(table).select(columns)
     return write_shard(number, dest, good, table, rows_per_group=rows_per_group, classes=classes)
 
 
 def good_rows(table: pa.Table) -> pa.Table:
-    """The rows of `table` (reader.SCHEMA, with or without images) that are not bad."""
+    """The rows of `table` (reader.SCHEMA, with or without images) whose images are good."""
     return table.filter(pc.is_null(table["bad"]))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def with_reasons(table: pa.Table, broken: Mapping[int, str]) -> pa.Table:
-    """`table` with the rows in `broken` marked as bad, each for its reason."""
+    """`table` with the rows in `broken` marked as bad, with their reasons."""
     reasons = table["bad"].to_pylist()
     for row, reason in broken.items():
         reasons[row] = reason
@@ -132,7 +141,7 @@ def with_reasons(table: pa.Table, broken: Mapping[int, str]) -> pa.Table:
 def write_shard(
     number: int, dest: str, rows: pa.Table, table: pa.Table, *, rows_per_group: int, classes: Sequence[str]
 ) -> pa.Table:
-    """Write `rows` as shard `number`, whole or not at all, with a note of what is bad in `table`; REPORT."""
+    """Write `rows` as shard `number`, with a list of the bad images of `table`. Returns a REPORT table."""
     bad = table.filter(pc.is_valid(table["bad"]))  # pyright: ignore[reportAttributeAccessIssue]
     lines = quarantine.encode(
         quarantine.Quarantined(row["path"], row["key"], row["bad"], row["sample"])
@@ -148,7 +157,7 @@ def _report(images: int, size: int, bad: str) -> pa.Table:
 
 
 def finished_shards(dest: str) -> dict[int, pa.Table]:
-    """REPORT of each shard that an earlier part of the command wrote, by number."""
+    """The reports (REPORT) of the shards that an interrupted command wrote, by number."""
     found = (
         [file for file in storage.listing(dest) if file.path.endswith(".parquet")]
         if storage.exists(dest)
@@ -163,7 +172,7 @@ def finished_shards(dest: str) -> dict[int, pa.Table]:
 
 
 def spread(index: Index, images: int) -> Reading:
-    """At least so many rows, or all, out of fragments that lie evenly over the index, of each as many."""
+    """At least `images` rows (or all), the same number from each of some evenly spaced fragments."""
     rows = index.rows
     count = min(len(rows), max(1, round(images / rows.mean())), images)
     while True:
@@ -172,14 +181,14 @@ def spread(index: Index, images: int) -> Reading:
         if each.sum() >= images or count == len(rows):
             break
         count = min(2 * count, len(rows))
-    # All rows of each, where even all fragments' shares are too few.
+    # Fragments may be too small for equal numbers: then take all rows.
     each = each if each.sum() >= images else rows
     pieces = zip(chosen.tolist(), each.tolist(), strict=True)
     return Reading.of(index, [Piece(at, 0, stop) for at, stop in pieces])
 
 
 def mean_bytes(table: pa.Table) -> float:
-    """Of the good images of `table` (reader.SCHEMA); ValueError where there is none."""
+    """Mean size of the good images of `table` (reader.SCHEMA). Raises ValueError if there is none."""
     sizes = pc.binary_length(table["image"]).drop_null()  # pyright: ignore[reportAttributeAccessIssue]
     if not len(sizes):
         raise ValueError(
@@ -189,18 +198,18 @@ def mean_bytes(table: pa.Table) -> float:
     return pc.mean(sizes).as_py()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-# First part of a key's path; other modules use others.
+# First part of a key's path; other modules use other first parts.
 _SHUFFLE = 5
 
-# Readers of Parquet data sets pass over names that begin with _.
+# Readers of Parquet data sets skip names that begin with _.
 _PART = "_part-"
 
-# A part ends with where each shard's rows begin and their checksum, where the last one's end, and a checksum
-# of all that.
+# A part ends with a trailer: the offset and the checksum of each shard's rows, the offset of their end, and
+# the checksum of the trailer.
 _TRAILER = np.dtype([("offset", "<i8"), ("checksum", "<u4")])
 _CHECKSUM_BYTES = 4
 
-# Of reader.SCHEMA, what a shard is made of and what is said of bad images.
+# Columns of reader.SCHEMA that shards and reports of bad images need.
 _KEPT = ["image", "label", "path", "key", "sample", "bad"]
 
 PART_REPORT = pa.schema({"images": pa.int64()})
@@ -208,16 +217,19 @@ PART_REPORT = pa.schema({"images": pa.int64()})
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """The order of all rows: each has a word by its number, and a shard has those between two bounds."""
+    """The order of all rows: each sample number has a word, and a shard has the words between two bounds.
 
-    key: Key
+    key: of the random words; None: the words are the sample numbers, so the order is the source's.
+    """
+
+    key: Key | None
     bounds: UInt64[np.ndarray, " shards-1"]
 
     @classmethod
-    def of(cls, seed: int, rows: int, rows_per_shard: int) -> "Order":
-        """The order for `seed`, in shards of `rows_per_shard` rows; it takes 16 bytes a row for a moment."""
-        key = derive_key(seed, _SHUFFLE)
-        words = np.sort(hashes(key, np.arange(rows)))
+    def of(cls, seed: int | None, rows: int, rows_per_shard: int) -> "Order":
+        """The order for `seed`, in shards of `rows_per_shard` rows. Takes 16 bytes per row temporarily."""
+        key = None if seed is None else derive_key(seed, _SHUFFLE)
+        words = np.sort(_words(key, np.arange(rows)))
         return cls(key, words[rows_per_shard::rows_per_shard].copy())
 
     @property
@@ -225,35 +237,39 @@ class Order:
         return len(self.bounds) + 1
 
     def sorted(self, samples: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        """Places of `samples` in the order of their words."""
-        return np.argsort(hashes(self.key, samples), kind="stable")
+        """Positions of `samples`, sorted by their words."""
+        return np.argsort(_words(self.key, samples), kind="stable")
 
     def ends(self, samples: Int[np.ndarray, " n"]) -> Int[np.ndarray, " shards"]:
-        """Where the rows of each shard end among `samples`, once they are sorted."""
-        words = np.sort(hashes(self.key, samples))
+        """Ends of the rows of each shard among the sorted `samples`."""
+        words = np.sort(_words(self.key, samples))
         return np.append(np.searchsorted(words, self.bounds, side="left"), len(samples))
+
+
+def _words(key: Key | None, samples: Int[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
+    return samples.astype(np.uint64) if key is None else hashes(key, samples)
 
 
 @dataclass(frozen=True, eq=False)
 class PartJob:
-    """One part to write: its number, and what it is read from."""
+    """A part to write: its number, and where its rows are read."""
 
     number: int
     reading: Reading
 
 
 def part_jobs(index: Index, rows_per_part: int) -> Iterator[PartJob]:
-    """The index's rows in its order, in parts of some `rows_per_part` rows; no fragment is read twice."""
+    """The rows of the index in order, about `rows_per_part` in each part, and each fragment once."""
     for number, part in enumerate(all_readings(index, rows_per_part)):
         yield PartJob(number, part)
 
 
 def write_part(job: PartJob, data: DataConfig, dest: str, order: Order) -> pa.Table:
-    """Write the job's rows below `dest`, those of each shard side by side; PART_REPORT of it.
+    """Write the rows of the job below `dest`, grouped by shard. Returns a PART_REPORT table.
 
-    Raises ValueError where the source cannot be read, OSError where nothing can be written.
+    Raises ValueError if the source cannot be read, OSError if the part cannot be written.
     """
-    # In one chunk: of several, each `take` would first make one.
+    # In one chunk: each `take` would join several again.
     table = read_pieces(job.reading, data, own_bytes=True).select(_KEPT).combine_chunks()
     samples = table["sample"].to_numpy()
     places, ends = order.sorted(samples), order.ends(samples)
@@ -279,9 +295,9 @@ def write_gathered(
     rows_per_group: int,
     classes: Sequence[str],
 ) -> pa.Table:
-    """Write shard `number` out of all parts at `dest`; packing.REPORT of it.
+    """Write shard `number` from all parts at `dest`. Returns a REPORT table.
 
-    Raises ValueError where a part is missing or damaged, OSError where nothing can be written.
+    Raises ValueError if a part is missing or damaged, OSError if the shard cannot be written.
     """
     filesystem, folder = storage.resolve(dest)
     paths = [f"{folder}/{_name(part)}" for part in range(parts)]
@@ -295,7 +311,7 @@ def write_gathered(
 
 
 def direct_jobs(index: Index, seed: int, rows_per_shard: int) -> Iterator[ShardJob]:
-    """The shards of the same order without parts: for images that are read one by one anyway."""
+    """The shards of the same order without parts, for images that are read one by one."""
     rows = index.rows
     order = permutation(derive_key(seed, _SHUFFLE), int(rows.sum()))
     ends = np.cumsum(rows)
@@ -308,12 +324,12 @@ def direct_jobs(index: Index, seed: int, rows_per_shard: int) -> Iterator[ShardJ
 
 
 def finished_parts(dest: str) -> set[int]:
-    """Numbers of the parts that an earlier run of the command wrote."""
+    """Numbers of the parts that an interrupted command wrote."""
     return {int(name.removeprefix(_PART)) for name in storage.names(dest) if name.startswith(_PART)}
 
 
 def remove_parts(dest: str) -> None:
-    """Delete all parts, and what a process that was killed while it wrote one has left on a disk."""
+    """Delete all parts, and the incomplete ones that killed processes left on a disk."""
     left = [name for name in storage.names(dest) if name.startswith((_PART, f".{_PART}"))]
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         list(pool.map(lambda name: storage.remove(storage.join(dest, name)), left))
@@ -335,7 +351,7 @@ def _encode(table: pa.Table) -> pa.Buffer:
 
 
 def _read_slice(filesystem: fs.FileSystem, path: str, shard: int, shards: int) -> pa.Table | None:
-    """The rows of a part that belong to `shard`, None where it has none."""
+    """The rows of a part that belong to `shard`; None if there are none."""
 
     def read() -> bytes | None:
         with filesystem.open_input_file(path) as file:
@@ -352,5 +368,5 @@ def _read_slice(filesystem: fs.FileSystem, path: str, shard: int, shards: int) -
 
     content = reading(read, path)
     if content is None:
-        raise ValueError(f"{path} is damaged; delete it, and the same command writes it anew")
+        raise ValueError(f"{path} is damaged; delete it, and the same command writes it again")
     return pa.ipc.open_stream(content).read_all() if content else None

@@ -57,7 +57,7 @@ class Reading:
 
     @classmethod
     def of(cls, index: Index, pieces: Sequence[Piece]) -> "Reading":
-        rows = index.fragments.take(pa.array([piece.fragment for piece in pieces], pa.int64()))
+        rows = index.taken([piece.fragment for piece in pieces])
         spans = [(piece.start, piece.stop, None) for piece in pieces]
         if "chosen" in rows.column_names:
             chosen = rows["chosen"].to_pylist()

@@ -118,6 +118,11 @@ def map_jobs(
     return _mapped(jobs, run, num_cpus=cpus, compute=ray.data.TaskPoolStrategy(tasks))
 
 
+def cores() -> int:
+    """The logical CPUs of the connected cluster."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
 def map_jobs_on_actors(
     jobs: Iterable[Job], work: Callable[[Job], pa.Table], *, cpus: float, most: int
 ) -> Iterator[pa.Table]:

@@ -42,7 +42,8 @@ def pack(
     rows_per_group
         Images in a row group, which is read at once; unset: about 8 MB of them, at most 1,024.
     rows_per_part
-        Images that a task shuffles at once; unset: about 256 MB of them, which takes about 1 GB of memory.
+        Images that a task shuffles at once; unset: a 64th of all, at least 2,048 or 16 MB and at most 256 MB,
+        which take about 1 GB of memory.
     shuffle
         Seed of the random order, in which all images are shuffled; none: keep the source's order.
     """
@@ -63,6 +64,7 @@ def inspect(
     *,
     decode: bool = False,
     json: bool = False,
+    cost: Annotated[float, Parameter(validator=validators.Number(gte=0))] | None = None,
     columns: ColumnFlags = Columns(),  # noqa: B008
 ) -> None:
     """Count the images of a data set by class, size, format and fault.
@@ -75,10 +77,13 @@ def inspect(
         Also decode every image, to find those that are broken after the header.
     json
         Print JSON.
+    cost
+        Price of 1,000 requests to the storage, such as 0.0004: also estimate the requests, the bytes and the
+        price of an epoch.
     """
-    from cluster.data import run_inspect
+    from cluster.inspection import run_inspect
 
-    run_inspect(uri, columns, decode=decode, as_json=json)
+    run_inspect(uri, columns, decode=decode, as_json=json, cost=cost)
 
 
 @data.command

@@ -56,18 +56,25 @@ class Place(NamedTuple):
 class Files:
     """The files of a data set, sorted by path. root: the folder whose subfolders are the classes.
 
+    paths, sizes, written: as in Place, in columns because a data set may have millions of files.
     passed_over: one line about other files there, which are not read.
     """
 
     layout: Layout
     root: str
-    places: list[Place]
+    paths: list[str]
+    sizes: list[int]
+    written: list[int]
     passed_over: str | None = None
+
+    @property
+    def places(self) -> list[Place]:
+        return list(map(Place, self.paths, self.sizes, self.written))
 
     @property
     def below(self) -> list[str]:
         """The paths of the files, relative to the root."""
-        return [place.path.removeprefix(self.root).lstrip("/") for place in self.places]
+        return [path.removeprefix(self.root).lstrip("/") for path in self.paths]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +125,10 @@ Labels = tuple[Int[np.ndarray, " files"], tuple[str, ...]]
 
 def partition_values(paths: Sequence[str], column: str) -> list[str | None]:
     """The value of `column` in the Hive partition folders of each path, or None."""
-    return [_value(path, f"{column}=") for path in paths]
+    prefix = f"{column}="
+    if not any(prefix in path for path in paths):
+        return [None] * len(paths)
+    return [_value(path, prefix) for path in paths]
 
 
 def value_labels(values: Sequence[str]) -> Labels:
@@ -130,8 +140,9 @@ def value_labels(values: Sequence[str]) -> Labels:
 
 def name_labels(names: Sequence[str]) -> Labels:
     """Each name's position among the sorted names."""
-    classes, labels = np.unique(np.array(names), return_inverse=True)
-    return labels.astype(np.int64), tuple(classes.tolist())
+    classes = tuple(sorted(set(names)))
+    number = {name: label for label, name in enumerate(classes)}
+    return np.fromiter(map(number.__getitem__, names), np.int64, len(names)), classes
 
 
 def _value(path: str, prefix: str) -> str | None:

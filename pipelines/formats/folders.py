@@ -1,6 +1,6 @@
-"""Folders of image files: a fragment is one file, its class the first folder below the root, or label=3/."""
+"""Folders of image files: a fragment is a file, its class the first folder below the root, or label=3/."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 
@@ -13,6 +13,7 @@ from pipelines.formats.base import (
     IMAGE_ENDINGS,
     ROWS,
     Files,
+    Labels,
     Listing,
     name_labels,
     partition_values,
@@ -23,44 +24,37 @@ from pipelines.formats.base import (
 ENDINGS = IMAGE_ENDINGS
 
 
-def index_files(files: Files, data: DataConfig, done: Callable[[], None]) -> Listing:
-    """One fragment a file; there are labels if no file lies in the root itself."""
+def index_files(files: Files, data: DataConfig) -> Listing:
+    """One fragment per file, without a request. Images have labels if no file lies in the root itself."""
     below = files.below
-    outside = next((path for path in below if "/" not in path), None)
     values = partition_values(below, data.label_column)
-    if outside is not None:
-        labels, classes = np.full(len(below), -1), ()
-    elif None not in values:
-        labels, classes = value_labels([value for value in values if value is not None])
-    elif any(value is not None for value in values):
-        outside = below[values.index(None)]
-        labels, classes = np.full(len(below), -1), ()
-    else:
-        labels, classes = name_labels([path.partition("/")[0] for path in below])
-    for _ in below:
-        done()
+    outside = next((path for path in below if "/" not in path), None)
+    if outside is None and any(value is not None for value in values):
+        outside = below[values.index(None)] if None in values else None
+    labels, classes = (np.full(len(below), -1), ()) if outside else _labels(below, values)
     fragments = pa.table(
-        {
-            "path": [place.path for place in files.places],
-            "rows": np.ones(len(below), np.int64),
-            "label": labels,
-            "key": below,
-        }
+        {"path": files.paths, "rows": np.ones(len(below), np.int64), "label": labels, "key": below}
     )
     no_labels = f"{outside} lies outside the class folders of {files.root}" if outside else None
     return Listing(fragments, no_labels, classes)
 
 
-def relabel(listing: Listing, classes: Sequence[str], uri: str) -> Listing:
-    """The listing with the numbers that another data set gives to the classes of the same names.
+def _labels(below: list[str], values: list[str | None]) -> Labels:
+    """The labels by the label=3 folders if there are some, else by the first folders."""
+    named = [value for value in values if value is not None]
+    return value_labels(named) if named else name_labels([path[: path.index("/")] for path in below])
 
-    Raises ValueError for a class that it does not have.
+
+def relabel(listing: Listing, classes: Sequence[str], uri: str) -> Listing:
+    """The listing with the label numbers that another data set gives to classes of the same names.
+
+    Raises ValueError for a class that the other data set lacks.
     """
     number = {name: label for label, name in enumerate(classes)}
     unknown = [name for name in listing.classes if name not in number]
     if unknown:
         raise ValueError(
-            f"{uri} has classes that the training images have not: {', '.join(unknown[:5])}; their "
+            f"{uri} has classes that the training images do not have: {', '.join(unknown[:5])}; their "
             "folders must have the same names"
         )
     numbers = np.array([number[name] for name in listing.classes])
@@ -72,7 +66,7 @@ def relabel(listing: Listing, classes: Sequence[str], uri: str) -> Listing:
 
 
 def read_pieces(filesystem: fs.FileSystem, pieces: list[dict], pool: Executor) -> pa.Table:
-    """The files' bytes, as layout.ROWS."""
+    """The content of the files, as base.ROWS."""
 
     def read(piece: dict) -> bytes:
         def whole() -> bytes:

@@ -246,7 +246,7 @@ def _names(column: pa.ChunkedArray | None) -> pa.ChunkedArray | None:
 
 
 # Bytes to read at a file's end, as in pyarrow: they usually contain the whole footer.
-_END_BYTES = 64 << 10
+END_BYTES = 64 << 10
 
 # Size of the cached footers of a process as stored; in memory they take several times as much.
 _KEPT_BYTES = 16 << 20
@@ -317,7 +317,7 @@ def reopened(filesystem: fs.FileSystem, path: str, written: int) -> Iterator[pq.
 
 def _read(file: pa.NativeFile) -> pq.FileMetaData:
     size = file.size()
-    end = file.read_at(min(size, _END_BYTES), max(0, size - _END_BYTES))
+    end = file.read_at(min(size, END_BYTES), max(0, size - END_BYTES))
     wanted = min(size, parquet_end_bytes(end))
     if len(end) < wanted:
         end = file.read_at(wanted, size - wanted)

@@ -15,6 +15,7 @@ from pyarrow import fs
 
 from pipelines.storage.filesystems import absolute, resolve
 from pipelines.storage.retry import briefly, first_line, patience, reading_again, retrying, transient, way_out
+from pipelines.storage.walk import walk
 
 __all__ = [
     "absolute",
@@ -119,22 +120,22 @@ def names(uri: str) -> list[str]:
     return sorted(info.base_name for info in found if info.type == fs.FileType.File)
 
 
-def listing(uri: str) -> list[fs.FileInfo]:
+def listing(uri: str, found: Callable[[int], None] | None = None) -> list[fs.FileInfo]:
     """All files at or below `uri`, sorted by path within the file system (see `resolve`).
 
-    Raises FileNotFoundError if there is no file or folder.
+    found: as in `walk`. Raises FileNotFoundError if there is no file or folder.
     """
     filesystem, path = resolve(uri)
 
-    def found() -> list[fs.FileInfo]:
+    def all_below() -> list[fs.FileInfo]:
         info = filesystem.get_file_info(path)
         if info.type == fs.FileType.NotFound:
             raise FileNotFoundError(_missing(filesystem, path, uri))
         if info.type == fs.FileType.File:
             return [info]
-        return filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+        return walk(filesystem, path, found)
 
-    files = (info for info in retrying(found, f"listing {uri}") if info.type == fs.FileType.File)
+    files = (info for info in retrying(all_below, f"listing {uri}") if info.type == fs.FileType.File)
     try:
         return sorted(files, key=lambda info: info.path)
     except UnicodeDecodeError as error:

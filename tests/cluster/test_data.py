@@ -223,8 +223,14 @@ def test_an_inspection_counts_what_is_there(
     assert values["height"] == {"min": 32, "median": 32, "max": 32}
     assert values["bytes"] == sum(len(content) for content, _, _ in content_of(folder))
     assert values["bad"][0]["examples"] == [f"pear/broken.png of {folder}/pear/broken.png"]
-    main(["data", "inspect", str(folder)])
+    assert "epoch" not in values
+    main(["data", "inspect", str(folder), "--json", "--cost", "0.4"])
+    epoch = json.loads(capsys.readouterr().out)["epoch"]
+    # A batch of 256 images in 8 lanes, and two requests for each.
+    assert (epoch["images"], epoch["requests"], epoch["price"]) == (256, 512, pytest.approx(0.2048))
+    main(["data", "inspect", str(folder), "--cost", "0.4"])
     shown = capsys.readouterr().out
+    assert "512 requests for 0.20, and" in shown
     assert "plum" in shown
     assert "100" in shown
 
@@ -295,6 +301,8 @@ def test_a_preview_shows_images_with_their_views(
         (["pack", "{folder}", "{tmp}/out", "--shuffle", "yes"], "--shuffle"),
         (["pack", "{folder}", "{tmp}/out", "--rows-per-shad", "9"], "Did you mean --rows-per-shard?"),
         (["inspect", "{tmp}/none"], "{tmp}/none does not exist"),
+        (["inspect", "{folder}", "--cost", "-1"], "--cost"),
+        (["inspect", "{folder}/pear", "--cost", "0.4"], "has fewer images than a batch of 256; leave out"),
         (["preview", "{folder}", "-o", "{tmp}/p.png", "--recipe", "simcrl"], "no recipe 'simcrl'; there are"),
         (["preview", "{folder}", "-o", "{tmp}/file/p.png"], "cannot write {tmp}/file/p.png"),
         (["embed", "{tmp}/none", "{folder}", "{tmp}/out"], "{tmp}/none is not a run"),

@@ -12,8 +12,9 @@ import pytest
 
 from pipelines.config import DataConfig
 from pipelines.index import Index, build_index
-from pipelines.plan import evaluation_windows
-from pipelines.reader import read_windows
+from pipelines.labels import read_labels
+from pipelines.plan import Piece, evaluation_windows
+from pipelines.reader import Reading, read_windows
 
 _DATA = DataConfig(train="")
 
@@ -109,6 +110,12 @@ def test_progress_is_told_after_each_file(folder: Path):
     assert sorted(told) == [(1, 3), (2, 3), (3, 3)]
 
 
+def test_progress_on_a_folder_of_images_is_told_once(photographs: Index):
+    told = []
+    build_index(photographs.uri, _DATA, lambda done, files: told.append((done, files)))
+    assert told == [(300, 300)]
+
+
 def _missing(folder: Path) -> str:
     return str(folder / "nowhere")
 
@@ -202,6 +209,75 @@ def test_a_split_keeps_the_samples_numbers_and_reads_each_row_in_one_part(index:
         assert rows["sample"].to_pylist() == part.samples.tolist()
         found |= dict(zip(rows["sample"].to_pylist(), rows["image"].to_pylist(), strict=True))
     assert found == images
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Index:
+    """300 files in 30 folders, named like ImageNet's, and some others."""
+    names = [f"n{number % 30:08}/n{number % 30:08}_{number}.JPEG" for number in range(299)]
+    for name in [*names, "n00000001/größe ☃/x.png"]:
+        path = tmp_path / "a folder" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"image")
+    return build_index(str(tmp_path / "a folder"), _DATA)
+
+
+def _readings(index: Index, count: int) -> list[dict]:
+    rows = Reading.of(index, [Piece(number, 0, 1) for number in range(count)]).pieces.to_pylist()
+    return [
+        {name: row[name] for name in ("path", "key", "label", "first_sample", "start", "stop")}
+        for row in rows
+    ]
+
+
+def test_a_compacted_index_reads_splits_and_samples_the_same_images(photographs: Index):
+    compacted = pickle.loads(pickle.dumps(photographs.compacted()))
+    kept, held_out = photographs.split(0.1, seed=1)
+    pairs = [
+        (photographs, compacted),
+        *zip((kept, held_out), compacted.split(0.1, seed=1), strict=True),
+        (held_out.sample(20, 0), held_out.compacted().sample(20, 0)),
+        (kept.only(np.arange(3, 9)), kept.compacted().only(np.arange(3, 9)).compacted()),
+    ]
+    for one, other in pairs:
+        assert _readings(one, len(one.rows)) == _readings(other, len(one.rows))
+        assert one.paths == other.paths
+        for name in ("rows", "rows_read", "first_sample", "samples"):
+            assert getattr(one, name).dtype == getattr(other, name).dtype
+            assert getattr(one, name).tolist() == getattr(other, name).tolist()
+        assert read_labels(one, _DATA, print).tolist() == read_labels(other, _DATA, print).tolist()
+        wanted = [photographs.paths[7], *one.paths[:3], "n00000001/n00000001_1.JPEG", "x.png"]
+        assert one.holding(wanted) == other.holding(wanted) == set(one.paths) & set(wanted)
+
+
+def test_a_worker_gets_little_more_than_the_names_of_an_images_file():
+    """A tenth of ImageNet, with names as its own."""
+    names = [f"n{n // 1300:08}/n{n // 1300:08}_{n % 1300}.JPEG" for n in range(130_000)]
+    columns = {
+        "path": [f"bucket/imagenet/train/{name}" for name in names],
+        "rows": np.ones(len(names), np.int64),
+        "label": np.arange(len(names)) // 1300,
+        "key": names,
+        "first_sample": np.arange(len(names)),
+        "file_bytes": np.full(len(names), 110_000),
+        "file_written": np.full(len(names), 1_700_000_000_000_000_000),
+    }
+    index = Index("s3://bucket/imagenet/train", "folder", pa.table(columns))
+    text = sum(len(name.rpartition("/")[2]) for name in names)
+    assert len(pickle.dumps(index)) > 120 * len(names)
+    # An offset of the name, and the number of the folder and of the class.
+    assert len(pickle.dumps(index.compacted())) < text + (4 + 1 + 1 + 0.5) * len(names)
+
+
+def test_an_index_of_row_groups_stays_as_it_is(index: Index):
+    assert index.compacted().fragments.equals(index.fragments)
+
+
+def test_held_out_rows_of_a_large_row_group_take_a_bit_of_each_row(tmp_path: Path):
+    _write(tmp_path / "0.parquet", 100_000, group=100_000)
+    for part in build_index(str(tmp_path), _DATA).split(0.1, seed=0):
+        (window,) = evaluation_windows(part.rows, 0, 1, window_rows=512, rows_read=part.rows_read)
+        assert len(pickle.dumps(Reading.of(part, window.pieces))) < 100_000 / 8 + 2_000
 
 
 def test_a_split_that_would_leave_no_image_is_refused(index: Index):

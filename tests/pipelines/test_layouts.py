@@ -128,7 +128,7 @@ def test_a_test_set_without_a_class_keeps_the_training_sets_numbers(tmp_path: Pa
     _write_folder(images[8:], str(tmp_path))
     index = build_index(str(tmp_path), _DATA, classes=_CLASSES)
     assert [row["label"] for row in _all(index)] == [1] * 8 + [2] * 8
-    with pytest.raises(ValueError, match="has classes that the training images have not: bee"):
+    with pytest.raises(ValueError, match="has classes that the training images do not have: bee"):
         build_index(str(tmp_path), _DATA, classes=("ant", "cat"))
 
 
@@ -196,7 +196,7 @@ def test_a_class_that_is_no_number_is_named(tmp_path: Path, images: Images):
 
 def test_compressed_tars_are_refused_with_the_way_out(tmp_path: Path):
     (tmp_path / "0.tar.gz").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"0\.tar\.gz is compressed: write it anew, uncompressed"):
+    with pytest.raises(ValueError, match=r"0\.tar\.gz is compressed: write it again, uncompressed"):
         build_index(str(tmp_path), _DATA)
 
 

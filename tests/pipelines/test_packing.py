@@ -94,18 +94,29 @@ def test_nothing_is_finished_where_nothing_is(tmp_path: Path):
 @pytest.mark.parametrize(
     ("bytes_per_image", "given", "expected"),
     [
-        (100_000, {}, (1328, 83)),
-        (1_000, {}, (134_144, 1024)),  # No more rows than a window has.
-        (50_000_000, {}, (3, 1)),
-        (100_000, {"shard": 10}, (10, 10)),
-        (100_000, {"group": 7}, (1344, 7)),
+        # Bytes per image, and the rows per shard, group and part of a million images.
+        (100_000, {}, (1328, 83, 2684)),
+        (1_000, {}, (134_144, 1024, 15_625)),  # No more rows than a window has; 64 parts.
+        (50_000_000, {}, (3, 1, 5)),
+        (100_000, {"shard": 10}, (10, 10, 2684)),
+        (100_000, {"group": 7, "part": 9}, (1344, 7, 9)),
     ],
 )
 def test_sizes_follow_the_bytes_of_an_image_unless_given(
-    bytes_per_image: float, given: dict[str, int], expected: tuple[int, int]
+    bytes_per_image: float, given: dict[str, int], expected: tuple[int, int, int]
 ):
-    sizes = Sizes.of(bytes_per_image, **{"shard": None, "group": None, **given})
-    assert (sizes.rows_per_shard, sizes.rows_per_group) == expected
+    sizes = Sizes.of(bytes_per_image, 1_000_000, **{"shard": None, "group": None, "part": None, **given})
+    assert (sizes.rows_per_shard, sizes.rows_per_group, sizes.rows_per_part) == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "bytes_per_image", "parts"), [(137_000, 1_000, 64), (50_000, 2_500, 25), (10_000, 110_000, 64)]
+)
+def test_small_images_are_read_in_as_many_parts_as_a_large_cluster_has_cores(
+    images: int, bytes_per_image: float, parts: int
+):
+    sizes = Sizes.of(bytes_per_image, images, shard=None, group=None, part=None)
+    assert -(-images // sizes.rows_per_part) == parts
 
 
 def test_a_sample_lies_evenly_over_the_fragments(index: Index, data: DataConfig, encoded: list[bytes]):

@@ -40,6 +40,32 @@ def test_each_image_is_written_once_and_a_resume_goes_on(tmp_path: Path):
     assert decode((tmp_path / "quarantine.jsonl").read_bytes()) == _IMAGES
 
 
+def test_only_new_images_are_encoded(tmp_path: Path):
+    """What is in the file stays as it is, also a line that this version would write in another way."""
+    before = b'{"path": "train/0.tar", "key":   "by hand", "reason": "no bytes"}'
+    (tmp_path / "quarantine.jsonl").write_bytes(before)
+    quarantine = Quarantine(str(tmp_path))
+    for image in _IMAGES:
+        quarantine.add([image])
+        quarantine.write()
+    content = (tmp_path / "quarantine.jsonl").read_bytes()
+    assert content == before + b"\n" + encode(_IMAGES)
+    assert len(Quarantine(str(tmp_path))) == 4
+
+
+def test_images_that_are_added_later_and_those_of_another_index_are_counted(tmp_path: Path):
+    quarantine = Quarantine(str(tmp_path))
+    for number, image in enumerate([*_IMAGES, _OTHER]):
+        quarantine.add([image])
+        quarantine.check(both := _index(10), min(number + 1, 3) / 10)
+        quarantine.check(both, min(number + 1, 3) / 10)
+    kept = _index(10)
+    for count in range(2):
+        with pytest.raises(ValueError, match=f"^{3 + count} of 10 images are bad"):
+            quarantine.check(kept, 0.25)
+        quarantine.add([Quarantined("train/0.tar", "late", "no bytes", 9)])
+
+
 def test_images_of_one_file_with_one_key_are_as_many_as_they_are(
     index: Index, data: DataConfig, tmp_path: Path
 ):

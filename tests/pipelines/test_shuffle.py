@@ -41,7 +41,7 @@ def _shuffled(
     data: DataConfig,
     dest: str,
     *,
-    seed: int,
+    seed: int | None,
     shard: int,
     part: int,
     stop: Callable[[], bool] = lambda: False,
@@ -109,6 +109,16 @@ def test_images_that_are_read_one_by_one_get_the_same_order(index: Index, data: 
     for job in direct_jobs(index, 3, 10):
         pack_shard(job, data, str(tmp_path), rows_per_group=5, classes=())
     assert _keys(str(tmp_path)) == _expected(3, int(index.rows.sum()))
+
+
+def test_parts_give_the_sources_order_too(
+    index: Index, data: DataConfig, encoded: list[bytes], tmp_path: Path
+):
+    _shuffled(index, data, str(tmp_path), seed=None, shard=10, part=8)
+    rows = [pq.read_table(path) for path in sorted(tmp_path.glob("*.parquet"))]
+    assert [len(table) for table in rows] == [10, 10, 10, len(encoded) - 30]
+    assert [image for table in rows for image in table["image"].to_pylist()] == encoded
+    assert _keys(str(tmp_path)) == [f"image {number}" for number in range(len(encoded))]
 
 
 @pytest.mark.parametrize("jobs", range(8))

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from pipelines.config import DataConfig
 from pipelines.index import Index, build_index
-from pipelines.inspection import Survey, hints, median_spread, report, survey
+from pipelines.inspection import Survey, hints, median_spread, report, survey, survey_all, survey_jobs
 from pipelines.packing import all_readings
 from pipelines.shards import write_shards
 
@@ -41,6 +42,30 @@ def test_images_are_counted_by_class_size_and_format(
     assert values["height"]["median"] == np.percentile(
         [height for _, height in sizes], 50, method="inverted_cdf"
     )
+
+
+def _folder(images: int) -> Index:
+    names = [f"data/{number:07}.png" for number in range(images)]
+    columns = {"path": names, "rows": np.ones(images, np.int64), "first_sample": np.arange(images)}
+    return Index("data", "folder", pa.table(columns))
+
+
+@pytest.mark.parametrize(
+    ("images", "cores", "tasks"), [(100, 2, 1), (16_384, 2, 16), (100_000, 2, 17), (100_000, 16, 196)]
+)
+def test_many_images_are_surveyed_in_few_tasks_but_several_per_core(images: int, cores: int, tasks: int):
+    jobs = list(survey_jobs(_folder(images), cores))
+    assert len(jobs) == tasks
+    readings = [reading.pieces for job in jobs for reading in job]
+    assert max(map(len, readings)) == min(512, images)
+    assert pa.concat_tables(readings)["first_sample"].to_pylist() == list(range(images))
+
+
+def test_the_readings_of_a_task_are_counted_together(index: Index, data: DataConfig):
+    together = survey_all(all_readings(index, 8), data, decode=False)
+    apart = _surveyed(index, data, decode=False)
+    assert (together.images, together.heights, together.labels) == (apart.images, apart.heights, apart.labels)
+    assert np.concatenate(together.row_labels).tolist() == np.concatenate(apart.row_labels).tolist()
 
 
 def _broken_png() -> bytes:

@@ -14,8 +14,8 @@ from training.config import EvaluationConfig
 from training.gather import Gather
 from training.models.encoders import Encoder
 
-# Test images to compare with all training images at a time.
-_CHUNK = 256
+# Test images to compare with all training images at a time, and most similarities in memory: 1 GiB.
+_CHUNK, _MOST_SIMILARITIES = 1024, 1 << 28
 
 # Wu et al. 2018 use 200 neighbours on ImageNet, less than a third of its smallest class of 732 images.
 _NEIGHBOURS, _NEIGHBOURS_PER_VOTE = 200, 3
@@ -69,6 +69,7 @@ def knn_accuracy(
     # Labels may be any numbers; each distinct one gets a column for its votes.
     values, numbers = labels.unique(return_inverse=True)
     neighbours = fitting_neighbours(config.neighbours, labels)
+    chunk = max(1, min(_CHUNK, _MOST_SIMILARITIES // len(features)))
     chosen = [
         knn_votes(
             part,
@@ -78,7 +79,7 @@ def knn_accuracy(
             neighbours=neighbours,
             temperature=config.temperature,
         ).argmax(dim=1)
-        for part in F.normalize(queries[0], dim=1).split(_CHUNK)
+        for part in F.normalize(queries[0], dim=1).split(chunk)
     ]
     right = (values[torch.cat(chosen)] == queries[1]).sum()
     counts = gather.total(torch.stack([right, torch.tensor(len(queries[1]), device=right.device)]))

@@ -103,6 +103,12 @@ class Sets:
         """These sets with their samples, which are chosen if missing."""
         return self if self.bank and self.diagnosed else self.training_on(self.train, config)
 
+    def compacted(self) -> "Sets":
+        """The same images in little memory, for workers."""
+        # Samples may be the training images themselves, which are sent once.
+        compacted = {id(index): index.compacted() for index in vars(self).values() if index}
+        return Sets(*[index and compacted[id(index)] for index in vars(self).values()])
+
     @property
     def samples(self) -> tuple[Index, Index]:
         """The bank, and the images for diagnostics."""

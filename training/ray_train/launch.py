@@ -154,7 +154,7 @@ class _WorkerGroup:
         os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(max(60.0, config.timeout))
         return TorchTrainer(
             work,
-            train_loop_config={"job": Job(config, self._sets, self._task, channel)},
+            train_loop_config={"job": Job(config, self._sets.compacted(), self._task, channel)},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=bundle),
             torch_config=GroupConfig(backend="nccl" if gpu else "gloo", timeout_s=int(config.timeout)),
             # diptych saves its own checkpoints and retries by itself, so Ray should do neither.

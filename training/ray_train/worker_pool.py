@@ -134,7 +134,7 @@ class WorkerPool:
     def _shared(self, sets: Sets) -> ray.ObjectRef:
         """A reference to the sets in Ray's object store, shared by tasks with the same sets."""
         if sets is not self._sets:
-            self._sets, self._reference = sets, ray.put(sets)
+            self._sets, self._reference = sets, ray.put(sets.compacted())
         return self._reference
 
     def _group_for(

@@ -38,6 +38,10 @@ _PER_FRAGMENT = 16
 
 _THUMBNAIL_SIDE = 96
 
+# JPEG qualities, best first. Photographs seldom take more bytes per pixel than this, but noise does, and a
+# page with 500 images of noise would have 18 MB.
+_QUALITIES, _BYTES_PER_PIXEL = (88, 70, 50), 1.25
+
 # t-SNE considers about so many neighbours; below three times as many images it gets fewer.
 _PERPLEXITY, _FEWEST_FOR_TSNE = 30, 12
 
@@ -181,11 +185,16 @@ def _with_thumbnails(views: Iterator[Views], recipe: ViewRecipe, thumbnails: lis
 
 
 def jpeg(image: Image.Image, most_pixels: int) -> bytes:
-    """The image as a JPEG with at most `most_pixels` a side."""
+    """The image as a JPEG with at most `most_pixels` per side; if it takes many bytes, with less quality."""
     image.thumbnail((most_pixels, most_pixels))
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=88, subsampling=0)
-    return out.getvalue()
+    content = b""
+    for quality in _QUALITIES:
+        out = io.BytesIO()
+        image.save(out, "JPEG", quality=quality, subsampling=0)
+        content = out.getvalue()
+        if len(content) <= _BYTES_PER_PIXEL * most_pixels**2:
+            break
+    return content
 
 
 def _encoder(config: TrainConfig, saved: dict[str, Any], device: torch.device) -> Encoder:

@@ -132,9 +132,9 @@ def test_a_stray_tar_hides_no_image_and_is_said(tmp_path: Path, capsys: pytest.C
     index = build_index(str(tmp_path), _DATA)
     assert (index.layout, len(index.rows)) == ("folder", 20)
     assert index.passed_over == (
-        f"{tmp_path}: 20 images; passed over: 1 tar (such as {tmp_path}/sample.tar), which {tmp_path}/*.tar "
-        f"would give; passed over: 1 compressed tar (such as {tmp_path}/old.tar.gz); write them anew, "
-        "uncompressed"
+        f"{tmp_path}: 20 images; not read: 1 tar (such as {tmp_path}/sample.tar); {tmp_path}/*.tar "
+        f"would read them instead; not read: 1 compressed tar (such as {tmp_path}/old.tar.gz); write them "
+        "again, uncompressed"
     )
     assert Index.from_bytes(index.to_bytes()).passed_over == index.passed_over
     assert find_files(f"{tmp_path}/*.tar").layout == "tar"
@@ -149,14 +149,14 @@ def test_a_picture_beside_shards_is_said(tmp_path: Path) -> None:
     _touch(tmp_path, "logo.png")
     index = build_index(str(tmp_path), _DATA)
     assert index.layout == "parquet"
-    assert f"passed over: 1 image (such as {tmp_path}/logo.png), which" in (index.passed_over or "")
+    assert f"not read: 1 image (such as {tmp_path}/logo.png); " in (index.passed_over or "")
 
 
 def test_where_files_and_bytes_disagree_the_user_is_asked(tmp_path: Path) -> None:
     _touch(tmp_path, *[f"{n}.jpg" for n in range(9)], "a.png")
     _touch(tmp_path, "backup.tar", size=1000)
     with pytest.raises(
-        ValueError, match=r"1 tar \(such as .*/backup\.tar\) and 10 images .* give one alone, as "
+        ValueError, match=r"1 tar \(such as .*/backup\.tar\) and 10 images .* or choose one kind: "
     ):
         find_files(str(tmp_path))
     assert find_files(f"{tmp_path}/*.jpg").passed_over is None
@@ -188,9 +188,7 @@ def test_a_file_that_has_gone_is_named(tmp_path: Path) -> None:
 def test_a_file_of_another_size_is_named_with_both(tmp_path: Path) -> None:
     index = _index_of_three(tmp_path)
     _touch(tmp_path, "dog/1.jpg", size=11)
-    with pytest.raises(
-        ValueError, match=r"dog/1\.jpg is another than .*: 10 bytes of 2.* UTC then, 11 bytes"
-    ):
+    with pytest.raises(ValueError, match=r"dog/1\.jpg has changed .*: 10 bytes of 2.* UTC then, 11 bytes"):
         index.check_unchanged()
 
 
@@ -198,7 +196,7 @@ def test_a_file_that_was_written_anew_with_as_many_bytes_is_named(tmp_path: Path
     index = _index_of_three(tmp_path)
     before = (tmp_path / "cat" / "1.jpg").stat()
     os.utime(tmp_path / "cat" / "1.jpg", ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000_000))
-    with pytest.raises(ValueError, match=r"cat/1\.jpg is another than when its images were listed"):
+    with pytest.raises(ValueError, match=r"cat/1\.jpg has changed since its images were listed"):
         index.check_unchanged()
 
 
@@ -212,7 +210,7 @@ def test_objects_in_a_bucket_are_compared_too(bucket: str, tmp_path: Path, patte
     index.check_unchanged()
     _parquet(tmp_path, "other.parquet", label=[0, 1], more=["a", "b"])
     storage.write(f"{place}/part-1.parquet", (tmp_path / "other.parquet").read_bytes())
-    with pytest.raises(ValueError, match=r"part-1\.parquet is another than when its images were listed"):
+    with pytest.raises(ValueError, match=r"part-1\.parquet has changed since its images were listed"):
         index.check_unchanged()
 
 

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from histories import AFTER, BEFORE, CONFIG, STEPS
 from PIL import Image
@@ -14,8 +15,10 @@ from PIL import Image
 from pipelines.config import DataConfig
 from training.config import TrainConfig, config_hash
 from training.metrics import MetricsLog
-from training.report import write_report
+from training.report import features, write_report
+from training.report.features import FeatureSample, jpeg
 from training.report.history import RunHistory
+from training.report.images import feature_map, neighbours
 from training.report.runs import render as render_run
 
 
@@ -132,3 +135,23 @@ def test_quarantined_images_are_counted_by_reason_and_their_reasons_escaped() ->
     assert text[text.index("is <torn>") - 1] == "3"
     assert text[text.index("has no header") - 1] == "1"
     assert "<torn>" not in page
+
+
+def test_a_page_of_many_steps_reasons_and_classes_stays_below_15_mb() -> None:
+    steps = [{**STEPS[0], "step": step, "loss": 1 / step, "view_matching": 0.5} for step in range(1, 50_000)]
+    reasons = Counter({f"is cut after {number} bytes": 1 for number in range(100_000)})
+    page = render_run(RunHistory(CONFIG, steps, quarantined=reasons), 0)
+    generator = np.random.default_rng(0)
+    # Noise takes the most bytes.
+    noise = generator.integers(0, 256, (features._MOST_IMAGES, 96, 96, 3), np.uint8)
+    sample = FeatureSample(
+        50_000,
+        "held-out images",
+        [jpeg(Image.fromarray(image), 96) for image in noise],
+        generator.standard_normal((len(noise), 64), np.float32),
+        np.arange(len(noise)) * 2,
+        tuple(f"class {number}" for number in range(1000)),
+    )
+    images = [point.source for point in feature_map(sample).points]
+    images += [cell.source for row in neighbours(sample).rows for cell in row]
+    assert len(page) + sum(map(len, images)) < 15e6
