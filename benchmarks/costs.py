@@ -8,6 +8,7 @@ cost grows as the data set does. Images are a few bytes, so that what is measure
 
 import argparse
 import io
+import json
 import math
 import tarfile
 import tempfile
@@ -26,6 +27,7 @@ from pipelines.index import build_index
 from pipelines.labels import read_labels
 from pipelines.plan import Piece
 from pipelines.reader import Reading, read_pieces
+from training.metrics import MetricsLog, read_metrics
 
 _DATA = DataConfig(train="")
 _SIZES = [2_500, 5_000, 10_000]
@@ -119,11 +121,32 @@ def _list_by_pyarrow(folder: Path) -> Cost:
     return measured(lambda: fs.LocalFileSystem().get_file_info(selector))
 
 
+def _write_metrics(folder: Path, hundreds: int) -> None:
+    log = MetricsLog(str(folder), 0)
+    for step in range(1, 100 * hundreds + 1):
+        log.append(step=step, epoch=1, loss=1 / step, learning_rate=0.1 / step, images_per_second=1e3 / step)
+        if step % 100 == 0:
+            log.flush()
+
+
+def _metrics(folder: Path) -> Cost:
+    return measured(lambda: read_metrics(str(folder)).having("loss").column("loss"))
+
+
+def _metrics_by_json(folder: Path) -> Cost:
+    def read() -> None:
+        with (folder / "metrics.jsonl").open() as file:
+            [json.loads(line)["loss"] for line in file]
+
+    return measured(read)
+
+
 _CASES = {
     "labels of so many row groups": (_write_parquet, _labels, "pq.read_table", _labels_by_pyarrow),
     "three windows of so many row groups": (_write_parquet, _windows, "one ParquetFile", _windows_by_pyarrow),
     "index of a tar of so many images": (_write_tar, _index, "tarfile", _tar_by_tarfile),
     "index of a folder of so many images": (_write_folder, _index, "the listing alone", _list_by_pyarrow),
+    "losses of so many hundred steps": (_write_metrics, _metrics, "json.loads a line", _metrics_by_json),
 }
 
 
@@ -146,7 +169,9 @@ def _print_case(name: str, sizes: list[int]) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", type=int, default=_SIZES, help="row groups or images")
+    parser.add_argument(
+        "--sizes", nargs="+", type=int, default=_SIZES, help="row groups, images or hundreds of steps"
+    )
     sizes = parser.parse_args().sizes
     print(f"sizes: {', '.join(f'{size:,}' for size in sizes)}")
     for name in _CASES:

@@ -20,6 +20,7 @@ from training.errors import RunError, StoppedError
 from training.evaluation.evaluator import Sets
 from training.lease import Held, leased
 from training.metrics import read_metrics
+from training.metrics_table import Metrics
 from training.models.encoders import build_encoder
 from training.objectives import count_classes, load_initial, own_modules
 from training.report import write_report
@@ -36,7 +37,7 @@ def run_training(
     test: Index | None = None,
     startup: Startup | None = None,
     launch: "Launch | None" = None,
-) -> list[dict[str, Any]]:
+) -> Metrics:
     """Train, showing progress on the terminal; the lines of the run's metrics.jsonl.
 
     `train` and `test` are the images of the config's data, where they are listed already. `launch` provides
