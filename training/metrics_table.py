@@ -78,13 +78,15 @@ class Block(NamedTuple):
 
     def end(self, lines: int) -> Place:
         """The place behind so many of its lines."""
-        offset = self.place.offset
+        segment, offset = self.place
+        if lines == len(self.metrics):
+            return Place(segment, offset + len(self.content))
         for line in self.content.splitlines(keepends=True):
             if not lines:
                 break
             lines -= bool(line.strip())
             offset += len(line)
-        return Place(self.place.segment, offset)
+        return Place(segment, offset)
 
 
 def read_blocks(uri: str) -> Iterator[Block]:
@@ -96,9 +98,9 @@ def read_blocks(uri: str) -> Iterator[Block]:
     numbers = segments(uri)
     for number in numbers:
         of, growing = segment_uri(uri, number), number == numbers[-1] and is_local(uri)
-        offset, first_line = 0, 1
-        while found := _read_block(of, offset, first_line, growing):
-            content, table = found
+        offset, first_line, last = 0, 1, False
+        while not last:
+            content, table, last = _read_block(of, offset, first_line, growing)
             yield Block(Place(number, offset), content, Metrics(table))
             offset += len(content)
             first_line += content.count(b"\n")
@@ -111,16 +113,15 @@ def joined(uri: str, blocks: Iterable[Block]) -> Metrics:
         return Metrics(pa.concat_tables(tables, promote_options="permissive") if tables else _table([]))
 
 
-def _read_block(uri: str, offset: int, first_line: int, growing: bool) -> tuple[bytes, pa.Table] | None:
-    """Whole lines from `offset` on and their columns, None where there is no line."""
+def _read_block(uri: str, offset: int, first_line: int, growing: bool) -> tuple[bytes, pa.Table, bool]:
+    """Whole lines from `offset` on, their columns, and whether they are the file's last ones."""
 
-    def parsed() -> tuple[bytes, pa.Table] | None:
+    def parsed() -> tuple[bytes, pa.Table, bool]:
         content = storage.read_range(uri, offset, _BLOCK_BYTES)
-        end = content.rfind(b"\n") + 1
-        last = len(content) < _BLOCK_BYTES
-        if last and not (growing and is_torn(content[end:])):
+        end, last = content.rfind(b"\n") + 1, len(content) < _BLOCK_BYTES
+        if (last or not end) and not (last and growing and is_torn(content[end:])):
             end = len(content)
-        return (content[:end], _parsed(content[:end], uri, first_line)) if end else None
+        return content[:end], _parsed(content[:end], uri, first_line), last
 
     return storage.reading_again(parsed, f"reading {uri}", lambda error: isinstance(error, ValueError))
 

@@ -43,7 +43,8 @@ class GrowingFile:
         self._pending = bytearray()
         # The bytes of a segment in object storage that is not complete.
         self._open = bytearray()
-        self._begun = self._whole = False
+        # Whether the file ends where the last flush ended.
+        self._settled = False
         if not self._local and self._offset:
             self._reopen()
 
@@ -57,13 +58,14 @@ class GrowingFile:
             return
         if self._local:
             make_folder(self._uri.rpartition("/")[0])
-        if not self._begun:
+        settled, self._settled = self._settled, False
+        if not settled:
             _remove_behind(self._uri, self._segment)
         if self._local:
-            self._append_local()
+            self._append_local(settled)
         else:
             self._write_segment()
-        self._begun = True
+        self._settled = True
         self._pending.clear()
 
     def _reopen(self) -> None:
@@ -73,15 +75,14 @@ class GrowingFile:
         else:
             self._open += content[: self._offset]
 
-    def _append_local(self) -> None:
+    def _append_local(self, settled: bool) -> None:
         path = Path(resolve(segment_uri(self._uri, self._segment))[1])
         try:
             with path.open("ab") as file:
-                # Drop what lies behind the place to keep, and the part of a flush that failed. Not otherwise:
-                # if another process has appended, its bytes stay whole.
-                if not self._whole and file.tell() > self._offset:
+                # Drop what lies behind the place to keep, or a part of a flush that failed. Not otherwise:
+                # what another process may have appended stays whole.
+                if not settled and file.tell() > self._offset:
                     file.truncate(self._offset)
-                self._whole = False
                 file.write(self._pending)
                 file.flush()
                 os.fsync(file.fileno())
@@ -89,7 +90,6 @@ class GrowingFile:
         except OSError as error:
             # The error of a full disk names no file.
             raise OSError(error.errno, error.strerror, str(path)) from error
-        self._whole = True
 
     def _write_segment(self) -> None:
         content = bytes(self._open + self._pending)
