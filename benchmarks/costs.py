@@ -121,9 +121,9 @@ def _list_by_pyarrow(folder: Path) -> Cost:
     return measured(lambda: fs.LocalFileSystem().get_file_info(selector))
 
 
-def _write_metrics(folder: Path, hundreds: int) -> None:
+def _write_metrics(folder: Path, tens: int) -> None:
     log = MetricsLog(str(folder), 0)
-    for step in range(1, 100 * hundreds + 1):
+    for step in range(1, 10 * tens + 1):
         log.append(step=step, epoch=1, loss=1 / step, learning_rate=0.1 / step, images_per_second=1e3 / step)
         if step % 100 == 0:
             log.flush()
@@ -146,7 +146,7 @@ _CASES = {
     "three windows of so many row groups": (_write_parquet, _windows, "one ParquetFile", _windows_by_pyarrow),
     "index of a tar of so many images": (_write_tar, _index, "tarfile", _tar_by_tarfile),
     "index of a folder of so many images": (_write_folder, _index, "the listing alone", _list_by_pyarrow),
-    "losses of so many hundred steps": (_write_metrics, _metrics, "json.loads a line", _metrics_by_json),
+    "losses of ten times so many steps": (_write_metrics, _metrics, "json.loads a line", _metrics_by_json),
 }
 
 
@@ -170,7 +170,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--sizes", nargs="+", type=int, default=_SIZES, help="row groups, images or hundreds of steps"
+        "--sizes", nargs="+", type=int, default=_SIZES, help="row groups, images or tens of steps"
     )
     sizes = parser.parse_args().sizes
     print(f"sizes: {', '.join(f'{size:,}' for size in sizes)}")
