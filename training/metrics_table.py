@@ -22,7 +22,7 @@ _BLOCK_BYTES, _BATCH_LINES = 1 << 24, 10_000
 class Metrics(Sequence[dict[str, Any]]):
     """The lines of a run's metrics, as dictionaries of the keys that each line has.
 
-    A key that no line lacks costs 8 bytes a line; `column` and `having` make no dictionaries.
+    They are kept as columns, in 8 bytes a number; `column` and `having` make no dictionaries.
     """
 
     def __init__(self, table: pa.Table, rows: Int[np.ndarray, " n"] | None = None) -> None:
@@ -32,7 +32,7 @@ class Metrics(Sequence[dict[str, Any]]):
 
     @classmethod
     def of(cls, lines: Iterable[Mapping[str, Any]]) -> "Metrics":
-        """Metrics with these lines. Raises ValueError where the values of a key are of different kinds."""
+        """Metrics with these lines."""
         return cls(_table(list(lines)))
 
     def having(self, key: str) -> "Metrics":
@@ -108,8 +108,8 @@ def read_blocks(uri: str) -> Iterator[Block]:
 
 def joined(uri: str, blocks: Iterable[Block]) -> Metrics:
     """The lines of all blocks of the file."""
+    tables = [block.metrics.table for block in blocks]
     with _of_one_kind(uri):
-        tables = [block.metrics.table for block in blocks]
         return Metrics(pa.concat_tables(tables, promote_options="permissive") if tables else _table([]))
 
 

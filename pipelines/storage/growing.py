@@ -14,8 +14,6 @@ from pipelines.storage.filesystems import resolve
 # Bytes after which a segment in object storage is complete.
 SEGMENT_BYTES = 10_000_000
 
-_NUMBER = re.compile(r"\.(\d{5,})")
-
 
 class Place(NamedTuple):
     """A place in a growing file: so many bytes into its segment of this number, from 1."""
@@ -114,11 +112,8 @@ def segment_uri(uri: str, number: int) -> str:
 def segments(uri: str) -> list[int]:
     """Sorted numbers of the segments that exist."""
     folder, _, first = uri.rpartition("/")
-    found = [1] if first in (there := names(folder)) else []
-    for name in there:
-        number = _NUMBER.fullmatch(name.removeprefix(first)) if name.startswith(first) else None
-        found += [int(number[1])] if number else []
-    return sorted(found)
+    pattern = re.compile(re.escape(first) + r"(?:\.(\d{5,}))?")
+    return sorted(int(found[1] or 1) for found in map(pattern.fullmatch, names(folder)) if found)
 
 
 def _remove_behind(uri: str, segment: int) -> None:
