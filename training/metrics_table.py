@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.json as pj
 from jaxtyping import Float, Int
 
@@ -39,7 +38,7 @@ class Metrics(Sequence[dict[str, Any]]):
         """The lines that have `key`."""
         if key not in self.table.column_names:
             return Metrics(self.table, self._rows[:0])
-        valid = pc.is_valid(self.table[key]).to_numpy()
+        valid = self.table[key].is_valid().to_numpy()
         return Metrics(self.table, self._rows[valid[self._rows]])
 
     def column(self, key: str) -> Float[np.ndarray, " n"]:
