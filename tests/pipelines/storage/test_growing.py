@@ -101,7 +101,7 @@ def test_what_lies_behind_the_place_to_keep_is_dropped_and_nothing_before_it_wri
     assert _put(proxy) == [written]
 
 
-def test_on_this_machine_the_segments_of_a_copied_file_are_gone_on_with(tmp_path: Path) -> None:
+def test_a_copied_file_of_several_segments_grows_at_the_end_of_the_one_that_is_kept(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         Path(segment_uri(str(tmp_path / "file"), number)).write_bytes(3 * _LINE)
     (tmp_path / "file.00002.mine").touch()
