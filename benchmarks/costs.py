@@ -38,6 +38,7 @@ from pipelines.reader import Reading, read_pieces
 from training.config import EvaluationConfig
 from training.evaluation.knn import knn_accuracy
 from training.gather import LocalGather
+from training.metrics import MetricsLog, read_metrics
 
 try:
     import faiss  # pyright: ignore[reportMissingImports]
@@ -267,6 +268,26 @@ def _knn_by_peer(folder: Path) -> Cost:
     return measured(lambda: index.search(queries.numpy(), 200))
 
 
+def _write_metrics(folder: Path, tens: int) -> None:
+    log = MetricsLog(str(folder), 0)
+    for step in range(1, 10 * tens + 1):
+        log.append(step=step, epoch=1, loss=1 / step, learning_rate=0.1 / step, images_per_second=1e3 / step)
+        if step % 100 == 0:
+            log.flush()
+
+
+def _metrics(folder: Path) -> Cost:
+    return measured(lambda: read_metrics(str(folder)).having("loss").column("loss"))
+
+
+def _metrics_by_json(folder: Path) -> Cost:
+    def read() -> None:
+        with (folder / "metrics.jsonl").open() as file:
+            [json.loads(line)["loss"] for line in file]
+
+    return measured(read)
+
+
 _CASES = {
     "labels of so many row groups": (_write_parquet, _labels, "pq.read_table", _labels_by_pyarrow),
     "three windows of so many row groups": (_write_parquet, _windows, "one ParquetFile", _windows_by_pyarrow),
@@ -293,6 +314,7 @@ _CASES = {
         "faiss" if faiss else "torch",
         _knn_by_peer,
     ),
+    "losses of ten times so many steps": (_write_metrics, _metrics, "json.loads a line", _metrics_by_json),
 }
 
 
@@ -315,7 +337,9 @@ def _print_case(name: str, sizes: list[int]) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", type=int, default=_SIZES, help="row groups or images")
+    parser.add_argument(
+        "--sizes", nargs="+", type=int, default=_SIZES, help="row groups, images or tens of steps"
+    )
     parser.add_argument("--only", default="", help="a part of the names of the cases to measure")
     arguments = parser.parse_args()
     print(f"sizes: {', '.join(f'{size:,}' for size in arguments.sizes)}")

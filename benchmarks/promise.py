@@ -83,8 +83,8 @@ def _runs(folder: Path, steps: int, counts: list[int]) -> dict[str, list[dict]]:
     found = {}
     with cluster(cpus=8):
         for workers in counts:
-            found[str(workers)] = run_training(_config(folder, steps, workers, f"workers-{workers}"))
-        other = run_training(_config(folder, steps, 2, "seed", seed=1))
+            found[str(workers)] = list(run_training(_config(folder, steps, workers, f"workers-{workers}")))
+        other = list(run_training(_config(folder, steps, 2, "seed", seed=1)))
     found[_KILLED] = _killed(folder, steps)
     found[_SEED] = other
     return found
@@ -104,7 +104,7 @@ def _killed(folder: Path, steps: int) -> list[dict]:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     subprocess.run([*command, "--resume", run, "--workers", "1"], check=True)
-    return read_metrics(run)
+    return list(read_metrics(run))
 
 
 def _print(losses: dict[str, Losses], accuracies: dict[str, float]) -> None:

@@ -3,7 +3,7 @@
 import io
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def run_demo(output: str) -> None:
             print(f"{count:,} images packed into {uri}")
         config = _config(train, test, output)
         metrics = run_training(config)
-    _print_accuracies([line for line in metrics if "knn_top1" in line])
+    _print_accuracies(metrics.having("knn_top1"))
 
 
 def _config(train: str, test: str, output: str) -> TrainConfig:
@@ -46,7 +46,7 @@ def _config(train: str, test: str, output: str) -> TrainConfig:
     return TrainConfig(**values, data=data, output=output, name=time.strftime("demo-%Y%m%d-%H%M%S"))
 
 
-def _print_accuracies(evaluations: list[dict[str, Any]]) -> None:
+def _print_accuracies(evaluations: Sequence[dict[str, Any]]) -> None:
     print("\nkNN accuracy on held-out digits (chance is 10 %)")
     for label, line, key in (
         ("raw pixels", evaluations[0], "knn_top1_pixels"),

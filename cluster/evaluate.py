@@ -101,7 +101,7 @@ def _finetune(
         classes=len(train.classes) or len(train.label_values),
     )  # fmt: skip
     lines = run_training(tuned, train, sets.test, launch=launch)
-    line = [line for line in lines if "top1" in line][-1]
+    line = lines.having("top1")[-1]
     judged = {key: line[key] for key in ("top1", "top1_margin", *COMPARED) if key in line}
     return {"features": request.features, **judged, "run": run_uri(tuned)}
 

@@ -21,6 +21,7 @@ from training.errors import RunError, StoppedError
 from training.evaluation.evaluator import Sets
 from training.lease import Held, leased
 from training.metrics import read_metrics
+from training.metrics_table import Metrics
 from training.objectives import check_initial, count_classes, own_modules
 from training.report import write_report
 from training.report.history import RunHistory
@@ -49,7 +50,7 @@ def run_training(
     test: Index | None = None,
     startup: Startup | None = None,
     launch: "Launch | None" = None,
-) -> list[dict[str, Any]]:
+) -> Metrics:
     """Train, with progress on the terminal; returns the lines of the run's metrics.jsonl.
 
     `train` and `test` are the images of the config's data, if they are listed already. `launch` starts the

@@ -6,48 +6,56 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from pipelines import storage
 from pipelines.plan import Plan
-from pipelines.storage.checksums import encode_lines, read_lines
+from pipelines.storage.checksums import encode_lines
+from pipelines.storage.growing import SEGMENT_BYTES, START, GrowingFile
 from training.lease import Held
+from training.metrics_table import Metrics, joined, read_blocks
 from training.tensorboard import TensorBoard
 
 _FILE = "metrics.jsonl"
 
 
 class MetricsLog:
-    """The lines of RUN/metrics.jsonl, written whole at each flush: object storage cannot append."""
+    """The lines of RUN/metrics.jsonl: each is encoded once and appended, or written with its segment."""
 
-    def __init__(self, run: str, resume_step: int) -> None:
-        """Goes on from the lines that an earlier part of the run left up to `resume_step`."""
-        self._uri = storage.join(run, _FILE)
-        self._lines = (
-            [line for line in read_metrics(run) if line["step"] <= resume_step] if resume_step else []
-        )
-        self._unsaved = False
+    def __init__(self, run: str, resume_step: int, segment_bytes: int = SEGMENT_BYTES) -> None:
+        """Keeps the lines that an earlier part of the run left up to `resume_step`.
 
-    def count(self, key: str) -> int:
-        """Lines that have `key`."""
-        return sum(key in line for line in self._lines)
-
-    @property
-    def last_step(self) -> int | None:
-        """Step of the last line, None where there is none."""
-        return self._lines[-1]["step"] if self._lines else None
+        The first flush drops the others. last_step: step of the last line, None where there is none. skipped:
+        number of lines of skipped steps.
+        """
+        uri = storage.join(run, _FILE)
+        self.last_step: int | None = None
+        self.skipped, keep, ended = 0, START, True
+        for block in read_blocks(uri) if resume_step else ():
+            beyond = np.flatnonzero(block.metrics.column("step") > resume_step)
+            kept = block.metrics[: beyond[0]] if beyond.size else block.metrics
+            if kept:
+                self.last_step, keep = kept[-1]["step"], block.end(len(kept))
+                self.skipped += len(kept.having("skipped"))
+                ended = beyond.size > 0 or block.content.endswith(b"\n")
+            if beyond.size:
+                break
+        self._file = GrowingFile(uri, keep, segment_bytes)
+        if not ended:
+            self._file.write(b"\n")
 
     def append(self, **values: Any) -> None:
-        self._lines.append(values)
-        self._unsaved = True
+        self._file.write(encode_lines([values]))
 
     def flush(self) -> None:
-        if self._unsaved:
-            storage.write(self._uri, encode_lines(self._lines))
-            self._unsaved = False
+        """Write the new lines and have them on the disk. Raises OSError; the next flush tries again."""
+        self._file.flush()
 
 
-def read_metrics(run: str) -> list[dict[str, Any]]:
-    """The lines of RUN/metrics.jsonl, none where there is no such file; ValueError where one is damaged."""
-    return read_lines(storage.join(run, _FILE))
+def read_metrics(run: str) -> Metrics:
+    """The lines of the run's metrics, none where there are none; ValueError where one is damaged."""
+    uri = storage.join(run, _FILE)
+    return joined(uri, read_blocks(uri))
 
 
 # What a worker does, for who reads its log.
@@ -82,7 +90,7 @@ class RunLog:
         self._metrics, self._board = MetricsLog(run, start_step), TensorBoard(run, start_step)
         self._kept: dict[str, Callable[[], None]] = {}
         self._unwritten: set[str] = set()
-        self.last_step, self._skipped = start_step, self._metrics.count("skipped")
+        self.last_step, self._skipped = start_step, self._metrics.skipped
         self._stepped_at = self._written_at = time.monotonic()
         self._shown_at = -math.inf
 

@@ -1,6 +1,5 @@
 """The numbers of metrics.jsonl as a file that TensorBoard reads, in RUN/tensorboard."""
 
-import io
 import time
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -12,23 +11,27 @@ from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttr
 from tensorboardX.record_writer import register_writer_factory
 
 from pipelines import storage
+from pipelines.storage.growing import SEGMENT_BYTES, GrowingFile
+
+# tensorboardX writes what it finds under this scheme with a writer of ours, as it does under s3 with its own.
+_PREFIX = "diptych"
 
 _NOT_SHOWN = ("step", "epoch")
 
 
 class TensorBoard:
-    """One file of events for each time that a run starts or resumes; object storage cannot append.
+    """A file of events for each time that a run starts or resumes; in object storage a series of segments.
 
-    The events stay in memory between writes. tensorboardX's SummaryWriter would hand them to a thread through
-    a queue of ten: it costs 0.4 ms a step, and once its disk is full the step waits for ever.
+    The events stay in memory between flushes. tensorboardX's SummaryWriter would hand them to a thread
+    through a queue of ten: it costs 0.4 ms a step, and once its disk is full the step waits for ever.
     """
 
-    def __init__(self, run: str, start_step: int) -> None:
+    def __init__(self, run: str, start_step: int, segment_bytes: int = SEGMENT_BYTES) -> None:
         """TensorBoard drops what an earlier part of the run left beyond `start_step`."""
-        self._uri = storage.join(run, "tensorboard", f"events.out.tfevents.{start_step:09}")
-        self._content = io.BytesIO()
-        register_writer_factory("memory", SimpleNamespace(open=lambda path: self._content))
-        self._records = RecordWriter("memory:events")
+        uri = storage.join(run, "tensorboard", f"events.out.tfevents.{start_step:09}")
+        self._file = GrowingFile(uri, segment_bytes=segment_bytes)
+        register_writer_factory(_PREFIX, SimpleNamespace(open=lambda path: self._file))
+        self._records = RecordWriter(f"{_PREFIX}:{uri}")
         self._write(Event(file_version="brain.Event:2"))
         # A session that starts at a step drops what there is from that step on.
         self._write(Event(step=start_step + 1, session_log=SessionLog(status=SessionLog.START)))
@@ -43,12 +46,9 @@ class TensorBoard:
         self._write(Event(step=values["step"], summary=Summary(value=shown)))
 
     def flush(self) -> None:
-        """Write the whole file, if there is anything new."""
-        if self._unsaved:
-            storage.write(self._uri, self._content.getvalue())
-            self._unsaved = False
+        """Write the new events; raises OSError, and the next flush tries them again."""
+        self._records.flush()
 
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()
-        self._unsaved = True
         self._records.write(event.SerializeToString())

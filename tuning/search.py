@@ -181,7 +181,7 @@ class _Trial(tune.Trainable):
         if (Checkpoints(run, config.checkpoint.keep).latest_step() or 0) < until:
             return None
         metric = METRICS[self._shared.search.metric]
-        found = [line for line in read_metrics(run) if metric in line and line["step"] == until]
+        found = [line for line in read_metrics(run).having(metric) if line["step"] == until]
         return found[-1] if found else None
 
     def _train(self, config: TrainConfig, until: int) -> dict[str, Any]:

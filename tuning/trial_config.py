@@ -94,8 +94,8 @@ def shown_values(search: SearchConfig, point: Point) -> dict[str, Any]:
 def ranking_line(search: SearchConfig, run: str) -> dict[str, Any]:
     """The metrics line that ranks the trial in `run`, a folder below OUTPUT/NAME; empty if there is none."""
     key = METRICS[search.metric]
-    lines = read_metrics(storage.join(search_folder(search), run))
-    return next((line for line in reversed(lines) if key in line), {})
+    lines = read_metrics(storage.join(search_folder(search), run)).having(key)
+    return lines[-1] if lines else {}
 
 
 def best_config(search: SearchConfig, run: str) -> TrainConfig:

@@ -26,7 +26,11 @@ _FIRST_LINE = re.compile(rb"# crc32: ([0-9a-f]{8})\n")
 _LAST_LINE = re.compile(rb"^# crc32: ([0-9a-f]{8})\n?\Z", re.MULTILINE)
 _TOML_MARK = b"# crc32: "
 _KEY = "crc32"
-_TAIL = len(f', "{_KEY}": "{"0" * _DIGITS}"}}')
+_TAIL_FORMAT = f', "{_KEY}": "%08x"}}'.encode()
+_TAIL = len(_TAIL_FORMAT % 0)
+
+# The end of a line of JSON, and one byte where a newline should be.
+_LINE_END = re.compile(rb', "crc32": "[0-9a-f]{8}"\}.?\Z', re.DOTALL)
 
 # The end of a zip without a comment: the two bytes of the comment's length.
 NO_COMMENT = b"\x00\x00"
@@ -143,13 +147,14 @@ def encode_lines(objects: Iterable[Mapping[str, Any]]) -> bytes:
     return "".join(json_with_checksum(values) + "\n" for values in objects).encode()
 
 
-def decode_lines(content: bytes, of: str) -> list[dict[str, Any]]:
-    """The inverse of encode_lines. Raises ValueError, which names the source `of`, for a damaged line.
+def decode_lines(content: bytes, of: str, first: int = 1) -> list[dict[str, Any]]:
+    """The inverse of encode_lines. Raises ValueError for a damaged line.
 
-    Ignores a byte order mark and empty lines, which editors add.
+    It names the source `of` and the line, where the first one has the number `first`. Ignores a byte order
+    mark and empty lines, which editors add.
     """
     objects = []
-    for number, line in enumerate(content.removeprefix(BOM_UTF8).splitlines(), start=1):
+    for number, line in enumerate(content.removeprefix(BOM_UTF8).splitlines(), start=first):
         if not line.strip():
             continue
         try:
@@ -160,6 +165,25 @@ def decode_lines(content: bytes, of: str) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"{of} is damaged in line {number}; restore it, or delete that line") from error
     return objects
+
+
+def lines_as_written(content: bytes) -> bool:
+    """Whether each line is as encode_lines wrote it, its checksum included; takes a microsecond a line."""
+    return content.endswith(b"\n") and all(
+        line[-_TAIL:] == _TAIL_FORMAT % crc32(b"}", crc32(line[:-_TAIL]))
+        for line in content[:-1].split(b"\n")
+    )
+
+
+def is_torn(line: bytes) -> bool:
+    """Whether the end of a file behind its last newline is empty or the beginning of a line, cut off."""
+    if not line:
+        return True
+    try:
+        checked_json(line)
+    except ValueError:
+        return line.startswith(b"{") and _LINE_END.search(line) is None
+    return False
 
 
 def read_lines(uri: str) -> list[dict[str, Any]]:

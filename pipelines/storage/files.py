@@ -30,6 +30,7 @@ __all__ = [
     "patience",
     "read",
     "read_as",
+    "read_range",
     "reading_again",
     "remove",
     "remove_partials",
@@ -65,6 +66,17 @@ def read(uri: str) -> bytes | None:
         # In one request: a stream would take one for every 256 KiB, in sequence.
         with filesystem.open_input_file(path) as file:
             return file.read()
+
+    return retrying(content, f"reading {uri}")
+
+
+def read_range(uri: str, start: int, size: int) -> bytes:
+    """So many bytes of the file from byte `start`; fewer where it ends before."""
+    filesystem, path = resolve(uri)
+
+    def content() -> bytes:
+        with filesystem.open_input_file(path) as file:
+            return file.read_at(max(0, min(size, file.size() - start)), start)
 
     return retrying(content, f"reading {uri}")
 

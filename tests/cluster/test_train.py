@@ -8,7 +8,7 @@ import stat
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -96,7 +96,7 @@ def metrics(run: str) -> list[dict]:
     return [json.loads(line) for line in content.decode().splitlines()]
 
 
-def losses(lines: list[dict]) -> list[float]:
+def losses(lines: Iterable[dict]) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 

@@ -44,7 +44,7 @@ _READS: dict[str, Callable[[str], Any]] = {
     "index/train.parquet": lambda run: getattr(kept_index(run, "train"), "paths", None),
     "images/00000.parquet": lambda run: _images(f"{run}/images"),
     "config.toml": read_config,
-    "metrics.jsonl": read_metrics,
+    "metrics.jsonl": lambda run: list(read_metrics(run)),
     "quarantine.jsonl": lambda run: read_quarantine(f"{run}/quarantine.jsonl"),
 }
 

@@ -3,7 +3,7 @@
 import io
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,11 +93,11 @@ def _copy(base: TrainConfig, output: Path, *steps: int, harm: str = "truncated")
     return config
 
 
-def _steps(lines: list[dict[str, Any]]) -> list[int]:
+def _steps(lines: Iterable[dict[str, Any]]) -> list[int]:
     return [line["step"] for line in lines if "loss" in line]
 
 
-def _warnings(lines: list[dict[str, Any]]) -> list[str]:
+def _warnings(lines: Iterable[dict[str, Any]]) -> list[str]:
     return [line["warning"] for line in lines if "warning" in line]
 
 
@@ -184,8 +184,9 @@ def test_another_file_of_the_run_that_is_damaged_is_named_before_anything_starts
     config = _copy(base, tmp_path, 6)
     keep_index(run_uri(config), "train", build_index(config.data.train, config.data))
     path = Path(run_uri(config), name)
-    # Neither TOML nor JSON ends in the middle of a line's key.
-    path.write_bytes(_HARM[harm](path.read_bytes()).rstrip(b'"]}\n\r0123456789. ') + b'"')
+    # Neither TOML nor JSON ends in the middle of a line's key. The newline tells that from a line of metrics
+    # that a killed process has left unfinished.
+    path.write_bytes(_HARM[harm](path.read_bytes()).rstrip(b'"]}\n\r0123456789. ') + b'"\n')
     with pytest.raises(ValueError, match=rf"^{tmp_path}.*{said}"):
         run_training(config)
     assert not ray.is_initialized()

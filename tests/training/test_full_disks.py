@@ -162,7 +162,7 @@ def _assert_same(config: TrainConfig, other: TrainConfig) -> None:
 
 
 def _lines(config: TrainConfig) -> list[dict[str, Any]]:
-    return read_metrics(run_uri(config))
+    return list(read_metrics(run_uri(config)))
 
 
 def _warnings(config: TrainConfig) -> list[str]:

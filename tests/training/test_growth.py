@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 _STEPS, _LOOKS = 2000, (500, 1000, 1500, 1999)
 
-# For the lines of metrics.jsonl and TensorBoard's file, which stay in memory: object storage cannot append.
+# For what the allocator keeps: lines of metrics and TensorBoard's events leave the memory with each flush.
 _KIB_A_STEP = 4.0
 
 

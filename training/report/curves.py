@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from training.config import TrainConfig
 from training.losses.matching import chance
+from training.metrics_table import Metrics
 from training.report.history import STAGES, RunHistory
 from training.report.page import COLOURS, GREY, plot_html, styled
 
@@ -119,13 +120,13 @@ def _add_run(
     figure: go.Figure,
     metric: _Metric,
     run: RunHistory,
-    lines: list[dict[str, Any]],
+    lines: Metrics,
     name: str,
     colour: str,
     dashed: str,
 ) -> int:
     """Draw a run's curve and its baselines; returns the number of lines that a point is the mean of."""
-    rows = np.array([(line["step"], metric.scale * line[metric.key]) for line in lines], float)
+    rows = np.column_stack((lines.column("step"), metric.scale * lines.column(metric.key)))
     rows, size = thinned(rows, _CURVE_POINTS)
     mode = "lines+markers" if len(rows) < _FEW_POINTS else "lines"
     figure.add_scatter(
@@ -174,7 +175,8 @@ def _stage_bars(names: list[str], totals: list[dict[str, float]]) -> go.Figure:
 
 def _stage_area(run: RunHistory) -> go.Figure:
     keys = [f"{stage}_seconds" for stage in STAGES]
-    rows = np.array([[line["step"], *(line.get(key, 0.0) for key in keys)] for line in run.steps], float)
+    steps = run.steps
+    rows = np.column_stack([steps.column("step"), *(np.nan_to_num(steps.column(key)) for key in keys)])
     rows, _ = thinned(rows, _STAGE_POINTS)
     shares = 100 * rows[:, 1:] / np.maximum(rows[:, 1:].sum(1, keepdims=True), 1e-12)
     figure = go.Figure()

@@ -1,15 +1,17 @@
 """A run's files, read for its report, whether the run has finished, was stopped or is still running."""
 
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from json import JSONDecodeError
-from typing import Any, get_args
+from typing import get_args
+
+import numpy as np
 
 from pipelines import storage
 from pipelines.quarantine import read_quarantine
 from training.config import TrainConfig
 from training.metrics import read_metrics
+from training.metrics_table import Metrics
 from training.run_folder import read_config
 from training.step_timer import Stage
 from training.trainer import run_uri
@@ -25,7 +27,7 @@ class RunHistory:
     """
 
     config: TrainConfig
-    metrics: list[dict[str, Any]]
+    metrics: Metrics
     quarantined: Counter[str] = field(default_factory=Counter)
     views: bytes | None = None
 
@@ -33,24 +35,22 @@ class RunHistory:
     def uri(self) -> str:
         return run_uri(self.config)
 
-    def lines_with(self, key: str) -> list[dict[str, Any]]:
-        return [line for line in self.metrics if key in line]
+    def lines_with(self, key: str) -> Metrics:
+        return self.metrics.having(key)
 
     @property
-    def steps(self) -> list[dict[str, Any]]:
+    def steps(self) -> Metrics:
         """The lines of steps that were not skipped."""
         return self.lines_with("loss")
 
     @property
     def seconds(self) -> float:
         """Wall-clock seconds of all steps, without evaluations and the time between two parts of the run."""
-        return sum(self.config.batch_size / line["images_per_second"] for line in self.steps)
+        return float((self.config.batch_size / self.steps.column("images_per_second")).sum())
 
     def stage_seconds(self) -> dict[str, float]:
         """Seconds of each stage summed over all steps; empty if the metrics have none."""
-        sums = {
-            stage: math.fsum(line.get(f"{stage}_seconds", 0.0) for line in self.steps) for stage in STAGES
-        }
+        sums = {stage: float(np.nansum(self.steps.column(f"{stage}_seconds"))) for stage in STAGES}
         return sums if any(sums.values()) else {}
 
 

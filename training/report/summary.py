@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+
 from training.config.objective import objective_title
 from training.evaluation.certainty import shown
 from training.losses.matching import chance
@@ -95,8 +97,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _accuracies(run: RunHistory) -> list[tuple[str, str]]:
     facts = []
     for key, label in _ACCURACIES.items():
-        lines = [line for line in run.lines_with(key) if line["step"]]
-        facts += [(label, shown(lines[-1], key))] if lines else []
+        lines = run.lines_with(key)
+        # That of step 0 is of the untrained encoder.
+        facts += [(label, shown(lines[-1], key))] if lines and lines[-1]["step"] else []
     for line in run.lines_with("knn_top1")[:1]:
         if line["step"] == 0:
             facts.append(("kNN, untrained", shown(line, "knn_top1")))
@@ -108,10 +111,11 @@ def _accuracies(run: RunHistory) -> list[tuple[str, str]]:
 
 
 def _progress(run: RunHistory) -> list[tuple[str, str]]:
-    if not run.steps:
+    steps = run.steps
+    if not steps:
         return []
-    last, config = run.steps[-1], run.config
-    rates = sorted(line["images_per_second"] for line in run.steps)
+    last, config = steps[-1], run.config
+    rates = np.sort(steps.column("images_per_second"))
     return [
         ("last loss", f"{last['loss']:.3f}"),
         *_view_matching(run),
@@ -123,12 +127,12 @@ def _progress(run: RunHistory) -> list[tuple[str, str]]:
 
 
 def _view_matching(run: RunHistory) -> list[tuple[str, str]]:
-    shares = [line["view_matching"] for line in run.lines_with("view_matching")[-_LAST_STEPS:]]
-    if not shares:
+    shares = run.lines_with("view_matching")[-_LAST_STEPS:].column("view_matching")
+    if not shares.size:
         return []
     by_chance = chance(run.config.batch_size)
     return [
-        ("views matched", f"{sum(shares) / len(shares):.1%}"),
+        ("views matched", f"{shares.mean():.1%}"),
         ("views matched by chance", f"{by_chance:.1%}"),
     ]
 

@@ -4,7 +4,6 @@ import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import fmean
 
 from pipelines import storage
 from training.evaluation.certainty import FEW_IMAGES, shown
@@ -77,10 +76,10 @@ def _by_labels(run: RunHistory) -> tuple[bool | None, str]:
 
 def _by_views(run: RunHistory) -> tuple[bool | None, str]:
     """Whether more views match at the end than at the start, by more than three standard errors."""
-    shares = [line["view_matching"] for line in run.lines_with("view_matching")]
+    shares = run.lines_with("view_matching").column("view_matching")
     if len(shares) < 2 * _FEW_STEPS:
         return None, ""
-    first, last = fmean(shares[:_FEW_STEPS]), fmean(shares[-_FEW_STEPS:])
+    first, last = float(shares[:_FEW_STEPS].mean()), float(shares[-_FEW_STEPS:].mean())
     by_chance, views = chance(run.config.batch_size), 2 * run.config.batch_size * _FEW_STEPS
     error = math.sqrt((first * (1 - first) + last * (1 - last)) / views)
     text = f"views matched {last:.1%} ({first:.1%} in the first {_FEW_STEPS} steps, chance {by_chance:.1%})"
@@ -113,11 +112,11 @@ def _reasons(run: RunHistory) -> Iterator[str]:
 def _alike(run: RunHistory) -> bool:
     """Whether NT-Xent's loss is that of features that are all alike: all similarities are equal."""
     config = run.config
-    losses = [line["loss"] for line in run.steps[-_FEW_STEPS:]]
-    if config.objective != "simclr" or config.simclr.loss != "nt-xent" or not losses:
+    losses = run.steps[-_FEW_STEPS:].column("loss")
+    if config.objective != "simclr" or config.simclr.loss != "nt-xent" or not len(losses):
         return False
     alike = math.log(2 * config.batch_size - 1)
-    return abs(fmean(losses) / alike - 1) < _SAME_LOSS
+    return abs(losses.mean() / alike - 1) < _SAME_LOSS
 
 
 def _waiting(run: RunHistory) -> float:

@@ -199,7 +199,7 @@ def test_what_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is named twice; name different runs"):
         write_reports([str(run), f"{run}/"], None)
     torn = _copy(run, tmp_path)
-    (torn / "metrics.jsonl").write_text('{"step": 1')
+    (torn / "metrics.jsonl").write_text('{"step": 1\n')
     with pytest.raises(ValueError, match=r"first/metrics.jsonl is damaged in line 1; restore it"):
         write_reports([str(torn)], None)
     (tmp_path / "file").touch()

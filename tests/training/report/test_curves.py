@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from histories import CONFIG, STEPS
+from histories import CONFIG, STEPS, history
 
 from training.report.curves import Curve, curves, thinned
-from training.report.history import STAGES, RunHistory
+from training.report.history import STAGES
 from training.report.runs import render
 
 
@@ -20,15 +20,15 @@ def _traces(curve: Curve) -> list[dict[str, Any]]:
 
 
 def test_only_what_a_run_has_is_drawn() -> None:
-    assert [curve.title for curve in curves({"run": RunHistory(CONFIG, STEPS)})] == [
+    assert [curve.title for curve in curves({"run": history(STEPS)})] == [
         "Loss", "Learning rate", "Throughput",
     ]  # fmt: skip
-    assert curves({"run": RunHistory(CONFIG, [])}) == []
+    assert curves({"run": history([])}) == []
 
 
 def test_a_curve_has_its_values_and_what_it_comes_to_by_chance_beside_it() -> None:
     steps = [{**line, "view_matching": 0.1 * line["step"]} for line in STEPS]
-    drawn = curves({"run-7": RunHistory(replace(CONFIG, batch_size=10), steps)})
+    drawn = curves({"run-7": history(steps, replace(CONFIG, batch_size=10))})
     (curve,) = (one for one in drawn if one.title == "View matching")
     matched, chance = _traces(curve)
     assert (matched["name"], chance["name"]) == ("run-7", "chance")
@@ -52,13 +52,13 @@ def test_many_steps_are_drawn_as_means_of_equally_many() -> None:
 def test_a_page_of_many_steps_is_small_enough_to_send() -> None:
     spent = {f"{stage}_seconds": 0.125 for stage in STAGES}
     steps = [{**STEPS[0], **spent, "view_matching": 0.5, "step": step} for step in range(1, 100_001)]
-    content = render(RunHistory(CONFIG, steps), 0)
+    content = render(history(steps), 0)
     assert "Means of 167 steps." in content
     assert len(content) < 7e6
 
 
 def test_names_of_runs_cannot_leave_a_plots_code() -> None:
     name = "file:///runs/</script><script>alert(1)</script>"
-    for curve in curves({name: RunHistory(CONFIG, STEPS), "other": RunHistory(CONFIG, STEPS)}):
+    for curve in curves({name: history(STEPS), "other": history(STEPS)}):
         assert "alert(1)</script>" not in curve.plot
         assert _traces(curve)[0]["name"] == name

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from histories import AFTER, BEFORE, CONFIG, STEPS
+from histories import AFTER, BEFORE, CONFIG, STEPS, history
 from PIL import Image
 
 from pipelines.config import DataConfig
@@ -17,7 +17,6 @@ from training.config import TrainConfig, config_hash
 from training.metrics import MetricsLog
 from training.report import features, write_report
 from training.report.features import FeatureSample, jpeg
-from training.report.history import RunHistory
 from training.report.images import feature_map, neighbours
 from training.report.runs import render as render_run
 
@@ -30,7 +29,7 @@ def _png() -> bytes:
 
 
 def render(config: TrainConfig, metrics: list[dict[str, Any]], views: bytes | None) -> str:
-    return render_run(RunHistory(config, metrics, views=views), 0)
+    return render_run(history(metrics, config, views=views), 0)
 
 
 class _Page(HTMLParser):
@@ -130,7 +129,7 @@ def test_the_report_is_written_from_the_runs_files(tmp_path: Path) -> None:
 
 def test_quarantined_images_are_counted_by_reason_and_their_reasons_escaped() -> None:
     quarantined = Counter({"is <torn>": 3, "has no header": 1})
-    page = render_run(RunHistory(CONFIG, [], quarantined=quarantined), 0)
+    page = render_run(history([], quarantined=quarantined), 0)
     text = _Page(page).text
     assert text[text.index("is <torn>") - 1] == "3"
     assert text[text.index("has no header") - 1] == "1"

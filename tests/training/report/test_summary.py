@@ -4,15 +4,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from histories import AFTER, BEFORE, CONFIG, STEPS
+from histories import AFTER, BEFORE, CONFIG, STEPS, history
 
 from training.evaluation.certainty import with_margins
-from training.report.history import RunHistory
 from training.report.summary import differing_rows, measurements, settings, summary_rows
 
 
 def _measured(*lines: dict[str, Any]) -> dict[str, str]:
-    return dict(measurements(RunHistory(CONFIG, list(lines))))
+    return dict(measurements(history(lines)))
 
 
 def test_accuracies_are_shown_as_percentages() -> None:
@@ -73,25 +72,25 @@ def test_faults_are_counted_and_not_mentioned_if_there_are_none() -> None:
 
 def test_a_resumed_run_says_on_how_many_workers() -> None:
     lines = [{"step": 0, "epoch": 0, "workers": 4}, {"step": 20, "epoch": 1, "workers": 4}]
-    assert dict(settings(RunHistory(CONFIG, lines)))["workers"] == "4"
+    assert dict(settings(history(lines)))["workers"] == "4"
     assert _measured(*lines)["resumes"] == "1"
     assert "resumes" not in _measured(*lines[:1])
-    fewer = RunHistory(CONFIG, [*lines, {"step": 40, "epoch": 2, "workers": 1}])
+    fewer = history([*lines, {"step": 40, "epoch": 2, "workers": 1}])
     assert dict(settings(fewer))["workers"] == "4, then 1"
 
 
 def test_view_matching_is_shown_beside_its_chance() -> None:
     steps = [{**line, "view_matching": 0.1 * line["step"]} for line in STEPS]
     # 10 images are 20 views, and each has 19 others.
-    facts = dict(measurements(RunHistory(replace(CONFIG, batch_size=10), steps)))
+    facts = dict(measurements(history(steps, replace(CONFIG, batch_size=10))))
     assert (facts["views matched"], facts["views matched by chance"]) == ("30.0%", "5.3%")
     assert "views matched" not in _measured(*STEPS)
 
 
 def test_runs_stand_side_by_side_and_only_their_differing_settings_are_listed() -> None:
     runs = {
-        "one": RunHistory(CONFIG, STEPS),
-        "two": RunHistory(replace(CONFIG, name="other", batch_size=512), STEPS[:2]),
+        "one": history(STEPS),
+        "two": history(STEPS[:2], replace(CONFIG, name="other", batch_size=512)),
     }
     assert differing_rows(runs) == [["batch_size", "256", "512"]]
     rows = {label: values for label, *values in summary_rows(runs)}

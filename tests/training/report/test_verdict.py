@@ -6,12 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from histories import CONFIG
+from histories import CONFIG, history
 
 from cluster.cli.main import app
 from pipelines.config import DataConfig
 from training.config import EvaluationConfig, TrainConfig
-from training.report.history import RunHistory
 from training.report.verdict import Verdict, verdict
 
 RUN = TrainConfig(data=DataConfig(train="/photos of mine"), batch_size=64, output="/my runs", name="first")
@@ -34,7 +33,7 @@ def _steps(count: int, *, loss: float = 2.0, first: float = 0.1, last: float = 0
 
 
 def _judged(*lines: dict[str, Any], config: TrainConfig = RUN) -> Verdict:
-    return verdict(RunHistory(config, list(lines)))
+    return verdict(history(lines, config))
 
 
 def _accuracies(before: float, after: float, margin: float) -> tuple[dict[str, Any], dict[str, Any]]:
