@@ -139,7 +139,7 @@ def test_quarantined_images_are_counted_by_reason_and_their_reasons_escaped() ->
 def test_a_page_of_many_steps_reasons_and_classes_stays_below_15_mb() -> None:
     steps = [{**STEPS[0], "step": step, "loss": 1 / step, "view_matching": 0.5} for step in range(1, 50_000)]
     reasons = Counter({f"is cut after {number} bytes": 1 for number in range(100_000)})
-    page = render_run(RunHistory(CONFIG, steps, quarantined=reasons), 0)
+    page = render_run(history(steps, quarantined=reasons), 0)
     generator = np.random.default_rng(0)
     # Noise takes the most bytes.
     noise = generator.integers(0, 256, (features._MOST_IMAGES, 96, 96, 3), np.uint8)
