@@ -27,6 +27,7 @@ from training.config import TrainConfig, training_recipes
 from training.errors import NonFiniteError, StoppedError
 from training.evaluation.certainty import doubts
 from training.evaluation.evaluator import Evaluator, Sets
+from training.gather import LocalGather
 from training.gradients import Backward, micro_batches, whole_batch
 from training.lease import Held
 from training.loop import fit
@@ -34,6 +35,7 @@ from training.losses import Matching
 from training.metrics import LOG, Progress, RunLog
 from training.models.batch_norm import synchronize_batch_norm
 from training.models.encoders import Encoder, raw_pixels
+from training.models.exact import exact_lanes, fixed_threads, make_exact
 from training.objectives import Objective, build_objective
 from training.optimizers import build_optimizer, learning_rate, load_moments, peak_learning_rate
 from training.process import Worker
@@ -91,7 +93,8 @@ def train(
     taken the lease `held`.
     """
     run = _Run(config, sets, worker, progress, until, careful_until, held)
-    run.train()
+    with fixed_threads(exact=config.exact):
+        run.train()
 
 
 class _Run:
@@ -205,8 +208,10 @@ class _Run:
         dtype = torch.bfloat16 if half else torch.float32
         if config.compile:
             self.objective.encoder.compile()
+        if config.exact:
+            gather = LocalGather()  # Exact layers add up all workers' gradients themselves.
         if config.micro_batch_size is not None and config.micro_batch_size < config.batch_size:
-            lanes = config.lanes // gather.world_size
+            lanes = config.lanes // self.worker.gather.world_size
             parts = config.batch_size // config.micro_batch_size
             return micro_batches(
                 self.objective, lanes=lanes, parts=parts, gather=gather, dtype=dtype, stages=self.stages
@@ -221,11 +226,15 @@ class _Run:
         gather = TimedGather(self.worker.gather, self.stages)
         # A checkpoint has what `init` would give, which may be gone by now.
         config = replace(self.config, init=None) if resumed else self.config
-        objective = build_objective(config, self.index, gather, self.matching)
+        of_loss = LocalGather() if config.exact else gather
+        objective = build_objective(config, self.index, of_loss, self.matching)
         objective.to(self.worker.device)
         # Convolutions are faster so, on CPUs by 1.4 times.
         objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        synchronize_batch_norm(objective, gather)
+        if config.exact:
+            make_exact(objective, exact_lanes(config, gather, self.worker.device))
+        else:
+            synchronize_batch_norm(objective, gather)
         return objective
 
     def _build_average(self) -> AveragedModel | None:

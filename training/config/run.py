@@ -22,6 +22,7 @@ from training.config.objective import (
     SupervisedConfig,
     Temperature,
     check_objective,
+    is_own,
 )
 
 Positive = Annotated[float, Field(gt=0)]
@@ -180,6 +181,10 @@ class TrainConfig:
     memory. Gradients are the whole batch's, but batch norm's statistics a micro-batch's. Unset: all."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the networks' forward pass; auto: bfloat16 on a GPU. Losses and weights are in float32."""
+    exact: bool = False
+    """Weights and losses with the same bits on 1, 2, 4, ... workers, on CPUs of one kind; batch norm and the loss
+    stay what they are. Kernels then run lane by lane in one thread: give each core a worker. Workers must be a
+    power of two. Without it they agree but for rounding."""
     compile: bool = False
     """Compile the encoder with torch.compile: minutes at the start, faster steps on a GPU."""
     epochs: Count = 100
@@ -221,6 +226,7 @@ class TrainConfig:
         )
         _check_single_images(self)
         _check_second_view(self)
+        _check_exact(self)
 
 
 def training_recipes(config: TrainConfig) -> tuple[ViewRecipe, ...]:
@@ -232,9 +238,21 @@ def worker_counts(config: TrainConfig) -> list[int]:
     """The numbers of workers that the config allows, ascending; ValueError where lanes divide by none."""
     if isinstance(config.workers, int):
         check_lanes(config.batch_size, config.lanes, config.workers)
+        if config.exact and not _power_of_two(config.workers):
+            raise ValueError(
+                f"exact=true needs a power of two of workers, not workers={config.workers}; try --workers out of "
+                f"{_exact_counts(config.lanes)}"
+            )
         return [config.workers]
     fewest, most = map(int, (config.workers or f"1:{config.lanes}").split(":"))
     counts = [count for count in range(fewest, most + 1) if config.lanes % count == 0]
+    if config.exact:
+        counts = [count for count in counts if _power_of_two(count)]
+        if not counts:
+            raise ValueError(
+                f"exact=true needs a power of two of workers that divides lanes={config.lanes}, and there is none "
+                f"in workers={config.workers}; take in one of {_exact_counts(config.lanes)}"
+            )
     if not counts:
         fits = ", ".join(str(count) for count in range(1, config.lanes + 1) if config.lanes % count == 0)
         raise ValueError(
@@ -242,6 +260,15 @@ def worker_counts(config: TrainConfig) -> list[int]:
             f"{fits}"
         )
     return counts
+
+
+def _power_of_two(workers: int) -> bool:
+    return workers & (workers - 1) == 0
+
+
+def _exact_counts(lanes: int) -> str:
+    """The powers of two that divide `lanes`."""
+    return ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0 and _power_of_two(n))
 
 
 def most_workers(config: TrainConfig) -> int:
@@ -293,6 +320,21 @@ def _check_second_view(config: TrainConfig) -> None:
             f"data.second_view.{own[0]} has no effect with objective=supervised, which trains on the first "
             "view alone; leave it out"
         )
+
+
+def _check_exact(config: TrainConfig) -> None:
+    """Raise ValueError where exact=true is set beside what it cannot make exact."""
+    if not config.exact:
+        return
+    if is_own(config.objective):
+        raise ValueError(
+            f"exact=true is for simclr, byol and supervised, not objective={config.objective}, which may mix "
+            "rows; leave exact out"
+        )
+    if config.compile:
+        raise ValueError("exact=true does not go with compile=true; leave one of them out")
+    if config.precision == "bfloat16":
+        raise ValueError("exact=true needs precision=float32, not precision=bfloat16; leave one of them out")
 
 
 def shipped_config(name: str) -> Path:
