@@ -182,9 +182,8 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the networks' forward pass; auto: bfloat16 on a GPU. Losses and weights are in float32."""
     exact: bool = False
-    """Weights and losses with the same bits on 1, 2, 4, ... workers, on CPUs of one kind; batch norm and the loss
-    stay what they are. Kernels then run lane by lane in one thread: give each core a worker. Workers must be a
-    power of two. Without it they agree but for rounding."""
+    """Weights and losses with the same bits on 1, 2, 4, ... workers (a power of two), on CPUs of one kind;
+    without it they agree but for rounding. Kernels then run lane by lane, in one thread of each worker."""
     compile: bool = False
     """Compile the encoder with torch.compile: minutes at the start, faster steps on a GPU."""
     epochs: Count = 100
@@ -240,8 +239,8 @@ def worker_counts(config: TrainConfig) -> list[int]:
         check_lanes(config.batch_size, config.lanes, config.workers)
         if config.exact and not _power_of_two(config.workers):
             raise ValueError(
-                f"exact=true needs a power of two of workers, not workers={config.workers}; try --workers out of "
-                f"{_exact_counts(config.lanes)}"
+                f"exact=true needs a power of two of workers, not workers={config.workers}; "
+                f"try --workers out of {_exact_counts(config.lanes)}"
             )
         return [config.workers]
     fewest, most = map(int, (config.workers or f"1:{config.lanes}").split(":"))
@@ -250,8 +249,8 @@ def worker_counts(config: TrainConfig) -> list[int]:
         counts = [count for count in counts if _power_of_two(count)]
         if not counts:
             raise ValueError(
-                f"exact=true needs a power of two of workers that divides lanes={config.lanes}, and there is none "
-                f"in workers={config.workers}; take in one of {_exact_counts(config.lanes)}"
+                f"exact=true needs a power of two of workers that divides lanes={config.lanes}, and none is in "
+                f"workers={config.workers}; take in one of {_exact_counts(config.lanes)}"
             )
     if not counts:
         fits = ", ".join(str(count) for count in range(1, config.lanes + 1) if config.lanes % count == 0)

@@ -1,4 +1,4 @@
-"""Training whose weights have the same bits on any number of workers: lane by lane, and sums in a fixed order.
+"""Training with the same bits on any number of workers: lane by lane, with sums in a fixed order.
 
 How a kernel rounds may depend on how many rows it is given, so a worker's rows go through each layer one lane
 at a time: a kernel then sees the same shape on any number of workers. A sum over lanes is a balanced binary
@@ -28,8 +28,8 @@ _THREADS = 1
 def tree_sum(parts: Sequence[Float[Tensor, "*dims"]]) -> Float[Tensor, "*dims"]:
     """Sum of the parts as a balanced binary tree: those at even places, plus those at odd places.
 
-    The parts of every 2nd, 4th, ... place are a subtree. Worker r of W has the lanes r, r + W, r + 2W, ..., so
-    that the tree over workers of each one's tree is the tree over all lanes where W is a power of two.
+    The parts of every 2nd, 4th, ... place are a subtree. Worker r of W has the lanes r, r + W, ..., so that
+    the tree over workers of each one's tree is the tree over all lanes where W is a power of two.
     """
     return parts[0] if len(parts) == 1 else tree_sum(parts[0::2]) + tree_sum(parts[1::2])
 
@@ -113,8 +113,8 @@ def make_exact(objective: Objective, lanes: Lanes) -> None:
     """Have `objective`, built with a LocalGather, give the same loss and gradients on any number of workers.
 
     Its layers keep their parameters and names: only their classes change. Gradients are sums over all
-    workers' lanes at once, so that nothing is left to be averaged. Its loss is computed from all workers' rows
-    on every worker. Raises ValueError, naming it, for a layer that has no exact form.
+    workers' lanes at once, so that nothing is left to be averaged. Every worker computes the loss of all
+    workers' rows. Raises ValueError, naming it, for a layer that has no exact form.
     """
     for name, module in objective.named_modules():
         if type(module) in _EXACT:

@@ -5,24 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from small_digits import write_small_digits
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipelines.config import RECIPES, DataConfig
 from pipelines.index import build_index
 from pipelines.reader import read_windows
-from pipelines.views import Views
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, worker_counts
 from training.evaluation.evaluator import Sets
 from training.gather import LocalGather, ProcessGroupGather
 from training.metrics import read_metrics
-from training.models.exact import Lanes, fixed_threads, make_exact, tree_sum
-from training.objectives import Objective, build_objective
+from training.models.exact import tree_sum
 from training.process import Worker
 from training.trainer import run_uri, train
 
@@ -112,6 +109,33 @@ def _assert_same(config: TrainConfig, expected: TrainConfig) -> None:
         assert not differing, f"step {step}: {len(differing)} of {len(ours)} tensors differ"
 
 
+def test_the_tree_adds_up_as_by_hand_and_workers_lanes_are_its_branches() -> None:
+    a, b, c, d, e, f, g, h = lanes = list(torch.randn(8, 1000, generator=torch.Generator().manual_seed(0)))
+    expected = ((a + e) + (c + g)) + ((b + f) + (d + h))
+    assert not torch.equal(expected, a + b + c + d + e + f + g + h)
+    for workers in (1, 2, 4, 8):
+        assert torch.equal(tree_sum([tree_sum(lanes[rank::workers]) for rank in range(workers)]), expected)
+
+
+def test_other_numbers_of_workers_are_refused_with_those_that_fit(data: DataConfig, tmp_path: Path) -> None:
+    config = _config(data, tmp_path, lanes=12, batch_size=24, workers=3)
+    with pytest.raises(ValueError, match=r"workers=3; try --workers out of 1, 2, 4$"):
+        worker_counts(config)
+    assert worker_counts(replace(config, workers="2:12")) == [2, 4]
+    assert worker_counts(replace(config, workers=3, exact=False)) == [3]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"compile": True}, {"precision": "bfloat16"}, {"objective": "own:Objective", "projector": {}}]
+)
+def test_what_cannot_be_exact_is_refused_by_name(
+    fields: dict[str, Any], data: DataConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="exact=true"):
+        _config(data, tmp_path, **fields)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("row", _ROWS)
 def test_every_checkpoint_and_loss_has_the_same_bits_on_any_number_of_ranks(
     row: str, data: DataConfig, tmp_path: Path, run_ranks: Callable
