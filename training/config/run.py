@@ -249,8 +249,8 @@ def worker_counts(config: TrainConfig) -> list[int]:
         counts = [count for count in counts if _power_of_two(count)]
         if not counts:
             raise ValueError(
-                f"exact=true needs a power of two of workers that divides lanes={config.lanes}, and none is in "
-                f"workers={config.workers}; take in one of {_exact_counts(config.lanes)}"
+                f"exact=true needs workers to be a power of two that divides lanes={config.lanes}; "
+                f"none is in workers={config.workers}; take in one of {_exact_counts(config.lanes)}"
             )
     if not counts:
         fits = ", ".join(str(count) for count in range(1, config.lanes + 1) if config.lanes % count == 0)
