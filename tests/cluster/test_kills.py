@@ -119,7 +119,7 @@ def test_a_run_of_which_everything_is_killed_ends_bit_for_bit_as_an_undisturbed_
     (tmp_path / "undisturbed").mkdir()
     (tmp_path / "disturbed").mkdir()
     undisturbed = _Command(tmp_path / "images", tmp_path / "undisturbed")
-    assert undisturbed.process.wait(300) == 0, undisturbed.said
+    assert undisturbed.process.wait(900) == 0, undisturbed.said
 
     chance = random.Random(_SEED)
     kinds = [*_KINDS, *chance.sample(list(_KINDS), _ROUNDS - len(_KINDS))]
@@ -129,6 +129,6 @@ def test_a_run_of_which_everything_is_killed_ends_bit_for_bit_as_an_undisturbed_
         disturbed.reach(1 + number * _STEPS_PER_ROUND)
         time.sleep(chance.uniform(0, 1))
         disturbed.kill(kind, chance)
-    assert disturbed.process.wait(300) == 0, disturbed.said
+    assert disturbed.process.wait(900) == 0, disturbed.said
     for key, value in _weights(undisturbed.run).items():
         assert torch.equal(_weights(disturbed.run)[key], value), key

@@ -121,7 +121,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 _SAID = (
-    r"worker 0 failed: Ray ended it, since its node ran out of memory, \S+ of \S+ being used; take nodes "
+    r"worker \d failed: Ray ended it, since its node ran out of memory, \S+ of \S+ being used; take nodes "
     r"with more, a smaller --data.window-bytes or --micro-batch-size \(traceback: "
 )
 
