@@ -160,11 +160,11 @@ class _LossOfAll:
 class _LaneConv2d(nn.Conv2d):
     lanes: Lanes
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
+    def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
         if not self.training:
-            return super().forward(x)
+            return super().forward(input)
         settings = (self.stride, self.padding, self.dilation, self.groups)
-        return _Convolve.apply(x, self.weight, self.bias, settings, self.lanes)
+        return _Convolve.apply(input, self.weight, self.bias, settings, self.lanes)
 
 
 class _Convolve(torch.autograd.Function):
