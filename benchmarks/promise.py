@@ -23,7 +23,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # Before torch reads it.
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.figure import Figure
 
 from cluster import cluster, run_training
 from cluster.demo import scattered_digits
@@ -56,7 +55,7 @@ def main() -> None:
     losses = {name: np.array(_having("loss", lines)) for name, lines in runs.items()}
     _print(losses, {name: _having("knn_top1", lines)[-1] for name, lines in runs.items()})
     if given.picture:
-        _draw(losses).savefig(given.picture, dpi=150)
+        _draw(losses, given.picture)
 
 
 def _having(key: str, lines: list[dict]) -> list[float]:
@@ -124,8 +123,10 @@ def _print(losses: dict[str, Losses], accuracies: dict[str, float]) -> None:
         )  # fmt: skip
 
 
-def _draw(losses: dict[str, Losses]) -> Figure:
+def _draw(losses: dict[str, Losses], file: Path) -> None:
     """The losses of all runs, and below them their differences from the first run's."""
+    from matplotlib.figure import Figure  # Of the benchmarks' own packages; the numbers need none of them.
+
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     reference = next(iter(losses.values()))
@@ -142,7 +143,7 @@ def _draw(losses: dict[str, Losses]) -> Figure:
     below.set_ylabel("difference from\nthe first's, relative")
     below.set_xlabel("step")
     below.set_ylim(1e-9, 1)
-    return figure
+    figure.savefig(file, dpi=150)
 
 
 if __name__ == "__main__":

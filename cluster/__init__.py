@@ -2,6 +2,6 @@
 
 import lazy_loader
 
-# The names in __init__.pyi are imported once they are asked for: most take seconds, and Ray reads its
-# environment as it is imported.
+# The names in __init__.pyi are imported at first use: most take seconds, and Ray reads its environment at
+# import.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

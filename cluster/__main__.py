@@ -1,4 +1,4 @@
-"""The `diptych` command's process: Ctrl-C is one line even while the command itself is being imported."""
+"""Entry point of the `diptych` command; Ctrl-C prints one line even while the command is being imported."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Ray's authentication token: whoever has it can run code as this user, and Ray makes it for all to read."""
+"""Ray's authentication token: who has it can run code as this user, and Ray makes it readable by all."""
 
 import fcntl
 import os
@@ -12,24 +12,24 @@ from pathlib import Path
 
 
 def ensure_token() -> None:
-    """Make the token where there is none; take one that others can read from them, and say so on stderr.
+    """Make the token if there is none. If others can read it, make it private and say so on stderr.
 
-    One that RAY_AUTH_TOKEN_PATH names is left as it is. Raises ValueError where that has none, or the token
-    cannot be written.
+    A token that RAY_AUTH_TOKEN_PATH names is left as it is. Raises ValueError if that file has none, or the
+    token cannot be written.
     """
     path = token_file()
     if path is None:
         return
     if not _has_token(path):
         if path != _default():
-            raise ValueError(f"RAY_AUTH_TOKEN_PATH={path} has no token; leave it out, or write one there")
+            raise ValueError(f"RAY_AUTH_TOKEN_PATH={path} has no token; unset it, or write one there")
         _make(path)
     elif open_to_others():
         _close(path)
 
 
 def token_file() -> Path | None:
-    """Where Ray reads the token; None where RAY_AUTH_TOKEN is the token itself."""
+    """Path from which Ray reads the token; None if RAY_AUTH_TOKEN is the token itself."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return None
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -37,7 +37,7 @@ def token_file() -> Path | None:
 
 
 def open_to_others() -> str | None:
-    """The token's file and its mode, where others of this machine can read or replace it."""
+    """The token's file and mode if other users of this machine can read or replace it, else None."""
     path = token_file()
     with suppress(OSError):  # There is none.
         if path:
@@ -54,7 +54,7 @@ def _default() -> Path:
 
 
 def _has_token(path: Path) -> bool:
-    """Whether Ray would find one: for it, an empty file has none."""
+    """Whether Ray would find a token; it takes an empty file for none."""
     try:
         return bool(path.read_text().strip())
     except FileNotFoundError:
@@ -68,7 +68,7 @@ def _make(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.parent.chmod(0o700)
         with _only_one(path.parent):
-            if not _has_token(path):  # Another process has made none in the meantime.
+            if not _has_token(path):  # Another process may have made one in the meantime.
                 _write(path, secrets.token_hex(32))
     except OSError as error:
         raise ValueError(_not_usable(path, error)) from error
@@ -76,7 +76,7 @@ def _make(path: Path) -> None:
 
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-    """Of the processes that come here with the same folder, one at a time."""
+    """Let one process at a time enter with the same folder."""
     lock = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # A file system without locks.
@@ -97,18 +97,18 @@ def _write(path: Path, token: str) -> None:
 def _close(path: Path) -> None:
     was = open_to_others()
     if path != _default():
-        # It may be a group's, on purpose.
-        _say(f"{was}: others of this machine can read Ray's token, and use this user's clusters")
+        # It may be shared with a group, on purpose.
+        _say(f"{was}: other users of this machine can read Ray's token, and use this user's clusters")
         return
     try:
         path.chmod(0o600)
         path.parent.chmod(0o700)
     except OSError as error:
-        _say(f"{was}, which {error.strerror}: others of this machine can use this user's clusters")
+        _say(f"{was}, which {error.strerror}: other users of this machine can use this user's clusters")
     else:
         _say(
-            f"{was}: others of this machine could read Ray's token, and cannot any more; delete it while no "
-            "cluster runs, and the next start makes another"
+            f"{was}: other users of this machine could read Ray's token; now they cannot. To replace it, "
+            "delete it while no cluster runs"
         )
 
 

@@ -1,4 +1,4 @@
-"""A TOML file, or a run's own config, as flags that were not given."""
+"""Fill flags that were not given from a TOML file, or from a run's own config."""
 
 import tomllib
 from pathlib import Path
@@ -12,7 +12,7 @@ from training.config import shipped_config
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """What the file says, its name being the file's where it says none; ValueError where it is no TOML."""
+    """Read a TOML file; `name` defaults to the file's. Raises ValueError for a file that is not TOML."""
     try:
         return {"name": path.stem} | tomllib.loads(path.read_text("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -29,7 +29,7 @@ def read_config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCol
     if "CONFIG" in given:
         name = given["CONFIG"]
         if Path(name).is_dir() or "://" in name:
-            raise ValueError(f"{name} is no config; images are given as --data.train {name}")
+            raise ValueError(f"{name} is not a config; give images as --data.train {name}")
         path = Path(name) if Path(name).is_file() else shipped_config(name)
         values = read_toml(path)
     elif "--resume" in given:
@@ -38,6 +38,6 @@ def read_config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCol
         path, values = given["--resume"], read_values(given["--resume"], resumed=True)
     else:
         return
-    for command in reversed(commands):  # A flat table would lose `data`, which is a command's name too.
+    for command in reversed(commands):  # Cyclopts drops `data` from a flat table: a command has that name.
         values = {command: values}
     cyclopts.config.Dict(values, source=str(path))(app, commands, arguments)

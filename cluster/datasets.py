@@ -1,4 +1,4 @@
-"""Listing a data set for a command, with a progress bar, and how well a run's batches of it are mixed."""
+"""List a data set for a command, with a progress bar, and measure how well a run mixes its classes."""
 
 import sys
 
@@ -14,7 +14,7 @@ from training.trainer import make_plan
 
 
 def read_index(uri: str, data: DataConfig, classes: tuple[str, ...] = ()) -> Index:
-    """The index of `uri`; raises ValueError as build_index does."""
+    """Build the index of `uri`, with progress on the terminal. Raises ValueError as `build_index` does."""
     with counted(f"index {uri}", "file") as progress:
         index = build_index(uri, data, progress, classes=classes)
     if index.passed_over:
@@ -23,7 +23,7 @@ def read_index(uri: str, data: DataConfig, classes: tuple[str, ...] = ()) -> Ind
 
 
 def absolute(uri: str) -> str:
-    """`uri` as it means the same in every process."""
+    """`uri` in a form that means the same in every process."""
     if uri.startswith(torchvision_source.SCHEME):
         return torchvision_source.absolute(uri)
     return storage.absolute(uri)
@@ -35,9 +35,9 @@ def image_bar(what: str, index: Index) -> Bar:
 
 
 def say_mixing(config: TrainConfig, index: Index) -> Mixing | None:
-    """Print it, and warn where batches hold too few classes; what was measured, None where nothing was.
+    """Measure and print how well batches are mixed; warn if they hold too few classes.
 
-    Raises ValueError where labels cannot be read.
+    Returns None if nothing could be measured. Raises ValueError if labels cannot be read.
     """
     plan = make_plan(config, index)
     rows = min(plan.window_size, plan.lane_rows)
@@ -46,20 +46,20 @@ def say_mixing(config: TrainConfig, index: Index) -> Mixing | None:
     print(f"mixing: {mixing or _unmeasured(index)}")
     if mixing and mixing.is_poor:
         warn(
-            f"images of {config.data.train} are stored by class, and batches are mixed badly: {MIXING_ADVICE}"
+            f"images of {config.data.train} are stored by class, so batches are poorly mixed: {MIXING_ADVICE}"
         )
     return mixing
 
 
 def _unmeasured(index: Index) -> str:
-    """Why nothing was measured."""
+    """Say why nothing was measured."""
     if index.random_access:
-        return "each image is read by itself, and batches are those of a full shuffle"
-    return "not known, since no labels tell whether images are stored by class"
+        return "as by a full shuffle, since each image is read by itself"
+    return "unknown, since there are no labels to tell whether images are stored by class"
 
 
 def _memory(config: TrainConfig, index: Index) -> str:
-    """Of a worker, or of all where their number is not known yet."""
+    """Memory of a worker's windows, or of all workers' while their number is unknown."""
     if not index.image_bytes:
         return ""
     lane, counts = lane_bytes(make_plan(config, index), index), worker_counts(config)

@@ -1,4 +1,4 @@
-"""`diptych demo`: a run on real handwritten digits from an S3 server on this machine."""
+"""`diptych demo`: train on handwritten digits from an S3 server on this machine."""
 
 import io
 import time
@@ -25,7 +25,7 @@ _SHARD_ROWS, _GROUP_ROWS = 1024, 256
 
 
 def run_demo(output: str) -> None:
-    """Make the images, train, and print how much of them the encoder has understood."""
+    """Make the images, train, and print the accuracy before and after."""
     with (
         scratch_folder() as folder,
         s3_server(Path(folder), bucket=_BUCKET),
@@ -64,7 +64,7 @@ _HELD_OUT = 5  # Every fifth digit is for testing.
 
 
 def scattered_digits(count: int, *, held_out: bool, seed: int) -> Iterator[EncodedImage]:
-    """`count` canvases as PNG with the digit as label; held-out ones show digits that the others do not.
+    """`count` PNGs of a digit on a canvas, labelled; held-out ones use digits that the others do not.
 
     The digits are scikit-learn's 1,797 of 8 x 8 pixels (Alpaydin and Kaynak 1998).
     """
@@ -80,7 +80,7 @@ def scattered_digits(count: int, *, held_out: bool, seed: int) -> Iterator[Encod
 def _scatter(
     digit: Float[np.ndarray, "8 8"], generator: np.random.Generator
 ) -> Float[np.ndarray, "side side 3"]:
-    """The digit as ink on paper, in two colours that differ in brightness as well."""
+    """The digit as ink on paper, in two colours of different brightness."""
     size = int(generator.integers(_SMALLEST, _LARGEST + 1))
     top, left = generator.integers(0, SIDE - size + 1, 2)
     stroke = Image.fromarray((digit * 255).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""What follows a run: its encoder is judged, written to a file, or shown on a page."""
+"""Evaluate, export or report a trained run."""
 
 import json
 import sys
@@ -36,15 +36,15 @@ def run_evaluation(
     request: EvaluationRequest = EvaluationRequest(),  # noqa: B008
     launch: "Launch | None" = None,
 ) -> dict[str, Any]:
-    """Judge the encoder of the run in `run`, OUTPUT/NAME, as requested; the line that is kept beside it.
+    """Evaluate the encoder of the run in `run`, OUTPUT/NAME; returns the line added to evaluations.jsonl.
 
-    `launch` provides the workers, as for run_training. Raises ValueError where there is no such run,
-    checkpoint or labelled test set, RunError if a worker fails.
+    `launch` starts the workers, as for `run_training`. Raises ValueError if there is no such run, checkpoint
+    or labelled test set, RunError if a worker fails.
     """
     run = storage.absolute(run.rstrip("/"))
     config = _config(run, request)
     checkpoints = Checkpoints(run, config.checkpoint.keep)
-    # What cannot be loaded is told before a cluster starts.
+    # A checkpoint that cannot be loaded should fail before a cluster starts.
     chosen = request.checkpoint
     saved = checkpoints.latest(warn) if chosen is None else checkpoints.load(chosen)
     if saved is None:
@@ -63,7 +63,7 @@ def run_evaluation(
         storage.write(place, (storage.read(place) or b"") + line.encode() + b"\n")
     except OSError as error:
         why = storage.first_line(error)
-        raise ValueError(f"cannot write {place}: {why}; what was found is {line}") from error
+        raise ValueError(f"cannot write {place}: {why}; the result is {line}") from error
     return found
 
 
@@ -104,7 +104,7 @@ def _finetune(
 def _config(run: str, request: EvaluationRequest) -> TrainConfig:
     config = read_config(run)
     if config.supervised.labels is not None:
-        read_values(run, resumed=True)  # Earlier versions kept the index of the share alone.
+        read_values(run, resumed=True)  # Earlier versions kept only the index of the labelled share.
     test = absolute(request.test) if request.test else config.data.test
     data = replace(config.data, test=test)
     if not data.test:
@@ -125,28 +125,28 @@ def _sets(run: str, config: TrainConfig) -> Sets:
     train = labels_known(train, config)
     assert config.data.test
     test = labels_known(read_index(config.data.test, config.data, train.classes), config)
-    way_out = {train: "give a run whose training images have some", test: "give labelled ones with --test"}
+    way_out = {train: "give a run with labelled training images", test: "give labelled ones with --test"}
     for index in (train, test):
         index.check_labels("evaluation", way_out[index])
     return Sets.of(config, train, test)
 
 
 def _launch(config: TrainConfig, sets: Sets, protocol: Protocol, launch: "Launch | None") -> dict[str, Any]:
-    # Ray takes seconds to import; an error in the arguments should not.
+    # Ray takes seconds to import; a wrong argument should fail sooner.
     from training.ray_train.launch import launch as start_workers
     from training.ray_train.nodes import fitting_workers
 
     found: dict[str, Any] = {}
 
-    def hear(event: dict[str, Any]) -> None:
-        if "protocol" in event:  # Others tell how far the workers are.
+    def on_event(event: dict[str, Any]) -> None:
+        if "protocol" in event:  # Other events are progress.
             found.update(event)
         elif "waiting" in event:
             print(f"waiting for {event['waiting']}", file=sys.stderr)
 
     def judge(protocol: Protocol) -> None:
         (launch or start_workers)(
-            config, sets, hear, protocol, workers=fitting_workers(config), stopping=lambda: False
+            config, sets, on_event, protocol, workers=fitting_workers(config), stopping=lambda: False
         )
 
     with cluster(cpus=most_workers(config) * config.cpus_per_worker):
@@ -155,16 +155,16 @@ def _launch(config: TrainConfig, sets: Sets, protocol: Protocol, launch: "Launch
         except RunError as error:
             if not error.died:
                 raise
-            print(f"{error}; once more, each image being decoded in another process first", file=sys.stderr)
+            print(f"{error}; trying again, with each image first decoded in another process", file=sys.stderr)
             judge(replace(protocol, careful=True))
     return found
 
 
 def run_export(run: str, dest: str, format: str, checkpoint: int | None = None) -> None:
-    """Write the encoder of the run's checkpoint of that step, or of its newest, and say how it is used.
+    """Write a run's encoder to a file and print how to use it; `checkpoint` is a step, unset: the newest.
 
-    Raises ValueError where there is no such run or checkpoint, the format does not fit, or nothing can be
-    written.
+    Raises ValueError if there is no such run or checkpoint, the encoder does not fit the format, or the file
+    cannot be written.
     """
     trained = read_trained(run, checkpoint, warn)
     content = WRITERS[format](trained)
@@ -175,8 +175,8 @@ def run_export(run: str, dest: str, format: str, checkpoint: int | None = None) 
     view, name = trained.config.data.view, trained.config.encoder.name
     print(
         f"{dest}: {name} after {trained.step:,} steps, {len(content) / 2**20:.1f} MiB\n"
-        f"images of {view.size} x {view.size} pixels on a scale of 0 to 1, less the mean {view.mean} "
-        f"and over the standard deviation {view.std}, to {trained.encoder.dim:,} features"
+        f"input: {view.size} x {view.size} pixels scaled to 0 to 1, minus the mean {view.mean}, divided by "
+        f"the standard deviation {view.std}; output: {trained.encoder.dim:,} features"
     )
     if format == "torchvision":
         print(_how_to_load(torchvision_name(trained.config.encoder)))
@@ -185,11 +185,11 @@ def run_export(run: str, dest: str, format: str, checkpoint: int | None = None) 
 def _how_to_load(model: str) -> str:
     arguments = "".join(f", {key}={value}" for key, value in ARGUMENTS.get(model, {}).items())
     return (
-        f'torchvision.models.get_model("{model}"{arguments}).load_state_dict(torch.load(PATH)) takes it; '
+        f'load it with torchvision.models.get_model("{model}"{arguments}).load_state_dict(torch.load(PATH)); '
         "the classifier is all zeros"
     )
 
 
 def run_report(runs: Sequence[str], output: str | None) -> None:
-    """Write the page and say where it is; raises ValueError as write_reports does."""
+    """Write the report and print its path. Raises ValueError as `write_reports` does."""
     print(write_reports(runs, output))

@@ -1,4 +1,4 @@
-"""What a machine has of diptych and of what diptych needs; a cluster without diptych runs this file alone."""
+"""Probe which of diptych's requirements a machine has. A cluster without diptych runs this file by itself."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ PACKAGES = ("pipelines", "training", "tuning", "cluster")
 
 
 def main() -> None:
-    """Print what this machine has, as one line of JSON; the arguments are diptych's requirements."""
+    """Print this machine's versions and unmet requirements as a line of JSON; arguments are requirements."""
     there = {
         "python": platform.python_version(),
         "ray": metadata.version("ray"),
@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def fingerprint() -> str | None:
-    """Of the code of diptych that is installed here; None where none is."""
+    """Hash of the diptych code that is installed here; None if there is none."""
     try:
         metadata.version("diptych")
     except metadata.PackageNotFoundError:
@@ -35,7 +35,7 @@ def fingerprint() -> str | None:
 
 
 def code_files() -> Iterator[tuple[str, Path]]:
-    """The files that diptych consists of, each with its path from the folder of the packages on, in order."""
+    """diptych's files in order, each with its path relative to the folder of the packages."""
     for package in PACKAGES:
         spec = util.find_spec(package)
         folder = Path(spec.origin).parent if spec and spec.origin else None
@@ -47,8 +47,8 @@ def code_files() -> Iterator[tuple[str, Path]]:
 
 
 def unmet(requirements: Iterable[str], extra: str = "") -> Iterator[str]:
-    """Those of the requirements, and of what their extras require, that no installed version meets."""
-    from packaging.requirements import Requirement  # Wherever Ray is, this is.
+    """The requirements, and those of their extras, that no installed version meets."""
+    from packaging.requirements import Requirement  # Ray depends on it.
 
     for line in requirements:
         wanted = Requirement(line)

@@ -1,4 +1,4 @@
-"""diptych commands as jobs of a Ray cluster: sent, followed, listed and stopped."""
+"""Submit, follow, list and stop diptych commands as jobs of a Ray cluster."""
 
 import asyncio
 import logging
@@ -20,12 +20,12 @@ from cluster import installed, local_cluster
 from cluster.ray_folder import wants_token
 from cluster.staging import Staged, read_probe
 
-# Of the jobs that submit sends to find out what the cluster has.
+# Name of the jobs by which `submit` finds out what the cluster has.
 _PROBE = "diptych-probe"
 
 _CONNECT_SECONDS, _ANSWER_SECONDS, _POLL_SECONDS, _LOST_SECONDS = 10.0, 60.0, 0.5, 60.0
 
-# As a shell has it for a command that SIGTERM has ended, which `jobs stop` sends; and SIGPIPE.
+# Exit codes as in a shell: ended by SIGTERM, which `jobs stop` sends; and by SIGPIPE.
 _STOPPED, _PIPE_CLOSED = 143, 141
 
 
@@ -33,26 +33,26 @@ class Jobs:
     """The jobs of a Ray cluster."""
 
     def __init__(self, address: str | None = None) -> None:
-        """`address` as ray.init takes it, or the dashboard's URL; unset: RAY_ADDRESS, or `up`'s cluster.
+        """`address` is the dashboard's URL or as for ray.init; unset: RAY_ADDRESS, or the cluster of `up`.
 
-        Raises ValueError where there is none, it does not answer, or it wants a token that is not given.
+        Raises ValueError if there is none, it does not answer, or it requires a token that is not given.
         """
         there = _address(address)
         self.address = re.sub(r"//[^@/]*@", "//", there)
         from ray.job_submission import JobSubmissionClient
 
-        # They would tell of each upload and connection.
+        # They would log each upload and connection.
         for handler in logging.getLogger("ray").handlers:
             handler.setLevel(logging.WARNING)
-        # The variables would take precedence over what was asked for.
+        # Else the variables would take precedence over `address`.
         os.environ["RAY_API_SERVER_ADDRESS"] = there
         with _plain_errors(self.address):
             _connect(there)
             self._client = JobSubmissionClient(there)
         limit_answers(self._client, _ANSWER_SECONDS)
 
-    def there(self, needed: list[str]) -> dict[str, Any]:
-        """What `installed` finds on the cluster, by a job that takes seconds and is then forgotten."""
+    def probe(self, needed: list[str]) -> dict[str, Any]:
+        """Run `installed` on the cluster as a job, which takes seconds; returns what it found."""
         source = Path(installed.__file__).name
         entrypoint = shlex.join(["python", source, *needed])
         with tempfile.TemporaryDirectory() as folder:
@@ -66,21 +66,21 @@ class Jobs:
         return read_probe(log or ended.message or "")
 
     def submit(self, job: Staged) -> str:
-        """Send the job; its ID."""
+        """Submit the job; returns its ID."""
         with tempfile.TemporaryDirectory() as folder:
             job.write(Path(folder))
             name = "-".join(word for word in job.command[:2] if word.isalpha())
             return self._submit(job.entrypoint, job.environment(Path(folder)), name)
 
     def follow(self, identity: str) -> int:
-        """Print the job's log as it grows, until the job ends; its exit code.
+        """Print the job's log as it grows, until the job ends; returns its exit code.
 
-        A connection that is lost is made again, for a minute; the job goes on without it.
+        A lost connection is retried for a minute; the job continues meanwhile.
         """
         self.info(identity)
         log, answered = _Log(self._client, identity), time.monotonic()
         while True:
-            with suppress(Exception):  # Whatever its end is, what follows says whether the cluster is there.
+            with suppress(Exception):  # The next request shows whether the cluster is there.
                 asyncio.run(log.stream())
             try:
                 info = self.info(identity)
@@ -92,28 +92,28 @@ class Jobs:
             except ValueError as error:
                 if time.monotonic() - max(answered, log.grown) > _LOST_SECONDS:
                     see = f"see diptych jobs logs --follow {identity}"
-                    sys.exit(f"diptych: {error}; the job may go on: {see}")
+                    sys.exit(f"diptych: {error}; the job may still run: {see}")
             time.sleep(_POLL_SECONDS)
 
     def log(self, identity: str) -> str:
-        """What the job has printed so far."""
+        """The job's output so far."""
         self.info(identity)
         with _plain_errors(self.address):
             return self._client.get_job_logs(identity)
 
     def stop(self, identity: str) -> str:
-        """Ask the job to save and to end, and wait for that; the status it ended with."""
+        """Have the job save and end, and wait for it; returns its final status."""
         self.info(identity)
         with _plain_errors(self.address):
             self._client.stop_job(identity)
         return str(self._wait(identity).status)
 
     def info(self, identity: str) -> Any:
-        """Ray's details of a job; ValueError where there is none of that ID."""
+        """Ray's details of a job. Raises ValueError if there is no job of that ID."""
         if not identity:
-            raise ValueError("the job's ID is empty; diptych jobs list names them")
+            raise ValueError("the job's ID is empty; diptych jobs list shows the IDs")
         with _plain_errors(
-            self.address, f"no job {identity!r} at {self.address}; diptych jobs list names them"
+            self.address, f"no job {identity!r} at {self.address}; diptych jobs list shows the IDs"
         ):
             return self._client.get_job_info(identity)
 
@@ -137,7 +137,7 @@ class Jobs:
         return info
 
     def _exit_code(self, info: Any) -> int:
-        """The command's own; what a shell has for one that a signal has ended; 1 where there is none."""
+        """The command's own, or 128 + N if signal N ended it, as in a shell; 1 if there is none."""
         if str(info.status) == "STOPPED":
             return _STOPPED
         code = info.driver_exit_code
@@ -149,9 +149,9 @@ class Jobs:
 
 
 class _Log:
-    """A job's log, of which each character is printed once, however often it is asked for.
+    """A job's log; each character is printed once, however often the log is read.
 
-    `grown` is when it last was, on the clock of time.monotonic.
+    `grown` is the time of its last growth, by time.monotonic.
     """
 
     def __init__(self, client: Any, identity: str) -> None:
@@ -159,22 +159,22 @@ class _Log:
         self.grown = 0.0
 
     async def stream(self) -> None:
-        """Print what comes, until the job ends, the connection is lost, or it is quiet for a minute."""
+        """Print new output until the job ends, the connection is lost, or nothing comes for a minute."""
         seen, stream = 0, self._client.tail_job_logs(self._identity)
         while (text := await asyncio.wait_for(anext(stream, None), _ANSWER_SECONDS)) is not None:
             self._print(text, seen)
             seen += len(text)
 
     def print_rest(self) -> None:
-        """Print what has not been yet."""
+        """Print what was not printed yet."""
         self._print(self._client.get_job_logs(self._identity), 0)
 
     def _print(self, text: str, start: int) -> None:
-        """`text` is what the log has from its character `start` on."""
+        """Print the new part of `text`, which is the log from character `start`."""
         if new := text[max(0, self._printed - start) :]:
             try:
                 print(new, end="", flush=True)
-            except BrokenPipeError:  # Whoever read it has left, as `| head` does.
+            except BrokenPipeError:  # The reader has left, as `| head` does.
                 sys.exit(_PIPE_CLOSED)
             self._printed, self.grown = start + len(text), time.monotonic()
 
@@ -187,14 +187,14 @@ def _address(given: str | None) -> str:
         return running.dashboard
     if not named:
         raise ValueError(
-            "no cluster to submit to: give --address http://HOST:8265, or set RAY_ADDRESS, or start one here "
+            "no cluster to submit to: give --address http://HOST:8265, set RAY_ADDRESS, or start one here "
             "with diptych cluster up"
         )
     return named
 
 
 def _connect(address: str) -> None:
-    """ConnectionError where nothing listens: Ray's client would wait for minutes."""
+    """Raise ConnectionError if nothing listens; Ray's client would wait for minutes."""
     parts = urlsplit(address if "://" in address else f"//{address}")
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     if port and not local_cluster.answers(f"{parts.hostname}:{port}", _CONNECT_SECONDS):
@@ -202,14 +202,14 @@ def _connect(address: str) -> None:
 
 
 def limit_answers(client: Any, seconds: float) -> None:
-    """Have its requests fail that are not answered in time; where Ray sends them otherwise, they wait."""
+    """Make requests fail after `seconds`. If Ray no longer has this private function, they wait."""
     with suppress(AttributeError):
         client._do_request = partial(client._do_request, timeout=seconds)
 
 
 @contextmanager
 def _plain_errors(address: str, missing: str = "") -> Iterator[None]:
-    """ValueError, in one line, for whatever goes wrong with the cluster; `missing` for its 404."""
+    """Turn any failure of the cluster into a ValueError of one line; a 404 into one that says `missing`."""
     from ray.exceptions import AuthenticationError, RayError
 
     try:

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, which stays until it is taken down."""
+"""A Ray cluster of several nodes on this machine, which runs until `diptych cluster down`."""
 
 import os
 import secrets
@@ -17,22 +17,22 @@ from cluster.ray_folder import IDLE_STAY, LOOPBACK, LOOPBACK_ONLY, lasting_ray_f
 from cluster.start_checks import check_start
 from pipelines.storage.checksums import checked_json, json_with_checksum
 
-# In the environment of each of the cluster's processes, so that `down` finds them, and no others. Those that
-# give themselves a title, ray::..., overwrite it; they have files open in the cluster's folder.
+# Set in the environment of each process of the cluster, so that `down` finds these and no others. Processes
+# with a title, ray::..., overwrite it; they are found by their open files in the cluster's folder.
 _MARK = "DIPTYCH_CLUSTER"
 
 # A node starts within seconds; on a crowded machine it takes longer.
 _START_SECONDS = 180.0
 
-# What processes get to end by themselves.
+# Time for processes to end by themselves.
 _GRACE_SECONDS = 5.0
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """The cluster that `diptych cluster up` has started: where it is, and what its processes are known by."""
+class LocalCluster:
+    """The cluster that `diptych cluster up` started: its addresses, folder and process mark."""
 
     address: str
     dashboard: str
@@ -41,25 +41,25 @@ class Embedded:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs, before it imports Ray, to be part of it or to connect to it."""
+        """Variables that a process needs, before it imports Ray, to join this cluster or connect to it."""
         alone = LOOPBACK_ONLY if self.address.startswith(f"{LOOPBACK}:") else {}
         return {"RAY_AUTH_MODE": "token", **alone}
 
 
-def up(nodes: int, cpus: int, host: str = LOOPBACK) -> Embedded:
-    """Start a cluster of so many Ray nodes with `cpus` logical CPUs each; it listens on `host` alone.
+def up(nodes: int, cpus: int, host: str = LOOPBACK) -> LocalCluster:
+    """Start a cluster of `nodes` Ray nodes with `cpus` logical CPUs each; it listens on `host` alone.
 
-    Ray's token authentication is on, and no other user can enter the cluster's folder. Raises ValueError
-    where one is running already, `host` is none of this machine's addresses, the token or the folder cannot
-    be made, or a node does not start; then nothing is left running.
+    Ray's token authentication is on, and no other user can enter the cluster's folder. Raises ValueError if
+    a cluster is running already, `host` is not an address of this machine, the token or the folder cannot be
+    made, or a node does not start; nothing is left running then.
     """
     if running := find():
-        raise ValueError(f"a cluster is running already at {running.address}; diptych cluster down ends it")
+        raise ValueError(f"a cluster is already running at {running.address}; diptych cluster down ends it")
     down()
     check_start()
     port, dashboard = _free_ports(host, 2)
     ensure_token()
-    cluster = Embedded(
+    cluster = LocalCluster(
         f"{host}:{port}",
         f"http://{host}:{dashboard}",
         secrets.token_hex(8),
@@ -71,19 +71,19 @@ def up(nodes: int, cpus: int, host: str = LOOPBACK) -> Embedded:
     except OSError as error:
         remove_ray_folder(cluster.folder)
         raise ValueError(
-            f"cannot write {_state()}: {error.strerror}; set XDG_STATE_HOME to a folder of this user's"
+            f"cannot write {_state()}: {error.strerror}; set XDG_STATE_HOME to a folder that you may write"
         ) from error
     log = _folder() / "cluster.log"
     # Threads that wait must not spin: all nodes share this machine's cores.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **IDLE_STAY, **os.environ, **cluster.environment}
     environment[_MARK] = cluster.mark
     environment.pop("RAY_ADDRESS", None)
-    # Cluster notes its address in Ray's default folder, where other people's `ray.init()` would find it, and
-    # which may be another user's.
+    # Ray's Cluster writes its address to Ray's default folder, where other users' `ray.init()` would find it,
+    # and which may belong to another user.
     environment["RAY_TMPDIR"] = str(Path(cluster.folder).parent)
-    # Jobs run `python`: this one.
+    # Jobs run `python`; this makes it the interpreter that runs here.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    command = f"from cluster.local_cluster import Embedded, hold; hold({nodes}, {cpus}, {cluster!r})"
+    command = f"from cluster.local_cluster import LocalCluster, hold; hold({nodes}, {cpus}, {cluster!r})"
     with log.open("wb") as out:
         holder = subprocess.Popen(
             [sys.executable, "-c", command], env=environment,
@@ -97,8 +97,8 @@ def up(nodes: int, cpus: int, host: str = LOOPBACK) -> Embedded:
     return cluster
 
 
-def hold(nodes: int, cpus: int, cluster: Embedded) -> None:
-    """Start the nodes, say so on stdout, and keep them until SIGTERM: what the process of `up` does."""
+def hold(nodes: int, cpus: int, cluster: LocalCluster) -> None:
+    """Start the nodes, say so on stdout, and keep them until SIGTERM; `up` runs this in a process."""
     from ray.cluster_utils import Cluster
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
@@ -119,7 +119,7 @@ def hold(nodes: int, cpus: int, cluster: Embedded) -> None:
     }
     started = Cluster(initialize_head=True, head_node_args=node | head)
     for number in range(1, nodes):
-        # In one folder, a node that unpacks a job's files would take them away from another's processes.
+        # A folder for each node: in a shared one, unpacking a job's files would remove another node's.
         started.add_node(**node, runtime_env_dir_name=f"runtime_resources_{number}")
     os.write(1, b"up")
     while True:
@@ -127,24 +127,24 @@ def hold(nodes: int, cpus: int, cluster: Embedded) -> None:
 
 
 def visible_gpus() -> int:
-    """This machine's, all of which the head has: other nodes would hand them out a second time."""
+    """Number of this machine's GPUs. The head has all of them; other nodes would assign them twice."""
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        return 0  # There is no driver.
+        return 0  # No driver.
     there, visible = len(listed.splitlines()), os.environ.get("CUDA_VISIBLE_DEVICES")
     return there if visible is None else min(there, len(list(filter(None, visible.split(",")))))
 
 
-def find() -> Embedded | None:
-    """The cluster that runs, if one does."""
+def find() -> LocalCluster | None:
+    """The running cluster, or None."""
     cluster = _read()
     return cluster if cluster and answers(cluster.address) and any(_processes(cluster)) else None
 
 
 def down() -> int:
-    """End all processes of the cluster, also after a crash; how many there were."""
+    """End all processes of the cluster, also after a crash; returns how many there were."""
     cluster = _read()
     if cluster is None:
         return 0
@@ -169,13 +169,13 @@ def _state() -> Path:
     return _folder() / "cluster.json"
 
 
-def _read() -> Embedded | None:
+def _read() -> LocalCluster | None:
     try:
-        return Embedded(**checked_json(_state().read_bytes()))
+        return LocalCluster(**checked_json(_state().read_bytes()))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{_state()} is not what diptych cluster up has written; delete it") from error
+        raise ValueError(f"{_state()} is damaged; delete it") from error
 
 
 def _write(path: Path, content: str) -> None:
@@ -196,7 +196,7 @@ def _wait(holder: subprocess.Popen, log: Path) -> None:
 
 
 def answers(address: str, seconds: float = 1.0) -> bool:
-    """Whether something listens at HOST:PORT, and says so within so many seconds."""
+    """Whether something at HOST:PORT accepts a connection within `seconds`."""
     host, _, port = address.rpartition(":")
     with suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=seconds):
         return True
@@ -207,18 +207,18 @@ def _free_ports(host: str, count: int) -> list[int]:
     try:
         sockets = [socket.create_server((host, 0)) for _ in range(count)]
     except OSError as error:
-        raise ValueError(f"host={host} is no address of this machine; leave it out, or give one") from error
+        raise ValueError(f"host={host} is not this machine's address; leave it out, or give one") from error
     ports = [one.getsockname()[1] for one in sockets]
     for one in sockets:
         one.close()
     return ports
 
 
-def _processes(cluster: Embedded) -> Iterator[int]:
-    """The processes that have the cluster's mark in their environment, or Ray's title and its files open."""
+def _processes(cluster: LocalCluster) -> Iterator[int]:
+    """Processes with the cluster's mark in their environment, or with Ray's title and its files open."""
     wanted = f"{_MARK}={cluster.mark}".encode()
     for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # It has ended, or is another user's.
+        with suppress(OSError):  # It has ended, or belongs to another user.
             marked = wanted in (folder / "environ").read_bytes().split(b"\0")
             titled = (folder / "cmdline").read_bytes().startswith(b"ray")
             if marked or (

@@ -1,4 +1,4 @@
-"""A real S3 server on this machine's loopback, for the demo and the tests: JuiceFS's gateway on a folder."""
+"""A real S3 server on the loopback address, for the demo and the tests: JuiceFS's gateway on a folder."""
 
 import os
 import secrets
@@ -20,8 +20,8 @@ _START_SECONDS = 60
 def s3_server(folder: Path, *, bucket: str) -> Iterator["S3Server"]:
     """Serve an empty `bucket`, kept below `folder`.
 
-    The server's variables are set in this process too while it runs, so that pyarrow and new child
-    processes find it. Raises RuntimeError if the server does not come up.
+    The server's variables are set in this process while it runs, so that pyarrow and new child processes
+    find it. Raises RuntimeError if the server does not start.
     """
     server = S3Server(folder, bucket)
     before = {name: os.environ.get(name) for name in server.variables}
@@ -39,7 +39,7 @@ def s3_server(folder: Path, *, bucket: str) -> Iterator["S3Server"]:
 
 
 class S3Server:
-    """A server that can go away and come back with the same objects, port and credentials.
+    """A server that can stop and start again with the same objects, port and credentials.
 
     `variables` are the AWS_... variables that reach it.
     """
@@ -57,7 +57,7 @@ class S3Server:
         }
 
     def start(self) -> None:
-        """Return once the bucket can be reached. Raises RuntimeError where that takes too long."""
+        """Start and wait for the bucket. Raises RuntimeError if that takes too long."""
         database = self._folder / "meta.db"
         metadata = f"sqlite3://{database}"
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ class S3Server:
         self._await_bucket(self._process)
 
     def stop(self) -> None:
-        """End the server; its objects stay."""
+        """Stop the server; its objects stay."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
@@ -92,7 +92,7 @@ class S3Server:
         return self._folder / "gateway.log"
 
     def _await_bucket(self, process: subprocess.Popen[bytes]) -> None:
-        """Create the bucket, where it is new, as soon as the server answers."""
+        """Wait for the server to answer, and create the bucket if it is new."""
         deadline = time.monotonic() + _START_SECONDS
         client = fs.S3FileSystem(
             access_key=self.variables["AWS_ACCESS_KEY_ID"],
@@ -115,7 +115,7 @@ class S3Server:
 
 
 def _juicefs() -> str:
-    """The server's program, which stands beside Python's in a virtual environment."""
+    """Path of the server's program; in a virtual environment it is beside Python's."""
     beside = shutil.which("juicefs", path=str(Path(sys.executable).parent))
     found = beside or shutil.which("juicefs")
     if found is None:

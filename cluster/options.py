@@ -13,44 +13,44 @@ from training.config.objective import Count
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Columns:
-    """Settings of DataConfig; those that are unset are its own defaults."""
+    """Settings of `DataConfig`; unset ones take its defaults."""
 
     image_column: str | None = None
     """Parquet column with the encoded image; unset: image."""
     label_column: str | None = None
-    """Parquet column with the class as a whole number; unset: label."""
+    """Parquet column with the class as an integer; unset: label."""
     key_column: str | None = None
-    """Parquet column with an image's name; unset: key, where there is one."""
+    """Parquet column with the image's name; unset: key, if there is one."""
     key_dot: Literal["first", "last"] | None = None
-    """The dot of a file's name at which its key ends in a tar; unset: first, as WebDataset has it."""
+    """The dot in a file's name at which its key ends in a tar; unset: first, as in WebDataset."""
     image_ending: str | None = None
-    """Ending of the image to take where a tar has several under one key, as in left.jpg; unset: the one whose
+    """Ending of the image to take if a tar has several under one key, such as left.jpg; unset: the one whose
     ending has no further dot."""
     max_pixels: Annotated[int, Field(ge=1)] | None = None
     """Images with more pixels are bad; unset: 100 million."""
 
     def data(self, uri: str) -> DataConfig:
-        """How the images at `uri` are read."""
+        """The config that reads the images at `uri`."""
         return DataConfig(train=uri, **self.given)
 
     @property
     def given(self) -> dict[str, Any]:
-        """The settings that are not left to their defaults."""
+        """The settings that are set."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluationRequest:
-    """How the encoder of a run is judged; what is unset is as in the run."""
+    """How to evaluate a run's encoder; unset fields are the run's."""
 
     protocol: ProtocolName = "knn"
     """knn: weighted nearest neighbours. linear: a linear classifier on frozen features, its learning rate
-    chosen on held-out training images. finetune: the whole network trained on with labels, as a run of its
-    own below RUN/finetune."""
+    chosen on held-out training images. finetune: train the whole network with labels, as a run of its own
+    below RUN/finetune."""
     labels: Share = 1.0
-    """Share of the training labels of each class that may be used."""
+    """Share of each class's training labels to use."""
     features: FeatureName = "encoder"
-    """What is judged: the encoder's features, or the projector's output."""
+    """Features to evaluate: the encoder's, or the projector's output."""
     test: str | None = None
     """Labelled test images; unset: the run's."""
     checkpoint: Annotated[int, Field(ge=0)] | None = None
@@ -60,6 +60,6 @@ class EvaluationRequest:
     neighbours: Count | None = None
     """Neighbours that vote; unset: the run's."""
     temperature: Positive | None = None
-    """A neighbour's vote weighs exp(cosine similarity / temperature); unset: the run's."""
+    """A neighbour's vote has the weight exp(cosine similarity / temperature); unset: the run's."""
     probe: ProbeConfig = ProbeConfig()
     finetune: FinetuneConfig = FinetuneConfig()

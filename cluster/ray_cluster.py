@@ -1,4 +1,4 @@
-"""The Ray cluster that a command runs on: the one RAY_ADDRESS names, or one on this machine."""
+"""Connect to the Ray cluster that RAY_ADDRESS names, or start one on this machine."""
 
 import logging
 import os
@@ -17,29 +17,29 @@ from cluster.start_checks import checked_start, watched_room
 from cluster.watchdog import end_cluster, watched
 from training.errors import ClusterLostError
 
-# What a Ray address is unless it is one for Ray's own client.
+# A Ray address, unless it is for Ray Client.
 _HOST_AND_PORT = re.compile(r"[^/]+:\d+")
 
-# What RAY_ADDRESS may be instead: the cluster of this machine, or none.
+# Other values of RAY_ADDRESS: this machine's cluster, or none.
 _AUTO, _LOCAL = "auto", "local"
 
-# What Ray takes for its own node's address.
+# Hosts that Ray replaces by its own node's address.
 _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 _CONNECT_SECONDS = 10.0
 
-# Threads that wait for processes of a lost cluster hear of their end within so long.
+# Threads that wait for processes of a lost cluster notice their end within this time.
 _ENDING_SECONDS = 1.0
 
-# Where the cluster that this process has started has its files, while it is connected to that.
+# The folder of the cluster that this process has started, while connected to it.
 _own: str | None = None
 
 
 def address() -> str | None:
-    """Of the cluster that RAY_ADDRESS names, or that `diptych cluster up` has started; None without one.
+    """Address of the cluster that RAY_ADDRESS names, or that `diptych cluster up` started; None without one.
 
-    RAY_ADDRESS=auto is the latter, or else the one that `ray start` has noted; ValueError where there is
-    neither. RAY_ADDRESS=local is none.
+    RAY_ADDRESS=auto means the latter, or else the cluster that `ray start` started; raises ValueError if
+    there is neither. RAY_ADDRESS=local means none.
     """
     named = os.environ.get("RAY_ADDRESS")
     if named == _LOCAL:
@@ -55,47 +55,47 @@ def address() -> str | None:
 def cluster(cpus: float, modules: Sequence[Path] = (), resume: Sequence[str] = ()) -> Iterator[None]:
     """Connect to the cluster, or start one with at least `cpus` logical CPUs; leave or end it afterwards.
 
-    Where the cluster is lost, or this process ends without a word, the user is told to `resume` by these
-    arguments of the command; a ClusterLostError from within the block names them.
+    `resume` holds the arguments of the command that resumes the work. If the cluster is lost, or this process
+    ends without an error, the user sees them; a ClusterLostError from the block names them.
 
-    Its workers can import `modules`, files or packages, too, unless this process is connected already.
-    Logical CPUs only limit how many processes run at once: with more of them than cores, all are slower.
+    Workers can also import `modules` (files or packages), unless this process is connected already. Logical
+    CPUs only limit how many processes run at once: with more of them than cores, all are slower.
     """
     import ray
 
     if ray.is_initialized():
-        with _left_once_lost(resume):
+        with _handle_loss(resume):
             yield
         return
-    # Threads that wait for work must not spin: torch's, DALI's and the readers' share the cores.
+    # Waiting threads must not spin: those of torch, DALI and the readers share the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     environment: dict[str, Any] = {"py_modules": [str(path) for path in modules]} if modules else {}
     there = address()
-    # As Ray has it for clusters of one's own: with the token, unless someone has said otherwise.
+    # As Ray does for clusters that it starts: require the token, unless the user set otherwise.
     if not there and os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
         ensure_token()
     with ExitStack() as stack:
         folder = None if there else stack.enter_context(ray_folder())
-        # Before Ray: where this process cannot be started, nothing is left connected.
+        # Before Ray, so that nothing stays connected if the watchdog cannot be started.
         stack.enter_context(watched(resume, folder, os.path.dirname(ray.__file__)))
         if folder is None:
             _connect(there or "", environment, settings)
         else:
-            # The dashboard would take a share of a small machine's cores.
+            # No dashboard: it would take a share of a small machine's cores.
             cores = max(os.cpu_count() or 1, int(cpus + 0.999))
             os.environ |= IDLE_STAY
             with checked_start(), files_in(folder):
                 ray.init(
                     "local", num_cpus=cores, include_dashboard=False, runtime_env=environment, **settings
                 )
-        with _left(resume, folder), nullcontext() if there else watched_room(_warn):
+        with _connected(resume, folder), nullcontext() if there else watched_room(_warn):
             yield
 
 
 @contextmanager
-def _left(resume: Sequence[str], folder: str | None) -> Iterator[None]:
-    """Leave or end the connected cluster after the block; `folder` has the files of one's own."""
+def _connected(resume: Sequence[str], folder: str | None) -> Iterator[None]:
+    """Disconnect after the block; `folder` is that of a cluster that this process started, which ends."""
     global _own
     import ray
 
@@ -103,46 +103,56 @@ def _left(resume: Sequence[str], folder: str | None) -> Iterator[None]:
     with ExitStack() as leaving:
         leaving.callback(ray.shutdown)
         try:
-            with _left_once_lost(resume):
+            with _handle_loss(resume):
                 yield
         except ClusterLostError:
-            leaving.pop_all()  # It was left, or cannot be.
+            leaving.pop_all()  # Already disconnected, or impossible.
+            raise
+        except KeyboardInterrupt:
+            # A second Ctrl-C: threads still wait for Ray, and a shutdown would end this process.
+            leaving.pop_all()
+            _end_own()
             raise
         finally:
             _own = None
 
 
 @contextmanager
-def _left_once_lost(resume: Sequence[str]) -> Iterator[None]:
-    """Once the connected cluster is lost, end what is left of one's own, so that the next call has another.
+def _handle_loss(resume: Sequence[str]) -> Iterator[None]:
+    """If the cluster is lost, end what is left of one that this process started, so that the next call works.
 
-    A ClusterLostError names the way to resume.
+    The ClusterLostError names the command to resume with.
     """
-    import ray
-
     try:
         yield
     except ClusterLostError as lost:
-        told = ClusterLostError(resume or lost.resume, told=True)
+        reported = ClusterLostError(resume or lost.resume, told=True)
         if not lost.told:
-            # At once: Ray may still end this process, and after this block no watchdog would say it.
-            print(f"diptych: {told}", file=sys.stderr, flush=True)
-        # Ray cannot leave one elsewhere whose processes still run: by its threads that wait for them it would
-        # end this process.
-        if _own:
-            end_cluster(_own, os.path.dirname(ray.__file__))
-            time.sleep(_ENDING_SECONDS)
-            ray.shutdown()
-        raise told from lost
+            # At once, since Ray may still end this process, and the watchdog stops with this block.
+            print(f"diptych: {reported}", file=sys.stderr, flush=True)
+        # Only for a cluster of this process: Ray's threads wait for the processes of any other and would end
+        # this process on a shutdown.
+        _end_own()
+        raise reported from lost
+
+
+def _end_own() -> None:
+    """End the cluster that this process started, if any, and disconnect."""
+    import ray
+
+    if _own:
+        end_cluster(_own, os.path.dirname(ray.__file__))
+        time.sleep(_ENDING_SECONDS)
+        ray.shutdown()
 
 
 def _connect(there: str, environment: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Connect to the cluster at this address; ValueError where that does not work."""
+    """Connect to the cluster at the address `there`. Raises ValueError if that fails."""
     import ray
     from ray.exceptions import AuthenticationError
 
     if there.startswith("http"):
-        raise ValueError(f"{there} takes jobs alone; submit it: diptych submit --address {there} -- ...")
+        raise ValueError(f"{there} takes only jobs; submit one: diptych submit --address {there} -- ...")
     _check_listens(there)
     environment = environment | {"env_vars": {"OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"]}}
     try:
@@ -162,10 +172,10 @@ def _warn(message: str) -> None:
 
 
 def _noted_by_ray() -> str:
-    """Of the cluster that `ray start` has started or joined here.
+    """Address of the cluster that `ray start` started or joined here.
 
-    Ray itself would take any that runs on this machine, also one that another process has for itself; so it
-    does where it has no such function any more.
+    Ray itself would take any cluster of this machine, even another process's private one. It does so if it
+    no longer has this function.
     """
     try:
         from ray._private.utils import read_ray_address
@@ -174,19 +184,19 @@ def _noted_by_ray() -> str:
     if noted := read_ray_address():
         return noted
     raise ValueError(
-        "RAY_ADDRESS=auto finds no Ray cluster here; start one with diptych cluster up, or leave it out to "
-        "run on this machine"
+        "RAY_ADDRESS=auto finds no Ray cluster here; start one with diptych cluster up, or unset it to run "
+        "on this machine"
     )
 
 
 def _check_listens(there: str) -> None:
-    """ValueError where no Ray cluster can be at that address: Ray would wait for minutes."""
+    """Raise ValueError if no Ray cluster can be at the address; Ray would wait for minutes."""
     if there.startswith("ray://"):
         listens = local_cluster.answers(there.removeprefix("ray://"), _CONNECT_SECONDS)
     elif "://" in there or there == _AUTO:
-        return  # Ray's own to find.
+        return  # Ray resolves these.
     elif not _HOST_AND_PORT.fullmatch(there):
-        raise ValueError(f"RAY_ADDRESS={there} is no address of a Ray cluster; write HOST:6379")
+        raise ValueError(f"RAY_ADDRESS={there} is not the address of a Ray cluster; write HOST:6379")
     else:
         listens = local_cluster.answers(there, _CONNECT_SECONDS) and _speaks_grpc(_as_ray_takes_it(there))
     if not listens:
@@ -194,7 +204,7 @@ def _check_listens(there: str) -> None:
 
 
 def _as_ray_takes_it(there: str) -> str:
-    """The address with this node's own in place of the loopback one."""
+    """The address, with this node's own host in place of a loopback one, as Ray replaces it."""
     from ray.util import get_node_ip_address
 
     host, _, port = there.rpartition(":")
@@ -205,11 +215,11 @@ def _as_ray_takes_it(there: str) -> str:
 
 
 def _speaks_grpc(there: str) -> bool:
-    """Whether what listens there is a server of the kind that Ray's is."""
+    """Whether a gRPC server, as Ray's is, listens there."""
     import grpc
 
     if os.environ.get("RAY_USE_TLS", "0") != "0":
-        return True  # It would hang up on whoever has no certificate.
+        return True  # It closes connections without a certificate.
     channel = grpc.insecure_channel(there, options=[("grpc.enable_http_proxy", 0)])
     with channel, suppress(grpc.FutureTimeoutError):
         grpc.channel_ready_future(channel).result(_CONNECT_SECONDS)
@@ -218,19 +228,19 @@ def _speaks_grpc(there: str) -> bool:
 
 
 def _other_versions(there: str, error: RuntimeError) -> str:
-    """Ray's five lines about versions that differ, as one."""
+    """Ray's five lines about differing versions, as one."""
     ray, python, our_ray, our_python = re.findall(r"(?:Ray|Python): (\S+)", str(error))
     return (
         f"the Ray cluster at {there} has Ray {ray} and Python {python}, this process Ray {our_ray} and "
-        f"Python {our_python}; give both the same, or send a job: diptych submit --address http://HOST:8265 "
-        "-- ..."
+        f"Python {our_python}; use the same on both, or submit a job: diptych submit --address "
+        "http://HOST:8265 -- ..."
     )
 
 
 def _no_answer(there: str, error: BaseException | None = None) -> str:
     if error and "AuthenticationError" in f"{type(error).__name__} {error.__cause__ or error.__context__}":
         return wants_token(there)
-    return f"no Ray cluster answers at {there}; see RAY_ADDRESS, or leave it out to run on this machine"
+    return f"no Ray cluster answers at {there}; check RAY_ADDRESS, or unset it to run on this machine"
 
 
 def _before_ray_is_imported() -> None:

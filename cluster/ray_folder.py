@@ -1,4 +1,4 @@
-"""The folder and the settings of the Ray clusters that diptych starts."""
+"""Folder and settings of the Ray clusters that diptych starts."""
 
 import os
 import shutil
@@ -10,10 +10,10 @@ from pathlib import Path
 
 from pipelines.storage.scratch import PREFIX, scratch_folder
 
-# Ray's default folder is the one of this name in that of the variable.
+# Ray's default folder has this name and is in the folder that the variable names.
 _RAYS, _WHERE = "ray", "RAY_TMPDIR"
 
-# The longest path of a Unix socket, and what Ray's add to the place of a new folder.
+# The longest path of a Unix socket, and what Ray's sockets add to the path of the temporary folder.
 _LONGEST = 107
 _ADDED = f"/{PREFIX}12345678/{_RAYS}/session_2026-11-27_04-53-01_123456_4194304/sockets/plasma_store.99"
 _ROOM = _LONGEST - len(_ADDED)
@@ -21,26 +21,26 @@ _ROOM = _LONGEST - len(_ADDED)
 
 @contextmanager
 def ray_folder() -> Iterator[str]:
-    """A folder for Ray, below one that no other user can enter; both are removed at the end.
+    """A folder for Ray inside one that no other user can enter; both are removed at the end.
 
-    They stay where the block ends with an error, for Ray's logs, until the next start. Raises ValueError
-    where no folder can be made.
+    If the block ends with an error, they stay until the next start, because of Ray's logs. Raises ValueError
+    if no folder can be made.
     """
     with ExitStack() as stack:
-        with _told():
+        with _plain_errors():
             private = stack.enter_context(scratch_folder(_made_place(), keep_failed=True))
         yield os.path.join(private, _RAYS)
 
 
 def lasting_ray_folder() -> str:
-    """Likewise for a cluster that outlives this process, which removes it by remove_ray_folder."""
-    with _told():
+    """The same for a cluster that outlives this process; `remove_ray_folder` removes it."""
+    with _plain_errors():
         return os.path.join(tempfile.mkdtemp(prefix=PREFIX, dir=_made_place()), _RAYS)
 
 
 @contextmanager
 def files_in(folder: str) -> Iterator[None]:
-    """Have a cluster that is started within the block keep its files in the folder, which is ray_folder's."""
+    """Make a cluster that starts within the block keep its files in `folder`, from `ray_folder`."""
     before = os.environ.get(_WHERE)
     os.environ[_WHERE] = os.path.dirname(folder)
     try:
@@ -53,19 +53,19 @@ def files_in(folder: str) -> Iterator[None]:
 
 
 def remove_ray_folder(folder: str) -> None:
-    """Remove what lasting_ray_folder has made; an older diptych had its folder open."""
+    """Remove a folder of `lasting_ray_folder`; older versions had no private one around it."""
     private = Path(folder).parent
     shutil.rmtree(private if private.name.startswith(PREFIX) else folder, ignore_errors=True)
 
 
 def rays_place() -> str:
-    """RAY_TMPDIR or the system's temporary folder; /tmp where Ray's sockets' paths are too long for those."""
+    """RAY_TMPDIR or the system's temporary folder; /tmp if that path is too long for Ray's sockets."""
     wished = _wished_place()
     return "/tmp" if _is_too_long(wished) else wished
 
 
 def _wished_place() -> str:
-    with _told():
+    with _plain_errors():
         return os.path.abspath(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
 
 
@@ -74,12 +74,12 @@ def _is_too_long(place: str) -> bool:
 
 
 def _made_place() -> str:
-    """The same, which is there; says so where it is not what was wished for."""
+    """Create `rays_place()`; say so if it is not the configured folder."""
     wished = _wished_place()
     if _is_too_long(wished):
         print(
             f"diptych: Ray's files are in /tmp: the path {wished} is too long for its sockets; "
-            f"RAY_TMPDIR may have {_ROOM} bytes",
+            f"RAY_TMPDIR may have at most {_ROOM} bytes",
             file=sys.stderr,
         )
     os.makedirs(place := rays_place(), exist_ok=True)
@@ -87,38 +87,38 @@ def _made_place() -> str:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _plain_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
         place = os.path.dirname(error.filename) if error.filename else "the temporary folder"
         raise ValueError(
-            f"cannot make a folder in {place}: {error.strerror}; set RAY_TMPDIR to one of this user's"
+            f"cannot make a folder in {place}: {error.strerror}; set RAY_TMPDIR to one that you may write"
         ) from error
 
 
 LOOPBACK = "127.0.0.1"
 
-# Ray reads this as it is imported: then it takes the loopback address for a node's own, and listens there
-# alone.
+# Ray reads this when it is imported. It then uses the loopback address as the node's own, and listens only
+# there.
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
-# Ray reads these as it is imported. It is not to print among a command's lines what they say already, as
-# "worker 1 failed"; and a thread that does not know yet that its cluster is gone is not to start another.
+# Ray reads these when it is imported. The first keeps it from repeating what a command's own lines say, such
+# as "worker 1 failed"; the second keeps a thread whose cluster is gone from starting another.
 AT_IMPORT = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed while executing a task",
     "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 
-# Ray ends processes that were idle for a second where there are more than cores. The readers are, between
-# two windows, and starting one takes as long as it reads some thousand images. Ray's nodes read this as they
+# With more processes than cores, Ray ends those that were idle for a second. Readers are idle between two
+# windows, and starting one takes as long as reading some thousand images. Ray's nodes read this at their
 # start.
 IDLE_STAY = {"RAY_num_workers_soft_limit": "64"}
 
 
 def wants_token(there: str) -> str:
-    """What a user is told whom a cluster has turned away."""
+    """Error message for a cluster that refused this process."""
     return (
-        f"the Ray cluster at {there} wants its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH "
+        f"the Ray cluster at {there} requires its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH "
         "unless it is in ~/.ray/auth_token"
     )

@@ -1,4 +1,4 @@
-"""`diptych scale`: the family of training configs that compound scaling makes of one."""
+"""`diptych scale`: write a family of training configs by compound scaling."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +20,9 @@ def run_scale(
     train: str | None,
     output: str,
 ) -> list[str]:
-    """Write a config for each phi and print what it costs; their paths.
+    """Write a config for each phi and print its cost; returns the paths.
 
-    Raises ValueError where there is no such config or it cannot be scaled, before anything is written.
+    Raises ValueError if there is no such config or it cannot be scaled, before anything is written.
     """
     config = _read(name, train)
     if given and dimension != "compound":
@@ -57,7 +57,7 @@ def run_scale(
 
 
 def _read(name: str, train: str | None) -> TrainConfig:
-    """The config in a TOML file, of a shipped one, or of a run."""
+    """Read the config from a TOML file, a shipped one or a run."""
     path = Path(name)
     try:
         if not path.is_file():
@@ -71,7 +71,7 @@ def _read(name: str, train: str | None) -> TrainConfig:
     values = read_toml(path)
     data = values.pop("data", {}) | ({"train": train} if train else {})
     if "train" not in data:
-        raise ValueError(f"{path} does not say what it trains on; give --train URI")
+        raise ValueError(f"{path} names no training images; give --train URI")
     return TrainConfig(**values, data=data)
 
 
@@ -83,5 +83,5 @@ def _described(coefficients: Coefficients) -> str:
     alpha, beta, gamma = coefficients
     return (
         f"depth {alpha:.4g}^phi, width {beta:.4g}^phi, resolution {gamma:.4g}^phi: "
-        f"by the equation multiply-adds grow {coefficients.growth:.3g} times with each phi"
+        f"by the equation, multiply-adds grow {coefficients.growth:.3g} times with each phi"
     )

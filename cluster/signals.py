@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the first asks a run to save and to end, the second ends it at once."""
+"""SIGTERM and Ctrl-C: the first asks a run to save and end, the second ends it at once."""
 
 import signal
 import sys
@@ -9,7 +9,7 @@ from types import FrameType
 
 
 class Interrupted(Exception):  # noqa: N818
-    """A signal of this number has ended the work, which is saved; the message says how to go on."""
+    """A signal of this number ended the work, which is saved; the message says how to resume."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -17,9 +17,9 @@ class Interrupted(Exception):  # noqa: N818
 
 
 class Stop:
-    """Whether a run shall end, and the signal that asked for it; what is said then is `doing`.
+    """Whether the run should end, and the signal that asked for it; `doing` is printed then.
 
-    Others may set `event` too; then there is no signal, and `number` is 0.
+    If other code sets `event`, there is no signal, and `number` is 0.
     """
 
     def __init__(self, doing: str, event: Event | None = None) -> None:
@@ -28,17 +28,17 @@ class Stop:
         self.number = 0
 
     def ask(self, number: int, frame: FrameType | None) -> None:
-        """A handler of signals; raises KeyboardInterrupt the second time."""
+        """Signal handler; raises KeyboardInterrupt the second time."""
         if self.event.is_set():
             raise KeyboardInterrupt
         self.number = number
         self.event.set()
-        print(f"\ndiptych: {self._doing}; once more ends at once", file=sys.stderr)
+        print(f"\ndiptych: {self._doing}; a second signal ends it at once", file=sys.stderr)
 
 
 @contextmanager
 def stop_signals(doing: str, event: Event | None = None) -> Iterator[Stop]:
-    """What the signals ask for until the block ends; nothing does outside the main thread."""
+    """Handle the signals until the block ends; outside the main thread, none are handled."""
     stop = Stop(doing, event)
     if current_thread() is not main_thread():
         yield stop

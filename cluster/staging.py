@@ -1,4 +1,4 @@
-"""What a job needs that its cluster lacks: the files that are sent along, and what is installed."""
+"""Determine which files to send with a job, and which packages to install for it."""
 
 import json
 import shlex
@@ -15,25 +15,25 @@ from cluster.config_file import read_toml
 from pipelines.storage.filesystems import IN_A_JOB
 from training.config.objective import is_own
 
-# A job that is stopped gets so long to save before it is killed; Ray reads this where the job runs.
+# A stopped job has this long to save before it is killed; Ray reads this where the job runs.
 _STOP_SECONDS = 600
 
 # PyTorch and the CUDA libraries are some gigabytes.
 _INSTALL_SECONDS = 3600
 
-# What only some commands need, by the word in them that says so.
+# Extras of diptych that some commands need, by the word in the command that shows it.
 _EXTRAS = {"mlflow": "mlflow", "wandb": "wandb", "onnx": "export"}
 
-# What the cluster's shell runs: signals reach diptych itself.
+# Start of the cluster's shell command; with exec, signals reach diptych itself.
 ENTRYPOINT = "exec python -m cluster"
 
 
 @dataclass(frozen=True)
 class Staged:
-    """A job as its cluster will run it.
+    """A job as the cluster will run it.
 
-    `files` are sent, by their path within the job's folder; `install` are the packages that pip installs
-    there, and `why` says what decided on both.
+    `files` to send, by their path within the job's folder; `install`, the packages that pip installs there;
+    `why`, the reason for both.
     """
 
     command: tuple[str, ...]
@@ -48,20 +48,20 @@ class Staged:
 
     @property
     def size(self) -> int:
-        """Bytes of the files."""
+        """Size of the files in bytes."""
         return sum(len(content) for content in self.files.values())
 
     def write(self, folder: Path) -> None:
-        """The files below `folder`."""
+        """Write the files below `folder`."""
         for name, content in self.files.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
 
     def environment(self, folder: Path) -> dict[str, Any]:
-        """Ray's runtime environment of the job; it holds nothing of this process's environment.
+        """The job's runtime environment for Ray; nothing of this process's environment is in it.
 
-        pip, and not uv: it keeps what the cluster has, such as a PyTorch built for its driver.
+        pip instead of uv, because pip keeps what the cluster has, such as a PyTorch built for its driver.
         """
         environment: dict[str, Any] = {
             "env_vars": {IN_A_JOB: "1", "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)},
@@ -75,11 +75,10 @@ class Staged:
 
 
 def stage(tokens: Iterable[str], there: dict[str, Any]) -> Staged:
-    """The job of a diptych command on a cluster that has what `probe` has printed.
+    """Prepare the job of a diptych command for a cluster whose probe returned `there`.
 
-    TOML files that the command names go along, by their names alone, and the code of an objective of one's
-    own. Raises ValueError where two of them
-    share one, and where the cluster's Ray or Python will not do.
+    TOML files in the command are sent under their base names, and so is the code of a custom objective.
+    Raises ValueError if two files share a name, or if the cluster's Ray or Python does not fit.
     """
     _check_versions(there)
     command, files = [], {}
@@ -87,7 +86,7 @@ def stage(tokens: Iterable[str], there: dict[str, Any]) -> Staged:
         path = Path(token)
         if path.suffix == ".toml" and path.is_file():
             if path.name in files:
-                raise ValueError(f"two files of the command are named {path.name}; rename one")
+                raise ValueError(f"two files in the command are named {path.name}; rename one")
             files[path.name] = path.read_bytes()
             token = path.name
         command.append(token)
@@ -97,16 +96,16 @@ def stage(tokens: Iterable[str], there: dict[str, Any]) -> Staged:
         why = "the cluster has this diptych: nothing is installed"
     else:
         files |= dict(_code())
-        has = "another diptych, or a changed one" if there["fingerprint"] else "no diptych"
-        why = f"the cluster has {has}: its code goes along"
+        has = "different diptych code" if there["fingerprint"] else "no diptych"
+        why = f"the cluster has {has}: the code is sent"
     install = tuple(_pinned(there["unmet"]))
     if install:
-        why += f"; pip installs what is missing there, beside what the cluster has: {', '.join(install)}"
+        why += f"; pip adds what is missing there: {', '.join(install)}"
     return Staged(tuple(command), files, install, why)
 
 
 def requirements(tokens: Iterable[str]) -> list[str]:
-    """What diptych needs for this command, with the extras that its trackers and formats are."""
+    """diptych's requirements for a command, with the extras of its trackers and export formats."""
     from packaging.requirements import Requirement
 
     words: set[str] = set()
@@ -126,16 +125,16 @@ def requirements(tokens: Iterable[str]) -> list[str]:
 
 
 def read_probe(log: str) -> dict[str, Any]:
-    """What the probe has printed, from its job's log; ValueError where it did not get so far."""
+    """Find the probe's result in its job's log. Raises ValueError if there is none."""
     for line in reversed(log.splitlines()):
         if line.startswith('{"python"'):
             return json.loads(line)
     last = (log.strip().splitlines() or ["it printed nothing"])[-1]
-    raise ValueError(f"the cluster could not be asked what it has: {last}")
+    raise ValueError(f"the probe of the cluster failed: {last}")
 
 
 def _check_versions(there: dict[str, Any]) -> None:
-    """Raises ValueError where its Python or Ray is not what diptych needs: a job cannot change them."""
+    """Raises ValueError if diptych cannot use the cluster's Python or Ray; a job cannot change them."""
     from packaging.specifiers import SpecifierSet
 
     python = metadata.metadata("diptych")["Requires-Python"]
@@ -147,7 +146,7 @@ def _check_versions(there: dict[str, Any]) -> None:
 
 
 def _values(command: Iterable[str], tomls: Mapping[str, bytes], key: str) -> Iterator[str]:
-    """What the command's flags and the training configs in its TOML files set `key` to."""
+    """Values of `key` in the command's flags and in the training configs of its TOML files."""
     for flag, after in pairwise([*command, ""]):
         if flag.partition("=")[0] == f"--{key}":
             yield flag.partition("=")[2] or after
@@ -157,7 +156,7 @@ def _values(command: Iterable[str], tomls: Mapping[str, bytes], key: str) -> Ite
 
 
 def _own_code(objective: str) -> Iterator[tuple[str, bytes]]:
-    """The Python files of MODULE:CLASS, by their path within the job's folder; none where it is installed."""
+    """The Python files of MODULE:CLASS, by their path within the job's folder; none if it is installed."""
     from training.objectives import own_modules  # torch takes seconds to import.
 
     for source in own_modules(objective):
@@ -176,7 +175,7 @@ def _code() -> Iterator[tuple[str, bytes]]:
 
 
 def _pinned(unmet: Iterable[str]) -> Iterator[str]:
-    """The requirements at the versions that are installed here, where they are."""
+    """The requirements, pinned to the version installed here if there is one."""
     from packaging.requirements import Requirement
     from packaging.version import Version
 

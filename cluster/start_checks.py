@@ -1,4 +1,4 @@
-"""What this machine must have for a Ray cluster to start, and to work: open files, and room for Ray's own."""
+"""Check that Ray can start and run here: the limit of open files, and free space for Ray's files."""
 
 import os
 import resource
@@ -9,11 +9,11 @@ from threading import Event, Thread
 
 from cluster.ray_folder import rays_place
 
-# Each of Ray's processes inherits the limit. With one worker the one that has most has 81 open, and more with
-# each node and worker; 1,024 is what Linux comes with.
+# Ray's processes inherit the limit. With one worker, one process has 81 files open; each node and worker adds
+# some. Linux's default is 1,024.
 _OPEN_FILES, _WISHED_OPEN_FILES = 1024, 65536
 
-# Ray's logs, a megabyte for a small run, and what does not fit into its object store.
+# For Ray's logs, a megabyte in a small run, and for what does not fit into its object store.
 _ROOM_BYTES, _ROOM_FILES = 16 * 2**20, 500
 
 _LOOK_SECONDS = 10.0
@@ -21,26 +21,26 @@ _LOOK_SECONDS = 10.0
 
 @contextmanager
 def checked_start() -> Iterator[None]:
-    """Check before the block starts a Ray cluster and, where that fails, once more; raises ValueError."""
+    """Check before the block, which starts a Ray cluster, and again if that fails. Raises ValueError."""
     check_start()
     try:
         yield
     except Exception:
-        check_start()  # It may have failed because of that.
+        check_start()  # This may be the reason.
         raise
 
 
 def check_start() -> None:
-    """Raise the limit of open files; ValueError where it stays low, or Ray's files have no room."""
+    """Raise the limit of open files. Raises ValueError if it stays too low, or Ray's files have no room."""
     raise_open_files()
     check_room(rays_place())
 
 
 @contextmanager
 def watched_room(warn: Callable[[str], None], look_seconds: float = _LOOK_SECONDS) -> Iterator[None]:
-    """Warn, once each time, of Ray's folder having filled up until the block ends.
+    """Until the block ends, warn each time that Ray's folder fills up.
 
-    Ray then starts the processes that read the images over and over, without a word: a run stands still.
+    Ray would restart the processes that read images again and again, without an error, and a run would stall.
     """
     ended = Event()
 
@@ -52,7 +52,7 @@ def watched_room(warn: Callable[[str], None], look_seconds: float = _LOOK_SECOND
                 full = False
             except ValueError as error:
                 if not full:
-                    warn(f"{error}: without room there, a run may stand still")
+                    warn(f"{error}: until then, a run may stall")
                 full = True
 
     thread = Thread(target=watch, daemon=True)
@@ -65,7 +65,7 @@ def watched_room(warn: Callable[[str], None], look_seconds: float = _LOOK_SECOND
 
 
 def raise_open_files() -> None:
-    """Let this process and those it starts open as many files as it may; ValueError where those are few."""
+    """Raise the soft limit of open files as far as useful. Raises ValueError if it is still too low."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wished = _WISHED_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _WISHED_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wished:
@@ -74,12 +74,12 @@ def raise_open_files() -> None:
     if soft != resource.RLIM_INFINITY and soft < _OPEN_FILES:
         raise ValueError(
             f"this process may open {soft} files, and a Ray cluster needs {_OPEN_FILES:,}: run "
-            f"ulimit -n {_OPEN_FILES} in a new shell, or have the hard limit raised"
+            f"ulimit -n {_OPEN_FILES} in a new shell, or ask for a higher hard limit"
         )
 
 
 def check_room(place: str) -> None:
-    """ValueError where the file system at `place` is all but full, of bytes or of files."""
+    """Raises ValueError if the file system at `place` has too few bytes or files left."""
     there = next(
         (folder for folder in (Path(place), *Path(place).absolute().parents) if folder.is_dir()), "/"
     )

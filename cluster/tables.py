@@ -1,4 +1,4 @@
-"""Jobs, nodes and a search's trials as tables on the terminal."""
+"""Tables of jobs, nodes and trials on the terminal."""
 
 import math
 import time
@@ -18,7 +18,7 @@ from tuning.trials import Trial
 
 
 def print_staged(job: Staged, address: str) -> None:
-    """What would be sent and installed, and what would run."""
+    """Print what a submission would send, install and run."""
     print(f"{address}: {job.why}")
     for name, content in sorted(job.files.items()):
         print(f"{len(content):>9,}  {name}")
@@ -27,7 +27,7 @@ def print_staged(job: Staged, address: str) -> None:
 
 
 def print_jobs(jobs: list[Any]) -> None:
-    """A line for each."""
+    """Print a line for each job."""
     rows = [("job", "status", "started", "took", "command")]
     for job in jobs:
         rows.append((job.submission_id, str(job.status), _time(job.start_time), _took(job), _command(job)))
@@ -37,7 +37,7 @@ def print_jobs(jobs: list[Any]) -> None:
 
 
 def print_job(job: Any) -> None:
-    """All that there is to know of one job."""
+    """Print all details of a job."""
     rows = {
         "job": job.submission_id,
         "status": str(job.status),
@@ -68,7 +68,7 @@ def _took(job: Any) -> str:
 
 
 def print_nodes() -> bool:
-    """Print them; whether there is a cluster."""
+    """Print the nodes; returns whether there is a cluster."""
     there = address()
     if there is None:
         return False
@@ -91,14 +91,14 @@ def print_nodes() -> bool:
     return True
 
 
-# More rows than a terminal has lines would scroll at each change.
+# With more rows than the terminal has lines, it would scroll at each change.
 _ROWS = 20
 
 _COLOURS = {"running": "cyan", "finished": "green", "failed": "red"}
 
 
 def trial_table(trials: Sequence[Trial], count: int, most: int | None = None) -> Table:
-    """A table with a row for each trial, at most `most`; the search will have `count` trials."""
+    """A table with a row for each trial, at most `most`; `count` is the number of trials to come in all."""
     ended = sum(trial.state in ("finished", "stopped early", "failed") for trial in trials)
     keys = list(dict.fromkeys(key for trial in trials for key in trial.values))
     table = Table(title=f"{ended} of {count} trials have ended", title_justify="left", box=None)
@@ -118,7 +118,7 @@ def trial_table(trials: Sequence[Trial], count: int, most: int | None = None) ->
 
 
 def shown(value: object) -> str:
-    """A value as a person writes it."""
+    """A value as text, with three significant digits for a float."""
     return f"{value:.3g}" if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
@@ -128,7 +128,7 @@ def described(trial: Trial) -> str:
 
 
 class LiveTrials:
-    """The table, redrawn at each change; without a terminal, a line for each evaluation."""
+    """The table of trials, redrawn at each change; without a terminal, a line for each evaluation."""
 
     def __init__(self, count: int) -> None:
         self._count, self._console = count, Console(stderr=True)

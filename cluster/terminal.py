@@ -1,4 +1,4 @@
-"""Progress on the terminal: of things that are counted, of a run, and of its start."""
+"""Progress on the terminal: counts, a run's steps, and the phases of its start."""
 
 import os
 import sys
@@ -20,23 +20,23 @@ from training.losses.matching import chance
 
 
 class Startup:
-    """The seconds of each phase until the next is reached."""
+    """Seconds of each phase of a start."""
 
     def __init__(self, began: float | None = None) -> None:
-        """`began` on the clock of time.monotonic; unset: now."""
+        """`began` by time.monotonic; unset: now."""
         self._began = self._reached = time.monotonic() if began is None else began
         self._phases: list[tuple[str, float]] = []
 
     @classmethod
     def of_the_command(cls) -> "Startup":
-        """From the start of this process on."""
-        # The 22nd field, in ticks since the machine's start; the second is a name that may hold spaces.
+        """Count from the start of this process."""
+        # Field 22: ticks since the machine started. Field 2 is a name that may contain spaces.
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         ticks = float(fields[19]) / os.sysconf("SC_CLK_TCK")
         return cls(time.monotonic() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks))
 
     def reached(self, phase: str) -> None:
-        """`phase` is over."""
+        """`phase` has ended."""
         now = time.monotonic()
         self._phases.append((phase, now - self._reached))
         self._reached = now
@@ -46,17 +46,17 @@ class Startup:
         return f"first step after {self._reached - self._began:.1f} s: {phases}"
 
 
-# How often progress is printed if standard error is no terminal.
+# Interval of progress lines if standard error is not a terminal.
 _LOG_SECONDS = 30.0
 
 
 class Bar:
-    """A count and its total: a bar on the terminal; in a log a line every half minute, and one at the end."""
+    """A count and its total: a bar on a terminal; in a log, a line every half minute and one at the end."""
 
     def __init__(
         self, label: str, unit: str, total: int | None = None, done: int = 0, *, delay: float = 0.0
     ) -> None:
-        """delay: seconds before it is first shown; with one, a terminal's bar is removed at its end."""
+        """delay: seconds before it is first shown; if set, a terminal's bar is removed at the end."""
         console = Console(stderr=True)
         self._progress = _Progress(
             TextColumn("{task.description}"), BarColumn(), _Numbers(), console=console,
@@ -80,7 +80,7 @@ class Bar:
         return int(self._progress.tasks[0].completed)
 
     def update(self, count: int, *, total: int | None = None, note: str | None = None) -> None:
-        """Count so many more; a note says more of the last of them."""
+        """Add `count`; `note` is shown with it."""
         fields: dict[str, Any] = {} if note is None else {"note": note}
         self._progress.update(self._task, advance=count, total=total, **fields)
         now, self._unlogged = time.monotonic(), True
@@ -106,7 +106,7 @@ class Bar:
 
 
 class _Progress(Progress):
-    """A bar with its note in a line below, which may be as long as the terminal is wide."""
+    """A bar with its note on a line of its own below, as wide as the terminal."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
@@ -119,7 +119,7 @@ class _Numbers(ProgressColumn):
 
 
 def _numbers(task: Task) -> str:
-    """How many are done, how fast, and the time left."""
+    """The count, the speed and the time left."""
     unit = f"{task.fields['unit']}s"
     parts = [f"{task.completed:,.0f}" + ("" if task.total is None else f" of {task.total:,.0f}") + f" {unit}"]
     if speed := task.finished_speed or task.speed:
@@ -131,7 +131,7 @@ def _numbers(task: Task) -> str:
 
 @contextmanager
 def counted(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A function of (done, total) that shows a bar from the first second on."""
+    """Yield a function of (done, total) that shows a bar if the work takes longer than a second."""
     with Bar(what, unit, delay=1) as bar:
         yield lambda done, total: bar.update(done - bar.done, total=total)
 
@@ -142,7 +142,7 @@ def warn(message: str) -> None:
 
 
 class RunBar:
-    """The steps of a run on the terminal, a line for each evaluation, and one on how it started."""
+    """A run's steps on the terminal, a line for each evaluation, and one for the start."""
 
     def __init__(self, steps: int, done: int, batch_size: int, startup: Startup) -> None:
         self._steps, self._done, self._chance = steps, done, chance(batch_size)
@@ -163,7 +163,7 @@ class RunBar:
             if self._startup:
                 self._startup.reached(values["phase"])
             return
-        if self._bar is None:  # Only now do steps take time, and not the cluster's start.
+        if self._bar is None:  # Not before, so that the speed excludes the start.
             self._bar = Bar("train", "step", self._steps, self._done)
         if "loss" not in values:
             print(f"step {values['step']}: {', '.join(_noted(values))}", flush=True)
@@ -182,21 +182,21 @@ class RunBar:
         self._bar.update(values["step"] - self._bar.done, note=note)
 
     def _matched(self, values: dict[str, Any]) -> str:
-        """View matching, where the objective has one."""
+        """View matching, if the objective has it."""
         if "view_matching" not in values:
             return ""
         return f"views matched {values['view_matching']:.1%} (chance {self._chance:.1%}), "
 
 
 def _noted(values: dict[str, Any]) -> Iterator[str]:
-    """What an evaluation, or a look at the images left out, found."""
+    """Lines for an evaluation, a restart, a warning or quarantined images."""
     if "knn_top1" in values:
         pixels = f" (raw pixels {shown(values, 'knn_top1_pixels')})" if "knn_top1_pixels" in values else ""
         yield f"kNN accuracy {shown(values, 'knn_top1')}{pixels}"
     if "linear_top1" in values:
-        yield f"linear probe's accuracy {shown(values, 'linear_top1')}"
+        yield f"linear probe accuracy {shown(values, 'linear_top1')}"
     if "top1" in values:
-        yield f"classifier's accuracy {shown(values, 'top1')}"
+        yield f"classifier accuracy {shown(values, 'top1')}"
     if compared := shown_baselines(values):
         yield compared
     if "knn_top1_test" in values:
@@ -205,20 +205,20 @@ def _noted(values: dict[str, Any]) -> Iterator[str]:
     if "waiting" in values:
         yield f"waiting for {values['waiting']}"
     if "restarting" in values:
-        yield f"going on from there, for {values['restarting']}"
+        yield f"resuming from this step: {values['restarting']}"
     if "moving" in values:
-        yield "saved, and going on from there on other nodes"
+        yield "saved, resuming on other nodes"
     if "warning" in values:
         yield f"warning: {values['warning']}"
     if "rolled_back_to" in values:
         yield (
-            f"warning: the loss was not finite several times in a row; back to the weights of step "
+            f"warning: the loss was not finite several times in a row; restored the weights of step "
             f"{values['rolled_back_to']}"
         )
     if "skipped" in values:
-        yield f"{values['skipped']:,} steps skipped so far, whose loss or gradient was not finite"
+        yield f"{values['skipped']:,} steps skipped so far, because the loss or gradient was not finite"
     if "quarantined" in values:
-        yield f"{values['quarantined']:,} images left out so far"
+        yield f"{values['quarantined']:,} images quarantined so far"
     if "effective_rank" in values:
         yield f"effective rank {values['effective_rank']:.1f}"
         if values["effective_rank"] < COLLAPSED_RANK:

@@ -1,4 +1,4 @@
-"""A run's numbers to MLflow and Weights & Biases, through their own clients, which `--trackers` names."""
+"""Experiment trackers: send a run's metrics to MLflow and Weights & Biases through their own clients."""
 
 import hashlib
 import logging
@@ -20,7 +20,7 @@ _NOT_METRICS = ("step", "steps")
 
 
 class Tracker(Protocol):
-    """A service that keeps the numbers of runs."""
+    """An experiment tracker."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -28,34 +28,34 @@ class Tracker(Protocol):
 
 
 class Trackers:
-    """What the driver hears of a run, handed on. One that fails is told of once, and then left alone."""
+    """Log a run's metrics to all trackers. A tracker that fails is reported once and then dropped."""
 
     def __init__(self, trackers: Mapping[str, Tracker]) -> None:
         self._trackers = dict(trackers)
 
     def show(self, values: Mapping[str, Any]) -> list[str]:
-        """Log what is a number; what to tell the user of trackers that failed."""
+        """Log the finite numbers in `values`; returns a message for each tracker that failed."""
         metrics = {key: float(value) for key, value in values.items() if _is_metric(key, value)}
         failed: list[str] = []
         for name, tracker in list(self._trackers.items()) if metrics else ():
             try:
                 tracker.log(values["step"], metrics)
-            except Exception as error:  # Whatever a service does, the training goes on.
+            except Exception as error:  # Training continues whatever a tracker raises.
                 del self._trackers[name]
-                failed.append(f"{name} no longer hears of this run: {error}")
+                failed.append(f"{name} gets no more metrics of this run: {error}")
         return failed
 
     def close(self, *, finished: bool) -> None:
         for name, tracker in self._trackers.items():
             try:
                 tracker.close(finished=finished)
-            except Exception as error:  # The run has ended, and its own record is whole.
-                _log.warning("%s did not hear of this run's end: %s", name, error)
+            except Exception as error:  # The run has ended; its own metrics are complete.
+                _log.warning("%s could not be told that this run ended: %s", name, error)
 
 
 @contextmanager
 def open_trackers(config: TrainConfig) -> Iterator[Trackers]:
-    """The config's trackers, until the block ends; ValueError where one does not take the run."""
+    """Open the config's trackers until the block ends. Raises ValueError if one refuses the run."""
     trackers = Trackers({name: _open(name, config) for name in config.trackers})
     finished = False
     try:
@@ -66,7 +66,7 @@ def open_trackers(config: TrainConfig) -> Iterator[Trackers]:
 
 
 def check_trackers(names: Iterable[TrackerName]) -> None:
-    """ValueError where a client is not installed."""
+    """Raises ValueError if a tracker's client is not installed."""
     for name in names:
         try:
             import_module(name)
@@ -80,11 +80,11 @@ def _open(name: TrackerName, config: TrainConfig) -> Tracker:
     try:
         return _Mlflow(config) if name == "mlflow" else _Wandb(config)
     except Exception as error:
-        raise ValueError(f"{name} does not take this run: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{name} refuses this run: {' '.join(str(error).split())}") from error
 
 
 class _Mlflow:
-    """MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and its credentials come from the environment, as ever."""
+    """MLflow. MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and credentials come from the environment."""
 
     _TAG = "diptych.run"
 
@@ -98,7 +98,7 @@ class _Mlflow:
         experiment = self._client.get_experiment_by_name(name)
         where = experiment.experiment_id if experiment else self._client.create_experiment(name)
         identity = _identity(config)
-        # A run that goes on is the same run there too.
+        # A resumed run is the same run in MLflow.
         same = self._client.search_runs([where], f"tags.`{self._TAG}` = '{identity}'", max_results=1)
         if same:
             self._run = same[0].info.run_id
@@ -121,14 +121,14 @@ class _Mlflow:
 
 
 class _Wandb:
-    """WANDB_PROJECT, WANDB_MODE and WANDB_API_KEY come from the environment, as ever."""
+    """Weights & Biases. WANDB_PROJECT, WANDB_MODE and WANDB_API_KEY come from the environment."""
 
     def __init__(self, config: TrainConfig) -> None:
         import wandb
 
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "diptych"), name=config.name, config=asdict(config),
-            # A run that goes on is the same run there too.
+            # A resumed run is the same run there.
             id=hashlib.sha256(_identity(config).encode()).hexdigest()[:16], resume="allow",
             settings=wandb.Settings(console="off", silent=True),
         )  # fmt: skip

@@ -40,7 +40,7 @@ def run_training(
     """Train, showing progress on the terminal; the lines of the run's metrics.jsonl.
 
     `train` and `test` are the images of the config's data, where they are listed already. `launch` provides
-    the workers: `Crew().launch` those of the run before it; unset: new ones. Raises ValueError
+    the workers: `WorkerPool().launch` those of the run before it; unset: new ones. Raises ValueError
     where the config, the data or the cluster will not do, before anything is written; RunError if the run
     fails, and Interrupted after SIGTERM or Ctrl-C, once it has saved.
     """
@@ -162,7 +162,7 @@ def _launch(
                     final=True,
                 ) from stopped
             raise Interrupted(
-                f"stopped after step {stopped.step} of {steps}; go on with: diptych train --resume {run}",
+                f"stopped after step {stopped.step} of {steps}; resume with: diptych train --resume {run}",
                 stop.number,
             ) from stopped
 

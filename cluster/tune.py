@@ -1,4 +1,4 @@
-"""A search from its TOML file to its best config, as the commands run it."""
+"""Run a search, from its TOML file to its best config."""
 
 import dataclasses
 import shutil
@@ -21,9 +21,9 @@ from pipelines.index import Index
 from pipelines.labels import with_labels
 from training.checkpoint import find_checkpoint
 from training.config import TrainConfig, most_workers
-from training.errors import RunError
+from training.errors import RunError, UnsavedError
 from training.evaluation.certainty import doubts, shown, shown_baselines
-from training.lease import leased
+from training.lease import Held, leased
 from training.models.encoders import build_encoder
 from training.objectives import load_initial, own_modules, read_initial
 from training.run_folder import encode_toml, keep_index, kept_index, kept_toml, to_toml, to_values
@@ -37,12 +37,12 @@ _FILE = "search.toml"
 
 
 def read_search(path: Path, flags: dict[str, Any]) -> SearchConfig:
-    """The search of a TOML file; flags, by dotted key, take precedence. ValueError if it is not valid."""
+    """Read a search from a TOML file; flags, by dotted key, take precedence. Raises ValueError if invalid."""
     if not path.is_file():
         path = _shipped(str(path))
     values: dict[str, Any] = read_toml(path)
     if "train" not in values:
-        raise ValueError(f"{path} is no search: it has no table [train]; put the training config below that")
+        raise ValueError(f"{path} is not a search: it has no table [train]; put the training config there")
     for key, value in flags.items():
         *parents, last = key.split(".")
         table = values
@@ -53,18 +53,18 @@ def read_search(path: Path, flags: dict[str, Any]) -> SearchConfig:
 
 
 def kept_search(run: str) -> SearchConfig:
-    """The search in the folder OUTPUT/NAME; ValueError if there is none."""
+    """Read the search in the folder OUTPUT/NAME. Raises ValueError if there is none."""
     run = storage.absolute(run.rstrip("/"))
     values = kept_toml(storage.join(run, _FILE))
     if values is None:
-        raise ValueError(f"{run} is no search: there is no {_FILE}; give OUTPUT/NAME of one")
+        raise ValueError(f"{run} is not a search: there is no {_FILE}; give OUTPUT/NAME of one")
     output, _, name = run.rpartition("/")
     values |= {"output": output, "name": name}
     return SearchConfig(**values)
 
 
 def print_status(run: str) -> None:
-    """Print the trials of a search, running or not, and write its report; ValueError if there is none."""
+    """Print a search's trials, running or not, and write its report. Raises ValueError if there is none."""
     search = kept_search(run)
     trials = read_trials(search_folder(search))
     width = max(80, shutil.get_terminal_size().columns)
@@ -77,38 +77,48 @@ def print_status(run: str) -> None:
 
 
 def write_best(run: str, dest: str) -> None:
-    """Write the best trial's config to `dest`; ValueError if there is none, or it cannot be written."""
+    """Write the best trial's config to `dest`. Raises ValueError if there is none, or that fails."""
     search = kept_search(run)
     trials = read_trials(search_folder(search))
     if not trials or trials[0].accuracy is None:
-        raise ValueError(f"{run} has no trial that was evaluated yet; see diptych tune status {run}")
+        raise ValueError(f"{run} has no evaluated trial yet; see diptych tune status {run}")
     _write(dest, to_toml(best_config(search, trials[0].run)).encode())
     print(f"{dest}: {search.metric} accuracy {trials[0].accuracy:.1%}, {described(trials[0])}")
 
 
 def run_tuning(search: SearchConfig) -> list[Trial]:
-    """Run the search, showing its trials, and write its report and best.toml; the trials, best first.
+    """Run the search, show its trials, and write its report and best.toml; returns the trials, best first.
 
-    Raises ValueError if the config, the data or the cluster will not do, or no trial was evaluated;
-    Interrupted after SIGTERM or Ctrl-C.
+    Raises ValueError for an invalid config, data set or cluster, or if no trial was evaluated; Interrupted
+    after SIGTERM or Ctrl-C; RunError if another process has taken over the search.
     """
     search = _with_absolute_paths(search)
     scoring(search)
     check_surface(search)
     modules = _modules(search)
     folder = search_folder(search)
-    kept_toml(storage.join(folder, _FILE), resumed=True)  # Refuses another version's.
+    kept_toml(storage.join(folder, _FILE), resumed=True)  # Refuses a search of another format.
     if not read_trials(folder):
         _check_checkpoints(search)
     index, ended = _index(search), Event()
-    with leased(folder, ended):
+    with leased(folder, ended) as held:
         _keep(search)
         with counted(f"labels of {index.uri}", "fragment") as progress:
             index = with_labels(index, search.train.data, progress)
+        _check(held)
         keep_index(folder, "train", index)
-        trials = _run(search, index, modules, ended)
-    _print_result(search, trials)
+        trials = _run(search, index, modules, ended, held)
+        _check(held)
+        _print_result(search, trials)
     return trials
+
+
+def _check(held: Held) -> None:
+    """Raises RunError where another process has taken the search over."""
+    try:
+        held.check()
+    except UnsavedError as error:
+        raise RunError(f"{error}", final=True) from error
 
 
 def _with_absolute_paths(search: SearchConfig) -> SearchConfig:
@@ -121,20 +131,20 @@ def _with_absolute_paths(search: SearchConfig) -> SearchConfig:
 
 
 def _index(search: SearchConfig) -> Index:
-    """The images: those that the search began with, if it is resumed."""
+    """The images; in a resumed search, those that it began with."""
     index = training_index(search.train)
     index.check_labels("ranking trials", "search with other images")
     kept = kept_index(search_folder(search), "train")
     if kept is None:
         return index
     kept.check_unchanged()
-    # Images that were added since would change which are held out.
+    # Images added since would change which are held out.
     return kept if kept.uri == index.uri else index
 
 
-def _run(search: SearchConfig, index: Index, modules: list[Path], ended: Event) -> list[Trial]:
-    """The trials, best first, once they have run on the cluster."""
-    # Ray takes seconds to import; an error in the config should not.
+def _run(search: SearchConfig, index: Index, modules: list[Path], ended: Event, held: Held) -> list[Trial]:
+    """Run the trials on the cluster; returns them, best first."""
+    # Ray takes seconds to import; a wrong config should fail sooner.
     from training.ray_train.launch import while_head_answers
     from tuning.search import CPUS_PER_TRIAL, run_search
 
@@ -145,19 +155,17 @@ def _run(search: SearchConfig, index: Index, modules: list[Path], ended: Event) 
         LiveTrials(_count(search)) as table,
         stop_signals("ending the search", ended) as stop,
     ):
-        trials = while_head_answers(partial(run_search, search, index, table.show, stop.event))
+        trials = while_head_answers(partial(run_search, search, index, table.show, stop.event, held))
     if stop.number:
-        raise Interrupted(f"stopped; {_way_on(search)}", stop.number)
-    if ended.is_set():
-        raise RunError(f"another process has taken {folder} over", final=True)
+        raise Interrupted(f"stopped; {_resume_hint(search)}", stop.number)
     return trials
 
 
 def _print_result(search: SearchConfig, trials: list[Trial]) -> None:
-    """Print the trials, and write best.toml and the report; ValueError if no trial was evaluated."""
+    """Print the trials; write best.toml and the report. Raises ValueError if no trial was evaluated."""
     folder = search_folder(search)
     if not trials or trials[0].accuracy is None:
-        failed = next((trial.error for trial in trials if trial.error), "no time was left for one")
+        failed = next((trial.error for trial in trials if trial.error), "there was no time for one")
         raise ValueError(f"no trial of {folder} was evaluated: {failed}")
     _write(f"{folder}/best.toml", to_toml(best_config(search, trials[0].run)).encode())
     for trial in trials:
@@ -167,10 +175,10 @@ def _print_result(search: SearchConfig, trials: list[Trial]) -> None:
     print(f"best: {folder}/best.toml")
     print(f"report: {write_search_report(search, trials)}")
     if any(trial.state == "unfinished" for trial in trials) or len(trials) < _count(search):
-        print(f"the time limit has passed; {_way_on(search)}")
+        print(f"the time limit has passed; {_resume_hint(search)}")
 
 
-def _way_on(search: SearchConfig) -> str:
+def _resume_hint(search: SearchConfig) -> str:
     return f"resume with: diptych tune resume {search_folder(search)}"
 
 
@@ -182,7 +190,7 @@ def _print_certainty(search: SearchConfig, best: Trial) -> None:
 
 
 def with_checkpoints(space: dict[str, Any]) -> dict[str, Any]:
-    """The space, with each run or checkpoint that it names for `init` as the URI of a checkpoint."""
+    """The space, with each run or checkpoint given for `init` replaced by a checkpoint's URI."""
 
     def found(places: Any) -> Any:
         if isinstance(places, list | tuple):
@@ -224,8 +232,8 @@ def _check_checkpoints(search: SearchConfig) -> None:
 
 
 def _count(search: SearchConfig) -> int:
-    """How many trials there will be."""
-    return len(trial_points(search))  # TPE draws other points, but as many.
+    """Number of trials in all."""
+    return len(trial_points(search))  # TPE draws other points, but the same number.
 
 
 def _keep(search: SearchConfig) -> None:
@@ -243,7 +251,7 @@ def _write(uri: str, content: bytes) -> None:
 
 
 def _shipped(name: str) -> Path:
-    """The TOML file of a search that comes with diptych; ValueError with all names if there is none."""
+    """The TOML file of a search that comes with diptych. Raises ValueError, with all names, if unknown."""
     folder = Path(__file__).parents[1] / "tuning" / "searches"
     if not (path := folder / f"{name}.toml").is_file():
         names = ", ".join(sorted(path.stem for path in folder.glob("*.toml")))

@@ -1,6 +1,6 @@
-"""A process that says how to resume where the command's own ends without a word, and ends its cluster.
+"""A process that prints how to resume if the command's process dies without an error, and ends its cluster.
 
-Ray ends a driver whose cluster is lost, and a machine one that takes too much memory: neither says so.
+Ray ends a driver whose cluster is lost, and the kernel one that takes too much memory; neither prints why.
 """
 
 import json
@@ -22,12 +22,12 @@ _LOOK_SECONDS = 0.2
 
 @contextmanager
 def watched(resume: Sequence[str], folder: str | None, ray: str) -> Iterator[None]:
-    """Until the block ends, another process waits for the end of this one, and says on stderr how to resume.
+    """Until the block ends, another process watches this one; if this one dies, it prints how to resume.
 
-    resume: the command's arguments for that. folder: where the cluster that this process has started has its
-    files; what is left of it is ended. ray: where Ray is installed.
+    resume: arguments of the command to resume with. folder: the folder of a cluster that this process
+    started, of which the watchdog ends the rest. ray: the folder in which Ray is installed.
     """
-    # Isolated: it starts in 20 ms, and Ctrl-C is not for it.
+    # Isolated, so that it starts in 20 ms; in a session of its own, so that Ctrl-C does not reach it.
     watchdog = subprocess.Popen(
         [sys.executable, "-IS", __file__], stdin=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -39,14 +39,14 @@ def watched(resume: Sequence[str], folder: str | None, ray: str) -> Iterator[Non
         yield
     finally:
         if os.getpid() == process:  # A fork leaves the block too.
-            with suppress(BrokenPipeError):  # Somebody has ended it.
+            with suppress(BrokenPipeError):  # The watchdog was killed.
                 watchdog.communicate(_DONE)
 
 
 def end_cluster(folder: str, ray: str) -> None:
-    """End each process of Ray's and of this user's that has the folder in its command or a file of it open.
+    """Kill this user's Ray processes that have `folder` in their command line or a file of it open.
 
-    Ray is installed in the folder `ray`.
+    `ray` is the folder in which Ray is installed.
     """
     for place in Path("/proc").glob("[0-9]*"):
         process = int(place.name)
@@ -72,28 +72,28 @@ def _has(place: Path, folder: str) -> bool:
 
 
 def _watch() -> None:
-    """Wait until the command's process has said that it is done, or has ended; in the latter case act."""
+    """Wait until the command's process says that it is done; if it ends before, print how to resume."""
     with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as pipe:
         about = json.loads(pipe.readline() or "{}")
         if not about or _is_done(about["process"], pipe):
             return
     if folder := about["folder"]:
         end_cluster(folder, about["ray"])
-    way_on = f"diptych {shlex.join(about['resume'])}" if about["resume"] else "the same command"
+    command = f"diptych {shlex.join(about['resume'])}" if about["resume"] else "the same command"
     print(
-        "diptych: the process of this command has ended without a word: its Ray cluster was lost, or it was "
-        f"killed; go on with: {way_on}",
+        "diptych: the process of this command ended without an error: its Ray cluster was lost, or it was "
+        f"killed; resume with: {command}",
         file=sys.stderr,
     )
 
 
 def _is_done(process: int, pipe: RawIOBase) -> bool:
-    """Whether the process, which has started this one, says so before it ends."""
+    """Whether `process`, which started this one, says that it is done before it ends."""
     ended = False
     while not select.select([pipe], [], [], _LOOK_SECONDS)[0]:
         if ended:
             return False
-        # A fork keeps the pipe open after the process's end, which its children see by their new parent.
+        # A fork keeps the pipe open after the process's end, so look at the parent too: it changes then.
         ended = os.getppid() != process
     return pipe.read(len(_DONE)) == _DONE.encode()
 

@@ -1,4 +1,4 @@
-"""Tables in the order in which they are read to each step's batch: shuffled, and bad images replaced."""
+"""Assemble each step's batch from the tables as read: shuffle the rows and replace bad images."""
 
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, fields, replace
@@ -15,7 +15,7 @@ from pipelines.quarantine import WAY_OUT, Quarantined
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of reader.SCHEMA as arrays; images are views of Arrow's own memory, None where they are bad."""
+    """Rows of reader.SCHEMA as arrays. Images are views of Arrow's memory; a bad image is None."""
 
     image: Shaped[np.ndarray, " n"]
     label: Int[np.ndarray, " n"]
@@ -53,7 +53,7 @@ class Rows:
         return self[~self.is_bad]
 
     def marked(self, broken: Mapping[int, str]) -> "Rows":
-        """The rows with those in `broken` noted as bad, each for its reason."""
+        """The rows, with those in `broken` marked as bad, for the given reasons."""
         bad = self.bad.copy()
         for row, reason in broken.items():
             bad[row] = reason
@@ -61,18 +61,18 @@ class Rows:
 
     @property
     def sizes(self) -> Int[np.ndarray, "n 2"]:
-        """Height and width as the images are shown."""
+        """Height and width of the images as shown."""
         return np.stack([self.height, self.width], axis=1).astype(np.int64)
 
     @property
     def first_bad(self) -> str:
-        """What is known of the first bad row."""
+        """The first bad row's key, file and reason."""
         first = self.quarantined[0]
         return f"{first.key} of {first.path}: {first.reason}"
 
     @property
     def quarantined(self) -> tuple[Quarantined, ...]:
-        """The rows that are bad."""
+        """The bad rows."""
         rows = np.flatnonzero(self.is_bad)
         return tuple(
             Quarantined(self.path[row], self.key[row], self.bad[row], int(self.sample[row]))
@@ -95,15 +95,15 @@ def _views(column: pa.ChunkedArray) -> Shaped[np.ndarray, " n"]:
 
 
 class ShuffledWindow:
-    """A window's rows in the order in which they are consumed; another row's image stands in for a bad one.
+    """A window's rows in shuffled order; another row's image stands in for each bad one.
 
-    The stand-in is the first good image from half a window on, so that a batch seldom holds an image
-    twice. It gets the bad row's draws, and so other views than in its own place. Which it is depends on the
-    window's images alone: not on who reads them, nor on where a run was resumed.
+    The stand-in is the first good image, searched from half a window further on, so that a batch seldom holds
+    an image twice. It gets the bad row's draws, so its views differ from those of its own row. The choice
+    depends only on the window's images, not on the worker or on where a run was resumed.
     """
 
     def __init__(self, rows: Rows, broken: MutableMapping[int, str]) -> None:
-        """`broken` are the samples known not to decode, and why; those that are found are added."""
+        """`broken`: samples known not to decode, and why; `mark` adds to it."""
         self._rows, self._broken = rows, broken
         self._bad = {int(row): rows.bad[row] for row in np.flatnonzero(rows.is_bad)}
         if broken:
@@ -111,9 +111,9 @@ class ShuffledWindow:
             self._bad |= {row: broken[int(rows.sample[row])] for row in found}
 
     def batch(self, start: int, stop: int) -> tuple[Rows, Int[np.ndarray, " n"]]:
-        """Rows [start, stop), and the row whose image each shows.
+        """Rows [start, stop), and for each the row whose image it shows.
 
-        Raises ValueError where no image of the window is good.
+        Raises ValueError if the window has no good image.
         """
         bad = [row for row in range(start, stop) if row in self._bad]
         shown = np.arange(start, stop)
@@ -129,7 +129,7 @@ class ShuffledWindow:
         return rows, shown
 
     def mark(self, row: int, reason: str) -> None:
-        """Note that the image of `row` does not decode."""
+        """Record that the image of `row` does not decode."""
         self._bad[row] = reason
         self._broken[int(self._rows.sample[row])] = reason
 
@@ -140,12 +140,12 @@ class ShuffledWindow:
             if candidate not in self._bad:
                 return candidate
         first = self._rows.marked(self._bad).first_bad
-        raise ValueError(f"none of {size} images that are read together is good: {first}; {WAY_OUT}")
+        raise ValueError(f"all {size} images that are read together are bad: {first}; {WAY_OUT}")
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A worker's share of a step: rows [start, stop) of a window of each of its lanes."""
+    """A worker's part of a step: rows [start, stop) of one window of each of its lanes."""
 
     windows: tuple[ShuffledWindow, ...]
     start: int
@@ -160,7 +160,7 @@ class Batch:
         return Rows.concatenate([rows for rows, _ in self._parts])
 
     def without(self, broken: Mapping[int, str]) -> "Batch":
-        """The batch with stand-ins for the images that do not decode, given by their place and why."""
+        """The batch with stand-ins for broken images. `broken`: the reason by position in the batch."""
         for place, reason in broken.items():
             lane, row = divmod(place, self.stop - self.start)
             self.windows[lane].mark(int(self._parts[lane][1][row]), reason)
@@ -170,9 +170,10 @@ class Batch:
 def step_batches(
     tables: Iterable[pa.Table], windows: Iterable[Window], lanes: int, lane_batch_size: int
 ) -> Iterator[Batch]:
-    """Each step's batch: lane_batch_size rows of each lane, out of windows in which the lanes take turns.
+    """Yield each step's batch: lane_batch_size rows of each lane.
 
-    `tables` (reader.SCHEMA) hold the windows' pieces one after another, cut anyhow.
+    `windows` alternate between the lanes. `tables` (reader.SCHEMA) hold the windows' pieces in order; a table
+    may end anywhere.
     """
     stream = _Stream(tables)
     left: list[list[Rows]] = [[] for _ in range(lanes)]
@@ -190,7 +191,7 @@ def step_batches(
 
 
 class _Stream:
-    """A stream of tables, taken by the number of rows."""
+    """Takes a given number of rows at a time from a stream of tables."""
 
     def __init__(self, tables: Iterable[pa.Table]) -> None:
         self._tables = iter(tables)

@@ -1,7 +1,7 @@
-"""Which rows are held out or in a sample: by a hash of seed and row, from each class in proportion.
+"""Choose the rows to hold out or to sample, by a hash of seed and row, from each class in proportion.
 
-A row is known by its sample's number, its place in the data set's order: how rows are grouped into fragments,
-and who reads them, changes nothing.
+A row is identified by its sample number, its position in the data set, so the choice does not depend on how
+rows are grouped into fragments or on who reads them.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from pipelines.philox import Key, derive_key, hashes, uniforms
 
-# First part of a key's path, and what follows it; other modules use others.
+# First part of a key's path, then its second and third parts; other modules use other first parts.
 _CHOICE = 4
 _HELD_OUT, _SAMPLE = 1, 2
 _OFFSETS = 1
@@ -20,10 +20,10 @@ Places = Int[np.ndarray, " chosen"]
 def held_out_places(
     samples: Int[np.ndarray, " rows"], labels: Int[np.ndarray, " rows"] | None, share: float, seed: int
 ) -> Places:
-    """Places of the rows that are held out, ascending: `share` of all, of each class to within a row or two.
+    """Positions of the rows to hold out, ascending: `share` of each class, to within a row or two.
 
-    At least one, and never the last of a class. Without labels all rows are one class. Raises ValueError
-    where that leaves too few.
+    Holds out at least one row, and never the last one of a class. Without labels all rows are one class.
+    Raises ValueError if there are too few rows.
     """
     classes = _classes(samples, labels)
     priority, place, size = _priorities(samples, classes, seed, _HELD_OUT)
@@ -37,9 +37,9 @@ def held_out_places(
 def sampled_places(
     samples: Int[np.ndarray, " rows"], labels: Int[np.ndarray, " rows"] | None, count: int, seed: int
 ) -> Places:
-    """Places of `count` rows, or of all, ascending: of each class in proportion, to within a row or two.
+    """Positions of `count` rows (or all), ascending: each class in proportion, to within a row or two.
 
-    A larger sample has all of a smaller one.
+    A larger sample contains every smaller one.
     """
     priority, _, _ = _priorities(samples, _classes(samples, labels), seed, _SAMPLE)
     return _first(priority, min(count, len(samples)), samples, derive_key(seed, _CHOICE, _SAMPLE))
@@ -52,11 +52,11 @@ def _classes(samples: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"] | Non
 def _priorities(
     samples: Int[np.ndarray, " n"], classes: Int[np.ndarray, " n"], seed: int, kind: int
 ) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Each row's priority, less being earlier; its place in the random order of its class; the class's size.
+    """Each row's priority (lowest first), its position in the random order of its class, and the class size.
 
-    The i-th of a class of n comes at (i + u) / n, with a u of the class from [0, 1): whatever number of rows
-    is taken, each class has its share, rounded up or down. Of many small classes, whose share is less than a
-    row, so many have one as they have rows together.
+    Row i of a class of n has priority (i + u) / n, with one u from [0, 1) per class. So however many rows are
+    taken, each class gets its share, rounded up or down. Where the share of a class is less than a row, a
+    proportional number of such classes gets one row each.
     """
     counts = np.bincount(classes)
     order = np.lexsort((hashes(derive_key(seed, _CHOICE, kind), samples), classes))
@@ -72,12 +72,12 @@ def _first(priority: Float[np.ndarray, " n"], count: int, samples: Int[np.ndarra
 
 
 def packed(places: Places) -> bytes:
-    """Places in a fragment as bits, the least first: a row group of 100,000 rows takes 12.5 kB."""
+    """Positions in a fragment as a bit field, lowest bit first: 12.5 kB for a row group of 100,000 rows."""
     bits = np.zeros(int(places[-1]) + 1, bool)
     bits[places] = True
     return np.packbits(bits, bitorder="little").tobytes()
 
 
 def unpacked(bits: bytes) -> Places:
-    """What packed was given."""
+    """The inverse of packed."""
     return np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little"))

@@ -1,4 +1,4 @@
-"""Settings of a data set: where it is and how it is read, and the recipes of its views."""
+"""Settings of a data set: where it is, how it is read, and the recipes of its views."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, field, replace
@@ -44,35 +44,35 @@ Deviation = Annotated[float, Field(gt=0)]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ViewRecipe:
-    """How one view is made of an image: SimCLR's for ImageNet unless set otherwise.
+    """How one view is made from an image. The defaults are SimCLR's for ImageNet.
 
-    In this order: crop, flip, rotation, colour jitter in random order, grey, blur, solarisation, Sobel,
-    normalisation, cutout. Crop to blur as Chen et al. 2020, appendix A; solarisation as Grill et al. 2020,
-    appendix B; rotation, cutout and Sobel as SimCLR compares them (Chen et al. 2020, figure 4).
+    Steps in order: crop, flip, rotation, colour jitter in random order, grey, blur, solarisation, Sobel,
+    normalisation, cutout. Crop to blur follow Chen et al. 2020, appendix A; solarisation Grill et al. 2020,
+    appendix B; rotation, cutout and Sobel Chen et al. 2020, figure 4.
     """
 
     size: Annotated[int, Field(ge=8)] = 224
     """Height and width of a view, in pixels."""
     centre_crop: Share | None = None
-    """Take the centre square of this share of the shorter side; when unset, a random resized crop."""
+    """Crop a centre square whose side is this share of the shorter side; unset: a random resized crop."""
     crop_scale: ShareRange = (0.08, 1.0)
-    """Area of the random crop as a share of the image's, lowest and highest."""
+    """Area of the random crop as a share of the image's area, lowest and highest."""
     crop_ratio: Range = (3 / 4, 4 / 3)
     """Width over height of the random crop, lowest and highest."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """How the crop is resized, antialiased where it shrinks; bicubic as in SimCLR's and BYOL's code."""
+    """How the crop is resized, antialiased when it shrinks; SimCLR's and BYOL's code use bicubic."""
     flip: Probability = 0.5
     """Probability of a horizontal flip."""
     rotate: Probability = 0.0
     """Probability of a rotation."""
     rotate_degrees: Degrees | None = None
-    """Angle of the rotation, lowest and highest, anticlockwise; when unset, it is 90, 180 or 270 degrees."""
+    """Angle of the rotation, lowest and highest, anticlockwise; unset: 90, 180 or 270 degrees."""
     jitter: Probability = 0.8
     """Probability of colour jitter."""
     brightness: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Jitter's brightness factor lies within 1 plus or minus this, or its shift within plus or minus this."""
     brightness_by: Literal["factor", "shift"] = "factor"
-    """Whether jitter's brightness multiplies values or, as in BYOL's code, is added to them, on a scale of 0
+    """How jitter changes brightness: multiply by a factor, or, as in BYOL's code, add a shift on a scale of 0
     to 1."""
     contrast: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Jitter's contrast factor lies within 1 plus or minus this."""
@@ -89,20 +89,20 @@ class ViewRecipe:
     solarise: Probability = 0.0
     """Probability of inverting the bright values."""
     solarise_threshold: Share = 0.5
-    """Values from here on are inverted, on a scale of 0 to 1."""
+    """Values of at least this are inverted, on a scale of 0 to 1."""
     sobel: Probability = 0.0
-    """Probability of showing each channel's edges in its stead: the length of its Sobel gradient."""
+    """Probability of replacing each channel by the magnitude of its Sobel gradient."""
     cutout: Probability = 0.0
-    """Probability of setting a square to the mean; its centre lies anywhere (DeVries & Taylor 2017)."""
+    """Probability of setting a square at a random position to the mean (DeVries & Taylor 2017)."""
     cutout_side: Share = 0.5
-    """Side of that square as a share of the view's."""
+    """Side of that square as a share of the view's side."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of red, green and blue taken off a view, on a scale of 0 to 1."""
+    """Mean of red, green and blue to subtract from a view, on a scale of 0 to 1."""
     std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
-    """Standard deviation of red, green and blue that a view is divided by, on a scale of 0 to 1."""
+    """Standard deviation of red, green and blue to divide a view by, on a scale of 0 to 1."""
 
 
-# The blur's kernel, a tenth of the view, is odd and needs three pixels.
+# The blur kernel is a tenth of the view, and an odd number of pixels: at least three.
 _SMALLEST_BLURRED = 20
 
 _DETAILS = {
@@ -115,9 +115,9 @@ _DETAILS = {
 
 
 def idle_settings(view: ViewRecipe, other: ViewRecipe, recipe: ViewRecipe) -> list[str]:
-    """Settings of `view` that differ from the named recipe's and have no effect: which, and the way out.
+    """An error message for each setting of `view` that differs from the named recipe but has no effect.
 
-    A setting of both views has an effect where it has one on the `other`.
+    A setting that both views share is not idle if it has an effect on the `other`.
     """
     differs = {name for name, value in asdict(view).items() if value != asdict(recipe)[name]}
     idle = [
@@ -142,14 +142,14 @@ def idle_settings(view: ViewRecipe, other: ViewRecipe, recipe: ViewRecipe) -> li
     return idle
 
 
-# Grill et al. 2020, appendix B: weaker jitter than SimCLR's, brightness added, and two views that differ.
+# Grill et al. 2020, appendix B: weaker jitter than SimCLR, brightness as a shift, two different views.
 _BYOL = ViewRecipe(brightness=0.4, brightness_by="shift", contrast=0.4, saturation=0.2, hue=0.1)
 # SimCLR's CIFAR-10 recipe (Chen et al. 2020, appendix B.9): half the jitter's strength, no blur.
 _SIMCLR_CIFAR = ViewRecipe(size=32, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0)
 _SUPERVISED = ViewRecipe(jitter=0.0, grey=0.0, blur=0.0)
 _EVALUATION = replace(_SUPERVISED, centre_crop=0.875, flip=0.0)
 
-# The first and the second view of each.
+# The first and the second view of each recipe.
 RECIPES: Mapping[str, tuple[ViewRecipe, ViewRecipe]] = {
     "simclr": (ViewRecipe(), ViewRecipe()),
     "simclr-cifar": (_SIMCLR_CIFAR, _SIMCLR_CIFAR),
@@ -173,46 +173,46 @@ class DataConfig:
     """Training images: Parquet files, WebDataset tars or a folder of images (class = first folder), by path,
     pattern with *, file://, s3://, gs:// or az://."""
     test: str | None = None
-    """Labelled held-out images, for evaluation alone. When unset, nothing is evaluated."""
+    """Labelled held-out images, for evaluation only; unset: no evaluation."""
     image_column: str = "image"
     """Parquet column with the encoded image: bytes, or a struct with a field `bytes`."""
     key_column: str = "key"
-    """Column with an image's name; Parquet files need not have it."""
+    """Parquet column with an image's name; may be missing."""
     label_column: str = "label"
     """Parquet column with the class as a whole number from 0; training without labels does not need it."""
     key_dot: Literal["first", "last"] = "first"
-    """The dot of a file's name at which its key ends in a tar: first, as WebDataset has it, or last."""
+    """The dot at which the key of a file's name in a tar ends: first, as in WebDataset, or last."""
     image_ending: str | None = None
-    """Ending of the image to take where a tar has several under one key, as in left.jpg; unset: the one whose
-    ending has no further dot."""
+    """Ending of the image to use when a tar has several images under one key, such as left.jpg; unset: the
+    one whose ending has no second dot."""
     recipe: Annotated[str, AfterValidator(_recipe_name)] = "simclr"
     """Named recipe of the two views: simclr, simclr-cifar, byol, supervised or evaluation."""
     view: ViewRecipe = field(default_factory=ViewRecipe)
-    """How both views are made; fields that are not set are the recipe's."""
+    """How both views are made; unset fields come from the recipe."""
     second_view: ViewRecipe = field(default_factory=ViewRecipe)
-    """How the second view is made; fields that are not set are those set in `view`, or else the recipe's."""
+    """How the second view is made; unset fields come from `view` if set there, else from the recipe."""
     evaluation_crop: Share = 0.875
-    """Side of the centre square that evaluation sees, as a share of the shorter side."""
+    """Side of the centre crop for evaluation, as a share of the shorter side."""
     max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
-    """Images with more pixels are left out: decoding them could take all memory."""
+    """Images with more pixels are quarantined: decoding them could exhaust the memory."""
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Stop the run once more than this share of the training images turned out to be no good."""
+    """Stop the run once more than this share of the training images is bad."""
     window_bytes: Annotated[int, Field(ge=1)] = 1 << 27
-    """Bytes of encoded images of a lane that are read and shuffled together, 128 MiB unless set. A worker
-    holds as much for each of its lanes, and some windows ahead. Where each image is read by itself, as from a
-    folder, 1,024 images are enough and no more are taken."""
+    """Bytes of encoded images of a lane that are read and shuffled together (default 128 MiB). A worker holds
+    one such window for each of its lanes, and a few more ahead. If images are read one by one, as from a
+    folder, a window is at most 1,024 images, which is enough."""
     window_rows: Annotated[int, Field(ge=1)] | None = None
     """Images of a lane that are read and shuffled together; unset: as many as window_bytes hold."""
 
     @property
     def views(self) -> tuple[ViewRecipe, ViewRecipe]:
-        """How the first and the second view are made."""
+        """The recipes of the first and the second view."""
         return self.view, self.second_view
 
     @model_validator(mode="before")
     @classmethod
     def _start_from_recipe(cls, given: Any) -> Any:
-        """Fill the views' unset fields from the named recipe, the second's from `view` before that."""
+        """Fill the views' unset fields from the named recipe; the second view's from `view` first."""
         values = getattr(given, "kwargs", given)
         if not isinstance(values, Mapping):
             return given
@@ -224,11 +224,11 @@ class DataConfig:
         try:
             ViewRecipe(**filled["view"])
         except ValidationError:
-            return filled  # What is wrong in `view` is then said once, and not of the second view too.
+            return filled  # Reports an error in `view` once, not for the second view too.
         return {**filled, "second_view": {**asdict(second), **both, **own}}
 
     @model_validator(mode="after")
-    def _refuse_what_has_no_effect(self) -> "DataConfig":
+    def _refuse_idle_settings(self) -> "DataConfig":
         if self.view.size != self.second_view.size:
             raise ValueError(
                 f"view.size={self.view.size} and second_view.size={self.second_view.size}: both views go "
@@ -248,7 +248,7 @@ class DataConfig:
 
 
 def _fields(view: Any) -> Mapping[str, Any] | None:
-    """What is set of a view; None where that is no table of fields."""
+    """The fields that are set for a view; None if `view` is not a table of fields."""
     if isinstance(view, ViewRecipe):
         return asdict(view)
     if view is None:

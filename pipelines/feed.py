@@ -1,4 +1,4 @@
-"""Arrow tables of encoded images to the Views that each step trains on."""
+"""Turn Arrow tables of encoded images into the Views that each step trains on."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,8 +35,8 @@ def training_views(
 ) -> Iterator[Views]:
     """The views of steps [start_step, stop_step) for the worker that serves `lanes`.
 
-    `tables` are those of plan.windows(lanes, start_step, stop_step), in that order. Another image of its
-    window stands in for one that is bad. Raises ValueError where a window has no good one.
+    `tables` are those of plan.windows(lanes, start_step, stop_step), in that order. Another image of the same
+    window stands in for a bad one. Raises ValueError if a window has no good image.
     """
     windows = plan.windows(lanes, start_step, stop_step)
     batches = step_batches(tables, windows, len(lanes), plan.lane_batch_size)
@@ -78,9 +78,9 @@ def still_views(
     batch_size: int,
     seed: int,
 ) -> Iterator[Views]:
-    """The views of every good row of `tables`, as of epoch 0, in order, at most batch_size at a time.
+    """The epoch-0 views of every good row of `tables`, in order, at most batch_size at a time.
 
-    Views of no image only say which were left out.
+    Empty Views may follow at the end; they only list quarantined images.
     """
     waiting: list[Quarantined] = []
 
@@ -112,7 +112,7 @@ def still_views(
 
 
 def evaluation_recipe(data: DataConfig) -> ViewRecipe:
-    """The training view's size, interpolation and normalisation, and nothing random."""
+    """A recipe with the training view's size, interpolation and normalisation, and nothing random."""
     view = data.view
     return ViewRecipe(
         size=view.size, interpolation=view.interpolation, mean=view.mean, std=view.std,
@@ -124,7 +124,7 @@ def evaluation_recipe(data: DataConfig) -> ViewRecipe:
 def make_request(
     rows: Rows, recipes: tuple[ViewRecipe, ...], *, seed: int, epoch: int, tag: object = None
 ) -> Request:
-    """What make_views needs for the images of `rows`."""
+    """The request to make_views for the images of `rows`."""
     draws = tuple(
         draw(recipe, seed=seed, epoch=epoch, view=view, samples=rows.sample, sizes=rows.sizes)
         for view, recipe in enumerate(recipes)

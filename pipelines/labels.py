@@ -1,4 +1,4 @@
-"""The label of every image of an index, the labels' names, and a share of the images, balanced by class."""
+"""The label of every image of an index, the labels' names, and a class-balanced share of the images."""
 
 from bisect import bisect_right
 from collections.abc import Callable
@@ -28,21 +28,21 @@ def labelled_part(
     seed: int,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Index:
-    """The index of labelled_share of its images; calls progress(done, fragments) as it reads the labels.
+    """The index reduced to labelled_share of its images. Calls progress(done, fragments) as it reads labels.
 
-    Raises ValueError where no image has a label.
+    Raises ValueError if no image has a label.
     """
     chosen = labelled_share(read_labels(index, data, progress), share, seed=seed)
     if not len(chosen):
         raise ValueError(
-            f"a share of the labels needs some, and none of the {len(index.samples):,} images of {index.uri} "
-            "has one; choose their column by --data.label-column, or leave the share out"
+            f"a share of the labels needs labels, but none of the {len(index.samples):,} images of "
+            f"{index.uri} has one; set their column with --data.label-column, or leave out the share"
         )
     return index.only(chosen)
 
 
 def with_labels(index: Index, data: DataConfig, progress: Callable[[int, int], None]) -> Index:
-    """The index with each row's label, where images have labels: those known are not read again."""
+    """The index with each row's label, if it has labels. Does not read them twice."""
     if index.labels is not None or not index.has_labels:
         return index
     return replace(index, labels=read_labels(index, data, progress))
@@ -51,10 +51,10 @@ def with_labels(index: Index, data: DataConfig, progress: Callable[[int, int], N
 def read_labels(
     index: Index, data: DataConfig, progress: Callable[[int, int], None]
 ) -> Int[np.ndarray, " rows"]:
-    """The label of each row, -1 where it has none, in the index's order.
+    """The label of each row in the index's order, -1 where there is none.
 
-    No image is read, but of torchvision's data sets that have no list of their targets. Raises ValueError as
-    read_pieces does.
+    Reads no image, except in torchvision data sets without a list of targets. Raises ValueError like
+    read_pieces.
     """
     if index.labels is not None:
         return index.labels
@@ -71,14 +71,14 @@ def read_labels(
 
 
 def _spans(index: Index) -> list[range]:
-    """The fragments of each file, which lie side by side."""
+    """The fragments of each file, which are consecutive."""
     paths = index.fragments["path"].dictionary_encode().combine_chunks()
     first = np.flatnonzero(np.diff(paths.indices.to_numpy(), prepend=-1)).tolist()
     return [range(start, stop) for start, stop in zip(first, [*first[1:], len(paths)], strict=True)]
 
 
 def _labels(index: Index, span: range, data: DataConfig) -> Int[np.ndarray, " rows"]:
-    """The labels of all rows that fragments of one file have."""
+    """The labels of all rows in the fragments of one file."""
     fragments = index.fragments.slice(span.start, len(span))
     if index.layout == "tar":
         return tars.labels(fragments)
@@ -89,32 +89,32 @@ def _labels(index: Index, span: range, data: DataConfig) -> Int[np.ndarray, " ro
 
 
 def _chosen(index: Index, labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " rows"]:
-    """Of the labels of all rows that the fragments have, those of the index's rows."""
+    """Select the labels of the index's rows from those of all rows in its fragments."""
     read = index.rows_read
     shift = np.cumsum(read) - read - index.first_sample
     return labels[index.samples + np.repeat(shift, index.rows)]
 
 
 def label_names(index: Index) -> tuple[str, ...]:
-    """The names of the labels, as the layout has them or as the first Parquet shard keeps them."""
+    """The names of the labels, from the index or from the metadata of the first Parquet shard."""
     if index.layout == "parquet" and not index.classes:
         return class_names(storage.resolve(index.uri)[0], index.paths[0])
     return index.classes
 
 
 def numbered(index: Index, labels: Int[np.ndarray, " rows"]) -> Index:
-    """The index whose classes are `labels`, each once, where no names of classes say what they are."""
+    """The index with the distinct `labels` as its label values, unless it has class names."""
     if index.classes:
         return index
     return replace(index, label_values=tuple(np.unique(labels[labels >= 0]).tolist()))
 
 
 def labelled_share(labels: Int[np.ndarray, " n"], share: float, *, seed: int) -> Int[np.ndarray, " chosen"]:
-    """Places of `share` of the labelled images, ascending: as many of each class, give or take one.
+    """Positions of `share` of the labelled images, ascending: equally many of each class, to within one.
 
-    Classes that have fewer than that give all of theirs, and each gives one. So 1 % of ImageNet has 12 or 13
-    images of each class, as the published lists have (Chen et al. 2020, section 6.1). Which, the seed and an
-    image's place say; a larger share has all of a smaller one.
+    A class with fewer images gives all of them, and every class gives at least one. So 1 % of ImageNet has 12
+    or 13 images of each class, like the published lists (Chen et al. 2020, section 6.1). The choice depends
+    on the seed and the images' positions; a larger share contains every smaller one.
     """
     order = permutation(derive_key(seed, _LABELS), len(labels))
     known = order[labels[order] >= 0]
@@ -130,7 +130,7 @@ def labelled_share(labels: Int[np.ndarray, " n"], share: float, *, seed: int) ->
 def _balanced(
     counts: Int[np.ndarray, " classes"], total: int, first: Int[np.ndarray, " classes"]
 ) -> Int[np.ndarray, " classes"]:
-    """How many of each class make up `total`, as equal as `counts` allow; the `first` have one more."""
+    """How many images to take of each class for `total`, as equal as `counts` allow; `first` get one more."""
     levels = range(1, int(counts.max(initial=0)) + 1)
     level = max(1, bisect_right(levels, total, key=lambda level: np.minimum(counts, level).sum()))
     wanted = np.minimum(counts, level)

@@ -1,7 +1,7 @@
-"""How well a run's batches are mixed: their classes, by its own plan, against those of a full shuffle.
+"""Measure how well a run's batches are mixed: the classes in its planned batches against a full shuffle.
 
-Images are often stored by class. A batch from few places of such a data set has few classes: it is easy, and
-its pairs of one class are false negatives.
+Images are often stored by class. A batch from few places of such a data set has few classes. That makes the
+task easy, and pairs of the same class are false negatives.
 """
 
 import math
@@ -17,19 +17,20 @@ from pipelines.labels import read_labels
 from pipelines.philox import Key, derive_key, permutation, uniforms
 from pipelines.plan import Plan
 
-# First parts of keys' paths; other modules use others.
+# First parts of key paths; other modules use others.
 _SAMPLE, _PART = 10, 11
 
-# Places that lie evenly over an epoch, and batches from each on that are looked at.
+# Evenly spaced places in an epoch, and the number of batches to check at each.
 _PLACES, _BATCHES = 8, 4
 
-# Images of a full shuffle's batches that are looked at, where reading a label is free.
+# Images of a full shuffle to check if reading a label is free.
 _SHUFFLED = 1 << 16
 
-# Rows that are permuted to draw from them; of more, single ones are drawn.
+# Up to this many rows are permuted to draw from them; from more, rows are drawn one by one.
 _PERMUTED = 1 << 18
 
-# Below this share of a full shuffle's classes, or above this excess of pairs, a run is warned.
+# A run with less than this share of a full shuffle's classes, or more than this excess of pairs, gets a
+# warning.
 _FEW_CLASSES, _MANY_PAIRS = 0.7, 0.03
 
 MIXING_ADVICE = "shuffle them with `diptych data pack`, or set a larger --data.window-bytes"
@@ -39,10 +40,10 @@ Rows = Int[np.ndarray, " rows"]
 
 @dataclass(frozen=True)
 class Mixing:
-    """Means over some batches of an epoch, and what a full shuffle of the data set would give.
+    """Means over some batches of an epoch, and the expected values for a full shuffle of the data set.
 
-    images: of a batch, that were looked at. classes: different ones among them. same_class: the share of all
-    pairs of them that are of one class.
+    images: the number of images checked per batch. classes: distinct classes among them. same_class: the
+    share of all pairs of them that have the same class.
     """
 
     images: int
@@ -53,14 +54,14 @@ class Mixing:
 
     @property
     def share(self) -> float:
-        """Of a full shuffle's classes."""
+        """Classes per batch as a share of a full shuffle's."""
         return self.classes / self.shuffled_classes
 
     @property
     def is_poor(self) -> bool:
-        """Whether there are fewer than 70 % of a full shuffle's classes, or 3 % more pairs of one class.
+        """Whether there are fewer than 70 % of a full shuffle's classes, or 3 % more pairs of the same class.
 
-        Of a few classes every batch has nearly all, and only the pairs tell how unevenly.
+        With few classes, every batch has nearly all of them, and only the pairs show how unevenly.
         """
         return self.share < _FEW_CLASSES or self.same_class - self.shuffled_same_class > _MANY_PAIRS
 
@@ -79,10 +80,10 @@ def measure(
     images: int | None = None,
     fragments: int | None = None,
 ) -> Mixing | None:
-    """The mixing of epoch 0 under `plan`; None where no image has a label.
+    """The mixing of epoch 0 under `plan`; None if no image has a label.
 
-    labels_of: the labels of rows of the index, given ascending, each once; -1 is none. At most `images` of a
-    batch are looked at, and not many more than `fragments` fragments: reading a label may cost a request.
+    labels_of: returns the labels of rows of the index (ascending, distinct), -1 for none. Checks at most
+    `images` images of a batch and about `fragments` fragments: reading a label may cost a request.
     """
     batches = list(_sampled(plan, min(images or plan.batch_size, plan.batch_size), fragments))
     size = len(batches[0])
@@ -100,10 +101,10 @@ def measure(
 
 
 def run_mixing(plan: Plan, index: Index, data: DataConfig) -> Mixing | None:
-    """The mixing of a run, from the labels of a few hundred row groups at most.
+    """The mixing of a run, from the labels of at most a few hundred row groups.
 
-    None where there are no labels, or where images are read one by one and a full shuffle is what there is.
-    Raises ValueError where labels cannot be read.
+    None if there are no labels, or if images are read one by one, which is a full shuffle. Raises ValueError
+    if labels cannot be read.
     """
     if index.random_access or not index.has_labels:
         return None
@@ -115,7 +116,7 @@ def run_mixing(plan: Plan, index: Index, data: DataConfig) -> Mixing | None:
 
 
 def batch_rows(plan: Plan, step: int, count: int) -> Int[np.ndarray, "steps batch"]:
-    """Rows of the index in the global batches of `count` steps from `step` on, fewer where a window ends."""
+    """Rows of the index in the global batches of `count` steps from `step`, or fewer if a window ends."""
     first, size = np.cumsum(plan.rows) - plan.rows, plan.lane_batch_size
     lanes = []
     for window in plan.windows(range(plan.lanes), step, step + 1):
@@ -126,13 +127,13 @@ def batch_rows(plan: Plan, step: int, count: int) -> Int[np.ndarray, "steps batc
 
 
 def _sampled(plan: Plan, images: int, fragments: int | None) -> Iterator[Rows]:
-    """Rows of some batches of epoch 0, of each as many; it ends once they lie in more than `fragments`."""
+    """Yield `images` rows of each of some batches of epoch 0, until they lie in `fragments` fragments."""
     starts = dict.fromkeys(((2 * np.arange(_PLACES) + 1) * plan.steps_per_epoch // (2 * _PLACES)).tolist())
     ends = np.cumsum(plan.rows)
     seen: set[int] = set()
     for start in starts:
         for number, rows in enumerate(batch_rows(plan, start, _BATCHES)):
-            # A random part of the batch, so that no lane is preferred.
+            # A random part of the batch, to include all lanes.
             key = derive_key(plan.seed, _PART, start + number)
             rows = rows[permutation(key, len(rows))[:images]]
             yield rows
@@ -142,7 +143,7 @@ def _sampled(plan: Plan, images: int, fragments: int | None) -> Iterator[Rows]:
 
 
 def _random_rows(total: int, count: int) -> Rows:
-    """Different rows out of `total`, in a random order: `count`, or all."""
+    """`count` distinct rows out of `total` (or all), in random order."""
     key: Key = derive_key(0, _SAMPLE)
     if total <= max(_PERMUTED, 4 * count):
         return permutation(key, total)[:count]
@@ -155,7 +156,7 @@ def _labelled(labels: Rows) -> Rows:
 
 
 def _expected(labels: Rows, images: int) -> tuple[float, float]:
-    """(classes, share of pairs of one class) to expect of `images` of these labels, none drawn twice.
+    """The expected (classes, share of pairs of the same class) of `images` labels drawn without replacement.
 
     A class with n of N labels is missing with probability C(N - n, images) / C(N, images).
     """

@@ -1,8 +1,8 @@
-"""Counter-based random numbers: any element of any stream, without the ones before it.
+"""Counter-based random numbers: any element of any stream, without computing the earlier ones.
 
 Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), vectorised. A number
-depends on its key and its index alone, so a plan or a view is the same on every worker, in every order.
-NumPy's own generators are not used because their streams may change between NumPy's releases.
+depends only on its key and its index, so a plan or a view is the same on every worker and in every order.
+NumPy's own generators are not used, because their streams may change between releases.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
-# Hashes that are drawn at once.
+# Hashes to draw at once.
 _WORDS_AT_ONCE = 1 << 12
 
 
@@ -37,7 +37,7 @@ def philox(counter: UInt32[np.ndarray, "4 n"], key: Key) -> UInt32[np.ndarray, "
 
 
 def derive_key(seed: int, *path: int) -> Key:
-    """A key of its own for each (seed, path), such as (seed, epoch, lane, window)."""
+    """A separate key for each (seed, path), such as (seed, epoch, lane, window)."""
     key = (seed & _WORD, (seed >> 32) & _WORD)
     for depth, part in enumerate(path):
         counter = np.array([[part & _WORD], [(part >> 32) & _WORD], [depth], [len(path)]], np.uint32)
@@ -47,7 +47,7 @@ def derive_key(seed: int, *path: int) -> Key:
 
 
 def random_words(key: Key, index: Int[np.ndarray, " n"], count: int) -> UInt32[np.ndarray, "n count"]:
-    """`count` random words for each index; those of one index never depend on the others."""
+    """`count` random words for each index, independent of the other indices."""
     index = np.asarray(index, np.uint64)
     low, high = index & np.uint64(_WORD), index >> np.uint64(32)
     blocks = -(-count // 4)
@@ -59,14 +59,14 @@ def random_words(key: Key, index: Int[np.ndarray, " n"], count: int) -> UInt32[n
 
 
 def uniforms(key: Key, index: Int[np.ndarray, " n"], count: int) -> Float[np.ndarray, "n count"]:
-    """`count` float64 numbers in [0, 1) for each index, a multiple of 2**-32 each."""
+    """`count` float64 numbers in [0, 1) for each index, multiples of 2**-32."""
     return random_words(key, index, count) * 2.0**-32
 
 
 def hashes(key: Key, index: Int[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    """A random word of 64 bits for each index; that of one index never depends on the others."""
+    """A random 64-bit word for each index, independent of the other indices."""
     words = np.empty(len(index), np.uint64)
-    # In parts: drawn at once, millions of them take ten times the memory, and twice the time to get it.
+    # In parts: millions at once would take ten times the memory and twice the time.
     for start in range(0, len(index), _WORDS_AT_ONCE):
         high, low = random_words(key, index[start : start + _WORDS_AT_ONCE], 2).astype(np.uint64).T
         words[start : start + len(high)] = (high << np.uint64(32)) | low
@@ -74,5 +74,5 @@ def hashes(key: Key, index: Int[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
 
 
 def permutation(key: Key, size: int) -> Int[np.ndarray, " size"]:
-    """The numbers 0 to size - 1 in a random order."""
+    """The numbers 0 to size - 1 in random order."""
     return np.argsort(hashes(key, np.arange(size)), kind="stable")

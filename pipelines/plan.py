@@ -1,8 +1,8 @@
-"""Which rows make up each global batch: (index, seed, epoch, step) to lanes of shuffled windows.
+"""Plan which rows make up each global batch, from (index, seed, epoch, step).
 
-A lane is a virtual worker. An epoch permutes the fragments, lays their rows end to end and cuts that line
-into equal lanes; a lane is read in windows that are shuffled whole. Step k's global batch is rows
-[k * b, (k + 1) * b) of every lane, with b = batch_size / lanes, so it is the same for any number of
+A lane is a virtual worker. Each epoch permutes the fragments, lays their rows end to end and cuts this line
+into equal lanes. A lane is read in windows, and each window is shuffled as a whole. The global batch of step
+k is rows [k * b, (k + 1) * b) of every lane, with b = batch_size / lanes, so it is the same for any number of
 workers. Pure NumPy.
 """
 
@@ -32,11 +32,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Window:
-    """Rows of a lane that are shuffled together where there is a `key_path`: a seed, and what follows it.
+    """Rows of a lane that are shuffled together.
 
-    `pieces` are read for it. Together with the rows that the lane's windows before it have read and not
-    used they begin with its `size` rows; what is left over is the next window's, so that no fragment is
-    read twice. `skip` rows at the front of the shuffled window were consumed before a resume.
+    pieces: the rows to read. They follow rows left over from the lane's previous windows; the first `size`
+    rows of both are the window, and the rest is left for the next one, so no fragment is read twice.
+    key_path: seed and path of the shuffle's key; None: not shuffled. skip: rows at the front of the shuffled
+    window that were used before a resume.
     """
 
     pieces: tuple[Piece, ...]
@@ -54,16 +55,16 @@ class Window:
         return sum(piece.stop - piece.start for piece in self.pieces)
 
     def order(self) -> Int[np.ndarray, " size"]:
-        """Positions among the window's rows in the order in which they are consumed, skipped ones first."""
+        """Positions of the window's rows in shuffled order, including the skipped ones at the front."""
         if self.key_path is None:
             return np.arange(self.size)
-        # Derived here, which takes longer than all else about a window: who only reads it needs no key.
+        # The key is derived only here, because that is slow and not needed for reading.
         return permutation(derive_key(*self.key_path), self.size)
 
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """All rows laid end to end, the fragments in the order of `key`."""
+    """All rows laid end to end. order: the permuted fragments. ends: where each ends on the line."""
 
     order: Int[np.ndarray, " fragments"]
     ends: Int[np.ndarray, " fragments"]
@@ -74,7 +75,7 @@ class Line:
         return cls(order, np.cumsum(rows[order]))
 
     def fragment_end(self, row: int) -> int:
-        """Where on the line the fragment that holds the row before `row` ends."""
+        """The end, on the line, of the fragment that holds row `row` - 1 of the line."""
         return int(self.ends[np.searchsorted(self.ends, row, side="left")])
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
@@ -90,10 +91,10 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The order of a whole training run; `rows` holds the row count of every fragment of the index.
+    """The order of a whole training run. rows: the row count of each fragment of the index.
 
-    With `random_access` an epoch permutes all rows instead of the fragments: each is read by itself. Raises
-    ValueError where lanes do not divide the batch or the data set is smaller than a batch.
+    With `random_access`, rows are read one by one, and an epoch permutes all rows instead of the fragments.
+    Raises ValueError if lanes do not divide the batch, or the data set is smaller than a batch.
     """
 
     rows: Int[np.ndarray, " fragments"]
@@ -117,7 +118,7 @@ class Plan:
                 f"in lanes={self.lanes}; try {fits}"
             )
 
-    # Every window asks for these, and adding up the rows takes the longer the more fragments there are.
+    # Cached: every window needs these, and adding up the rows of many fragments takes time.
     @cached_property
     def lane_rows(self) -> int:
         return int(self.rows.sum()) // self.lanes
@@ -136,7 +137,7 @@ class Plan:
 
     @property
     def window_size(self) -> int:
-        """Rows of a whole window: as many batches as fit into `window_rows`, at least one."""
+        """Rows of a full window: as many batches as fit into `window_rows`, at least one."""
         return max(1, self.window_rows // self.lane_batch_size) * self.lane_batch_size
 
     def position(self, step: int) -> tuple[int, int]:
@@ -144,9 +145,9 @@ class Plan:
         return divmod(step, self.steps_per_epoch)
 
     def windows(self, lanes: range, start_step: int, stop_step: int) -> Iterator[Window]:
-        """What a worker that serves `lanes` reads for steps [start_step, stop_step), in its order.
+        """Yield the windows that the worker of `lanes` reads for steps [start_step, stop_step), in order.
 
-        The lanes take turns window by window, so that all of them reach a step together.
+        Windows alternate between the lanes, so that all lanes reach a step together.
         """
         epoch, first_step = self.position(start_step)
         while epoch * self.steps_per_epoch < stop_step:
@@ -160,13 +161,13 @@ class Plan:
             epoch, first_step = epoch + 1, 0
 
     def _window(self, epoch: int, lane: int, number: int, skip: int, first_number: int) -> Window:
-        """A lane's window, of which all before `first_number` are not read."""
+        """Window `number` of a lane, of which reading starts at window `first_number`."""
         line = self._line(epoch)
         begin = lane * self.lane_rows
         end = begin + self.steps_per_epoch * self.lane_batch_size
         start = begin + number * self.window_size
         stop = min(start + self.window_size, end)
-        # Fragments are read to their ends, or to the lane's: the rows beyond `stop` are the next window's.
+        # Fragments are read to their end, or the lane's: rows beyond `stop` belong to the next window.
         read_from = start if number == first_number else min(line.fragment_end(start), end)
         pieces = self._pieces(line, read_from, min(line.fragment_end(stop), end))
         return Window(pieces, stop - start, (self.seed, _ROWS, epoch, lane, number), skip)
@@ -186,7 +187,7 @@ class Plan:
         return Line.of(rows, derive_key(self.seed, _FRAGMENTS, epoch))
 
 
-def sweep(
+def evaluation_windows(
     rows: Int[np.ndarray, " fragments"],
     rank: int,
     world_size: int,
@@ -194,11 +195,11 @@ def sweep(
     window_rows: int,
     rows_read: Int[np.ndarray, " fragments"] | None = None,
 ) -> Iterator[Window]:
-    """What worker `rank` reads so that all workers together see every row once, as evaluation does.
+    """Yield the windows that worker `rank` reads in evaluation: all workers together read every row once.
 
-    The rows come in the index's order, a share to each rank, so that those of all ranks one after another do
-    not depend on how many there are, nor on how rows are grouped into fragments. `rows_read` are the rows
-    that a fragment is read whole for, where only some of them are wanted; unset: `rows`.
+    Each rank gets a contiguous share of the rows in the index's order, so the concatenated rows of all ranks
+    depend neither on the number of ranks nor on how rows are grouped into fragments.
+    rows_read: the number of rows to read for each fragment when not all are wanted; unset: `rows`.
     """
     total = int(rows.sum())
     line = Line(np.arange(len(rows)), np.cumsum(rows))
@@ -211,8 +212,8 @@ def sweep(
         before = int(read[at - 1]) if at else 0
         until = max(at, int(np.searchsorted(read, before + window_rows, side="right")) - 1)
         stop = min(int(line.ends[until]), last)
-        # A window ends where a fragment does, so that few are read twice: unless that is far off, and all of
-        # the fragment is wanted. Of one that is read for some of its rows these take less memory than it did.
+        # Windows end at the end of a fragment, so that few fragments are read twice. A large fragment is
+        # split if all of its rows are wanted; if only some are, they take less memory.
         if stop > first + 2 * window_rows and rows[at] == rows_read[at]:
             stop = first + window_rows
         yield Window(tuple(line.pieces(first, stop)), stop - first)
@@ -220,7 +221,7 @@ def sweep(
 
 
 def shard(count: int, rank: int, world_size: int) -> slice:
-    """Which of so many rows, in their order, are worker `rank`'s share in a sweep."""
+    """The contiguous share of `count` rows that worker `rank` evaluates."""
     return slice(count * rank // world_size, count * (rank + 1) // world_size)
 
 
@@ -243,15 +244,15 @@ def lanes_of(rank: int, world_size: int, lanes: int) -> range:
     return range(rank, lanes, world_size)
 
 
-# What an image takes in a window beside its encoded bytes: its key, its path and the array that shows it.
+# Bytes that an image takes in a window besides its encoded bytes: its key, its path and its array object.
 ROW_BYTES = 512
 
-# Enough to read at once where nothing is gained by more: images that are read one by one are mixed already.
+# Images to read at once if more have no benefit: those read one by one are fully shuffled already.
 _ENOUGH = 1024
 
 
 def window_rows(index: Index, data: DataConfig) -> int:
-    """Images of a lane that are read and shuffled together, the same on any number of workers."""
+    """The number of images of a lane to read and shuffle together, the same for any number of workers."""
     if data.window_rows is not None:
         return data.window_rows
     fitting = max(1, int(data.window_bytes / (index.image_bytes + ROW_BYTES)))
@@ -259,22 +260,22 @@ def window_rows(index: Index, data: DataConfig) -> int:
 
 
 def reading_rows(index: Index, data: DataConfig) -> int:
-    """Images to read at once where they are not shuffled, as evaluation does."""
+    """The number of images to read at once without shuffling, as in evaluation."""
     return min(window_rows(index, data), _ENOUGH)
 
 
 def training_plan(index: Index, data: DataConfig, *, seed: int, lanes: int, batch_size: int) -> Plan:
-    """The order in which a run sees the images of `index`. Raises ValueError as Plan does."""
+    """The order in which a run sees the images of `index`. Raises ValueError like Plan."""
     rows = window_rows(index, data)
     plan = Plan(index.rows, seed, lanes, batch_size, rows, random_access=index.random_access)
     if data.window_rows is not None:
         return plan
-    # All windows alike: the short rest of a lane would be drawn from few places.
+    # Make all windows about equal: a short last window would mix images from few places.
     windows = -(-plan.steps_per_epoch // (plan.window_size // plan.lane_batch_size))
     steps = -(-plan.steps_per_epoch // windows)
     return replace(plan, window_rows=steps * plan.lane_batch_size)
 
 
 def lane_bytes(plan: Plan, index: Index) -> float:
-    """What a lane's window takes of a worker's memory, in bytes."""
+    """The memory that a lane's window takes in a worker, in bytes."""
     return min(plan.window_size, plan.lane_rows) * (index.image_bytes + ROW_BYTES)

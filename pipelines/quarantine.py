@@ -1,4 +1,4 @@
-"""Images that could not be used: which, where and why, in the run's quarantine.jsonl."""
+"""The bad images of a run, with the reason for each, in its quarantine.jsonl."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -11,18 +11,18 @@ from pipelines.storage.checksums import decode_lines, encode_lines, read_lines
 
 _FILE = "quarantine.jsonl"
 
-# Beside Parquet shards: readers of Parquet data sets pass over names that begin with _.
+# Its name beside Parquet shards: readers of Parquet data sets skip names that begin with _.
 BESIDE_SHARDS = f"_{_FILE}"
 
-# Where so many images are bad that nothing can be done with the others.
-WAY_OUT = "mend them; diptych data inspect URI --decode counts all faults"
+# The way out if too many images are bad.
+WAY_OUT = "repair them; diptych data inspect URI --decode counts all bad images"
 
 
 @dataclass(frozen=True)
 class Quarantined:
-    """An image that was left out: the file that holds it, its key there, and the reason.
+    """A quarantined image: its file, its key there, and the reason.
 
-    sample: its number in the data set, from 0; None where an earlier version has written it down.
+    sample: its number in the data set, from 0; None in files of an earlier version.
     """
 
     path: str
@@ -36,10 +36,10 @@ class Quarantined:
 
 
 class Quarantine:
-    """The images that a run has left out, each once, over all workers and resumes."""
+    """The quarantined images of a run, each once, over all workers and resumes."""
 
     def __init__(self, run: str, name: str = _FILE) -> None:
-        """Goes on from what an earlier part of the run has written."""
+        """Reads the images that an earlier part of the run has recorded."""
         self._uri = storage.join(run, name)
         self._found = {image.identity: image for image in read_quarantine(self._uri)}
         self._unsaved = False
@@ -49,7 +49,7 @@ class Quarantine:
 
     @property
     def crashes(self) -> dict[Identity, str]:
-        """Each image whose decoding ends the process, and the reason."""
+        """The images whose decoding crashes the process, with the reasons."""
         return {
             identity: image.reason
             for identity, image in self._found.items()
@@ -57,40 +57,40 @@ class Quarantine:
         }
 
     def add(self, images: Iterable[Quarantined]) -> None:
-        """Keep those that are new."""
+        """Add the images that are not yet included."""
         before = len(self._found)
         for image in images:
             self._found.setdefault(image.identity, image)
         self._unsaved |= len(self._found) > before
 
     def write(self) -> None:
-        """Write all of them down, if there are new ones."""
+        """Write the file, if images were added."""
         if self._unsaved:
             storage.write(self._uri, encode(self._found.values()))
             self._unsaved = False
 
     def check(self, index: Index, most: float) -> None:
-        """Raise ValueError where more than the share `most` of the index's images was left out."""
+        """Raise ValueError if more than the share `most` of the index's images is quarantined."""
         paths, images = set(index.paths), int(index.rows.sum())
         bad = [image for image in self._found.values() if image.path in paths]
         if len(bad) > most * images:
             raise ValueError(
-                f"{len(bad):,} of {images:,} images are no good, more than data.max_bad_share={most:g}; the "
-                f"first is {bad[0].key} of {bad[0].path}: {bad[0].reason}; see {self._uri}; mend them or "
+                f"{len(bad):,} of {images:,} images are bad, more than data.max_bad_share={most:g}; the "
+                f"first is {bad[0].key} of {bad[0].path}: {bad[0].reason}; see {self._uri}; repair them or "
                 "raise --data.max-bad-share"
             )
 
 
 def encode(images: Iterable[Quarantined]) -> bytes:
-    """One JSON object a line."""
+    """JSON lines, one for each image."""
     return encode_lines(asdict(image) for image in images)
 
 
 def decode(lines: bytes) -> list[Quarantined]:
-    """What encode was given."""
+    """The inverse of encode. Raises ValueError for a damaged line."""
     return [Quarantined(**line) for line in decode_lines(lines, "the quarantine")]
 
 
 def read_quarantine(uri: str) -> list[Quarantined]:
-    """The images in a quarantine.jsonl, none where there is no such file; ValueError where it is damaged."""
+    """The images in a quarantine.jsonl; empty without such a file. Raises ValueError if it is damaged."""
     return [Quarantined(**line) for line in read_lines(uri)]

@@ -1,4 +1,4 @@
-"""Pieces of fragments to an Arrow table of encoded images and their sizes; pixels stay encoded."""
+"""Read pieces of fragments into an Arrow table of encoded images and their sizes, without decoding."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,9 +22,9 @@ from pipelines.images.pillow import BadImageError
 from pipelines.index import Index
 from pipelines.plan import Piece, Window
 
-# `sample` is the row's number in the index. Height and width are those of the image as it is shown, and
-# `orientation` is EXIF's, as which it is stored. `bad` says why the image cannot be used, and is null if it
-# can: then `image` is null, and height and width are 0.
+# `sample` is the row's number in the index. `height` and `width` are those of the image as shown;
+# `orientation` is the EXIF orientation in which it is stored. `bad` is the reason why the image cannot be
+# used, or null. For a bad image, `image` is null, and `height` and `width` are 0.
 SCHEMA = pa.schema(
     [
         *ROWS,
@@ -38,16 +38,16 @@ SCHEMA = pa.schema(
 
 _SPAN = (("start", pa.int64()), ("stop", pa.int64()), ("chosen", pa.binary()))
 
-# Tables that wait to be taken while the next is fetched.
+# Tables to read ahead.
 _TABLES_AHEAD = 2
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What is read at once, without the index that it is taken from.
+    """One reading job, independent of the index that it comes from.
 
-    pieces: the index's row of each fragment, and the rows [start, stop) that are read of it; where not all of
-    those are wanted, `chosen` says which, counted from `start` and packed.
+    pieces: the index's row of each fragment, plus the rows [start, stop) to read; if only some of those are
+    wanted, `chosen` has their positions, counted from `start` and packed.
     """
 
     uri: str
@@ -69,7 +69,7 @@ class Reading:
 
 
 def _span(piece: Piece, bits: bytes | None) -> tuple[int, int, bytes | None]:
-    """From where to where a fragment is read for a piece of its chosen rows, and which of those they are."""
+    """(start, stop, chosen) to read for a piece; `bits`: the chosen rows of its fragment, None for all."""
     if bits is None:
         return piece.start, piece.stop, None
     places = unpacked(bits)[piece.start : piece.stop]
@@ -78,12 +78,12 @@ def _span(piece: Piece, bits: bytes | None) -> tuple[int, int, bytes | None]:
 
 
 def read_windows(index: Index, data: DataConfig, windows: Iterable[Window]) -> Iterator[pa.Table]:
-    """The rows of the windows' pieces as SCHEMA, read in this process; stream.stream_windows uses Ray."""
+    """The rows of the windows' pieces as SCHEMA. Reads in this process; stream.stream_windows uses Ray."""
     return (read_pieces(Reading.of(index, window.pieces), data) for window in windows if window.pieces)
 
 
 def ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same, taken a few ahead in a thread, so that there is no pause where the next is made."""
+    """Yield the same tables, fetched a few ahead in a thread, so that the caller does not wait for them."""
     pool = ThreadPoolExecutor(1)
     try:
         waiting = deque(pool.submit(next, tables, None) for _ in range(_TABLES_AHEAD))
@@ -95,10 +95,10 @@ def ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 
 def read_pieces(reading: Reading, data: DataConfig, *, own_bytes: bool = False) -> pa.Table:
-    """The pieces' rows one after another, as SCHEMA.
+    """The rows of all pieces in order, as SCHEMA.
 
-    An image that DALI does not decode comes as PNG, or, with `own_bytes`, as it is. Raises ValueError, naming
-    the file, where one is missing or torn; an image that is bad is only marked.
+    An image that DALI cannot decode is converted to PNG, or, with `own_bytes`, left unchanged. Raises
+    ValueError, naming the file, if one is missing or damaged; a bad image is only marked.
     """
     filesystem, _ = storage.resolve(reading.uri)
     pieces = reading.pieces.to_pylist()
@@ -121,7 +121,7 @@ def read_pieces(reading: Reading, data: DataConfig, *, own_bytes: bool = False) 
 
 
 def _wanted(piece: dict) -> Int[np.ndarray, " rows"]:
-    """Which of the rows that are read for a piece are wanted, ascending."""
+    """Positions of the wanted rows among those read for a piece, ascending."""
     if piece["chosen"] is None:
         return np.arange(piece["stop"] - piece["start"])
     return unpacked(piece["chosen"])
@@ -140,14 +140,14 @@ def _read(
 
 
 def _with_headers(table: pa.Table, max_pixels: int, own_bytes: bool) -> pa.Table:
-    """The rows with the columns that an image's header gives; a bad image's bytes are left out."""
+    """Add the columns from the images' headers; drop the bytes of bad images."""
     columns = {name: np.zeros(len(table), np.int32) for name in ("height", "width", "orientation")}
     columns["orientation"] += UPRIGHT
     reasons: list[str | None] = [None] * len(table)
     changed: dict[int, bytes | None] = {}
     for row, image in enumerate(table["image"]):
         try:
-            # Arrow's bytes are signed, and 0xFF would equal none of them.
+            # Cast: Arrow's bytes are signed, so none would equal 0xFF.
             content = memoryview(image.as_buffer()).cast("B") if image.is_valid else None
             header = read_header(content, max_pixels=max_pixels)
             orientation = header.orientation

@@ -1,4 +1,4 @@
-"""Encoded images to Parquet shards in object storage, and which command owns a folder of shards."""
+"""Write encoded images as Parquet shards, and record which command owns a folder of shards."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from pipelines.storage.checksums import checked_json, encode_lines, seal_parquet
 
 _SCHEMA = pa.schema({"image": pa.binary(), "label": pa.int64(), "key": pa.string()})
 
-# Keys of a shard's own notes among its schema's metadata.
+# Keys of diptych's entries in the metadata of a shard's schema.
 _CLASSES, _QUARANTINE = b"classes", b"quarantine"
 
 EncodedImage = tuple[bytes, int, str]
@@ -26,9 +26,9 @@ EncodedImage = tuple[bytes, int, str]
 def write_shards(
     images: Iterable[EncodedImage], uri: str, *, rows_per_shard: int, rows_per_group: int
 ) -> int:
-    """Write (encoded bytes, label, key) of each image to uri/00000.parquet and on; the number of shards.
+    """Write (encoded bytes, label, key) of each image to uri/00000.parquet, ...; return the shard count.
 
-    The bytes are kept as they are. Each shard is written whole or not at all.
+    The bytes are not changed. Each shard is written completely or not at all.
     """
     images = iter(images)
     shards = 0
@@ -42,14 +42,14 @@ def write_shards(
 
 
 def shard_name(number: int) -> str:
-    """The name of a shard's file; the order of the names is that of the numbers."""
+    """The file name of a shard. Names sort like numbers."""
     return f"{number:05}.parquet"
 
 
 def encode_shard(
     table: pa.Table, *, rows_per_group: int, classes: Sequence[str] = (), quarantine: str = ""
 ) -> bytes:
-    """`table` as a Parquet file, with the names of its labels and the lines of what was left out of it."""
+    """`table` as a Parquet file, with the label names and the quarantine lines in its metadata."""
     metadata: dict[bytes | str, bytes | str] = {_CLASSES: json.dumps(list(classes))} if classes else {}
     if quarantine:
         metadata[_QUARANTINE] = quarantine
@@ -58,17 +58,16 @@ def encode_shard(
         for field in table.schema
     ]
     out = io.BytesIO()
-    # The least and the largest image are of no use, and would be in the footer.
+    # No statistics for images: the footer would contain the smallest and the largest one.
     ordered = [field.name for field in fields if not pa.types.is_binary(field.type)]
-    # Images are compressed already.
     options: dict[str, Any] = {
-        "compression": "none",
+        "compression": "none",  # Images are compressed already.
         "write_page_checksum": True,
         "write_statistics": ordered,
     }
     with pq.ParquetWriter(out, pa.schema(fields, metadata or None), **options) as writer:
         for start in range(0, len(table), rows_per_group):
-            # One at a time, as a shard may hold more than binary's offsets reach.
+            # One group at a time, because a shard may exceed the 2 GiB limit of binary.
             group = table.slice(start, rows_per_group).combine_chunks()
             writer.write_table(group.cast(pa.schema(fields)).replace_schema_metadata(metadata or None))
     seal_parquet(out)
@@ -76,13 +75,13 @@ def encode_shard(
 
 
 def notes(uri: str) -> tuple[int, str]:
-    """The rows of a shard, and the lines of what was left out of it."""
+    """The number of rows of a shard, and its quarantine lines."""
     metadata = _footer(*storage.resolve(uri))
     return metadata.num_rows, ((metadata.metadata or {}).get(_QUARANTINE) or b"").decode()
 
 
 def class_names(filesystem: fs.FileSystem, path: str) -> tuple[str, ...]:
-    """The names of the labels that a shard keeps, none where it keeps none."""
+    """The label names in a shard's metadata; empty if there are none."""
     return tuple(json.loads((_footer(filesystem, path).metadata or {}).get(_CLASSES, b"[]")))
 
 
@@ -94,16 +93,16 @@ def _footer(filesystem: fs.FileSystem, path: str) -> pq.FileMetaData:
     return reading(read, path)
 
 
-# Readers of Parquet data sets pass over names that begin with _.
+# Readers of Parquet data sets skip names that begin with _.
 _MANIFEST = "_source.json"
 
 Command = Literal["pack", "embed"]
 
 
 def claim(dest: str, command: Command, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """What an earlier part of the same command noted at `dest`, or None where nothing is there yet.
+    """The settings that an earlier run of the same command noted at `dest`, or None if `dest` is empty.
 
-    Values of `wanted` that are None match any. Raises ValueError where something else is there.
+    A value None in `wanted` matches any. Raises ValueError if `dest` belongs to something else.
     """
     try:
         theirs = _noted(storage.join(dest, _MANIFEST))
@@ -111,7 +110,7 @@ def claim(dest: str, command: Command, wanted: dict[str, Any]) -> dict[str, Any]
     except OSError as error:
         raise ValueError(f"cannot write {dest}: {storage.first_line(error)}; choose another DEST") from error
     if others:
-        raise ValueError(f"{dest} is taken: {others[0].path} is there already; choose another DEST")
+        raise ValueError(f"{dest} is not empty: it holds {others[0].path}; choose another DEST")
     if theirs is None:
         return None
     if theirs.get("command") != command:
@@ -127,7 +126,7 @@ def claim(dest: str, command: Command, wanted: dict[str, Any]) -> dict[str, Any]
 
 
 def _noted(uri: str) -> dict[str, Any] | None:
-    """What `note` has written; as an earlier version wrote it, it takes several lines."""
+    """The settings that `note` wrote, on one line, or, from an earlier version, on several."""
 
     def parsed(content: bytes) -> dict[str, Any]:
         try:
@@ -139,7 +138,7 @@ def _noted(uri: str) -> dict[str, Any] | None:
 
 
 def note(dest: str, command: Command, settled: dict[str, Any]) -> None:
-    """Note at `dest` what is written there; raises ValueError where it cannot be written."""
+    """Record at `dest` which command writes there with which settings. Raises ValueError if it cannot."""
     content = encode_lines([{"command": command, **settled}])
     try:
         storage.write(storage.join(dest, _MANIFEST), content)

@@ -1,4 +1,4 @@
-"""Windows and other jobs to tables through Ray Data, and how far ahead of their use it reads."""
+"""Turn windows and other jobs into tables through Ray Data, reading only a limited number ahead."""
 
 import logging
 import pickle
@@ -23,12 +23,11 @@ Answer = TypeVar("Answer")
 
 
 def limit_read_ahead(context: DataContext) -> None:
-    """Let a pool of tasks or actors be ahead of what is taken by twice its size, and rest where it is.
+    """Limit a pool of tasks or actors to twice its size of results ahead, and let Ray Data's scheduler sleep.
 
-    Else all would be read that the object store has room for: in a burst that takes the cores from the
-    training, and into memory that is always fresh. And Ray Data's scheduler, a thread of this process, has
-    nothing to wait for while nobody takes what has been read, and goes round and round: that took 0.9 of a
-    core, and Python's lock, from the training beside it.
+    Otherwise Ray Data reads as much as the object store can hold, in bursts that take the cores from the
+    training and always into fresh memory. And its scheduler, a thread of this process, busy-waits while
+    nobody takes the results: that took 0.9 of a core, and Python's lock, from the training.
     """
     try:
         from ray.data._internal.execution.backpressure_policy import (
@@ -68,32 +67,32 @@ def _nothing_to_do(executor: Any) -> bool:
 
 
 def _unless_gone(ask: Callable[[], Answer], otherwise: Answer) -> Answer:
-    """What `ask` gives; `otherwise` where the names that it needs are Ray's no longer, or others."""
+    """The result of `ask`, or `otherwise` if Ray's private names have changed."""
     try:
         return ask()
     except (AttributeError, KeyError, TypeError):
         return otherwise
 
 
-# The readers of one worker: so many tasks at a time. It sets a core aside for them, since they must never
-# wait for cores that workers have taken; what each asks for only keeps it off nodes that have none.
+# Reading tasks of one worker at a time. A worker reserves a core for them, because they must never wait for
+# cores that workers hold. READER_CPUS only keeps a task off nodes without cores.
 READERS = 2
 READER_CPUS = 0.01
 
-# Ray Data keeps a block per job from the start (0.7 ms each), so a long run is streamed in parts.
+# Ray Data creates a block per job at the start (0.7 ms each), so a long run is streamed in parts.
 _JOBS_PER_DATASET = 256
 
-# The one column of what a task gives in place of what it could not make.
+# The only column of the table that a failed task returns.
 _ERROR = "error"
 
 Job = TypeVar("Job")
 
 
 def stream_windows(index: Index, data: DataConfig, windows: Iterable[Window]) -> Iterator[pa.Table]:
-    """Tables as reader.SCHEMA, whose rows are those of the windows' pieces, in order.
+    """Yield the rows of the windows' pieces as tables (reader.SCHEMA), in order.
 
-    A window's rows may come in several tables, where they are larger than a block of Ray's object store.
-    Raises ValueError as read_pieces does.
+    A window larger than a block of Ray's object store comes in several tables. Raises ValueError like
+    read_pieces.
     """
     return ahead(_tables(index, data, windows))
 
@@ -107,10 +106,10 @@ def _tables(index: Index, data: DataConfig, windows: Iterable[Window]) -> Iterat
 def map_jobs(
     jobs: Iterable[Job], work: Callable[[Job], pa.Table], *, cpus: float = 1.0, tasks: int | None = None
 ) -> Iterator[pa.Table]:
-    """What `work` makes of each job, in order: tasks of `cpus` cores, at most so many at a time.
+    """Yield the result of `work` for each job, in order: at most `tasks` tasks of `cpus` cores at a time.
 
-    A table may come in several parts, where it is larger than a block of Ray's object store. Raises
-    ValueError where `work` raises that or OSError.
+    A table larger than a block of Ray's object store comes in several parts. Raises ValueError if `work`
+    raises ValueError or OSError.
     """
 
     def run(batch: pa.Table) -> pa.Table:
@@ -122,9 +121,9 @@ def map_jobs(
 def map_jobs_on_actors(
     jobs: Iterable[Job], work: Callable[[Job], pa.Table], *, cpus: float, most: int
 ) -> Iterator[pa.Table]:
-    """The same by at most so many actors, each on a GPU or, without, on `cpus` cores.
+    """Like map_jobs, with at most `most` actors, each on a GPU or, if there is none, on `cpus` cores.
 
-    Each keeps its own `work`, and with it what that has loaded.
+    Each actor keeps its copy of `work`, and so the data that it has loaded.
     """
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
@@ -151,13 +150,13 @@ def _attempt(work: Callable[[Any], pa.Table], batch: pa.Table) -> pa.Table:
     try:
         return work(pickle.loads(batch["job"][0].as_py()))
     except (ValueError, OSError) as error:
-        # Ray Data would bring back a text of some thirty lines, and not the error.
+        # Ray Data would replace the error by some thirty lines of text.
         return pa.table({_ERROR: [str(error)]})
 
 
 def _mapped(jobs: Iterable[Job], run: Any, **resources: Any) -> Iterator[pa.Table]:
     jobs = iter(jobs)
-    # Its notes of each dataset would run through the progress bars.
+    # Ray Data's log messages for each dataset would disturb the progress bars.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     while part := list(islice(jobs, _JOBS_PER_DATASET)):
         items = [{"job": pickle.dumps(job)} for job in part]

@@ -1,4 +1,4 @@
-"""Views: the contract between data and training."""
+"""Views, the data that a training step gets from the pipeline."""
 
 from dataclasses import dataclass, replace
 
@@ -12,11 +12,11 @@ from pipelines.quarantine import Quarantined
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """A worker's share of one step: the views of its images, in the same order.
+    """A worker's part of one step: the views of its images, in the same order.
 
-    images: one tensor per view, normalised, channels last in memory, where convolutions are faster.
-    labels: -1 where there is none. samples: rows of the index. quarantined: images that were left out of
-    this step, another standing in for each in training.
+    images: one tensor per view, normalised, channels last in memory, which makes convolutions faster.
+    labels: -1 where there is none. samples: rows of the index. quarantined: bad images of this step; in
+    training another image stands in for each.
     """
 
     images: tuple[Float[Tensor, "n 3 height width"], ...]

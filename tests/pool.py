@@ -13,9 +13,9 @@ class Pool:
 
     def launch(self, *task: Any, workers: int, stopping: Callable[[], bool], **others: Any) -> None:
         """As training.worker.launch, on workers that are there already."""
-        from training.ray_train.worker_pool import Crew
+        from training.ray_train.worker_pool import WorkerPool
 
-        group = self._groups.setdefault(workers, Crew(idle_seconds=math.inf))
+        group = self._groups.setdefault(workers, WorkerPool(idle_seconds=math.inf))
         group.launch(*task, workers=workers, stopping=stopping, **others)
 
     def close(self) -> None:

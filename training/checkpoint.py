@@ -1,4 +1,4 @@
-"""Everything that a run needs to go on, saved and loaded."""
+"""Checkpoints: saving and loading all that a run needs to resume."""
 
 import io
 import logging
@@ -28,7 +28,7 @@ _LOG = logging.getLogger("diptych")
 
 
 class DamagedError(ValueError):
-    """A file that is no whole checkpoint."""
+    """A file is not a complete checkpoint."""
 
     def __init__(
         self, uri: str, reason: str, way_out: str = "restore it, or take another checkpoint"
@@ -44,17 +44,17 @@ class DamagedError(ValueError):
 class Checkpoints:
     """The checkpoints of one run, in RUN/checkpoints; the newest `keep` and the best are kept.
 
-    held: the lease under which they are written, if there is one.
+    held: the lease on the run's folder, checked before each write.
     """
 
     def __init__(self, run: str, keep: int, held: Held | None = None) -> None:
         self.run, self._folder = run, storage.join(run, "checkpoints")
-        self._keep, self._held, self._told = keep, held, False
-        # Names of the checkpoints that were there at first, and of those written since.
-        self._own: set[str] | None = None
+        self._keep, self._held, self._warned = keep, held, False
+        # Names of the checkpoints that were there at the start, and of those written since.
+        self._known: set[str] | None = None
 
     def check_run(self) -> None:
-        """FileNotFoundError where the run's folder on this machine has vanished, or is no longer mounted."""
+        """Raise FileNotFoundError if the run's local folder is gone or no longer mounted."""
         storage.check_folder(self.run)
 
     def save(
@@ -65,64 +65,64 @@ class Checkpoints:
         config: TrainConfig,
         average: AveragedModel | None = None,
     ) -> None:
-        """Save whole or not at all, then delete what is no longer kept; raises as `write` does."""
+        """Save a complete checkpoint or none, then delete old ones; raises as `write` does."""
         self.write(step, snapshot(step, model, optimizer, config, average))
 
     def write(self, step: int, saved: dict[str, Any], *, score: float | None = None) -> None:
-        """Write what a snapshot holds; one with a score is the best so far, and spared until the next.
+        """Write a snapshot. One with a score is the best so far, and is kept until the next with a score.
 
-        Raises UnsavedError where another process has taken the run over.
+        Raises UnsavedError where another process has taken over the run.
         """
         content = io.BytesIO()
         torch.save(saved, content)
         seal_zip(content)
-        with self._telling():  # They may be what fills the disk.
-            storage.remove_partials(self._folder)
-        if self._own is None:
-            self._own = set(self._names())
-        if self._held:
+        if self._known is None:
+            self._known = set(self._names())
+        if self._held:  # Before anything is removed: it may be what another process is writing.
             self._held.check()
+        with self._warn_once():  # Partial files may be what fills the disk.
+            storage.remove_partials(self._folder)
         storage.write(self.uri(step), content.getvalue())
-        self._own.add(_name(step))
+        self._known.add(_name(step))
         if score is not None:
             best = json_with_checksum({"step": step, "score": score}).encode()
             storage.write(storage.join(self._folder, _BEST), best)
-        # A run begins at its newest whole checkpoint: later ones that it finds are damaged, and not needed.
-        # Those that come afterwards are another process's, which has taken the run over.
-        names = [name for name in self._names() if name in self._own]
+        # A run starts from its newest complete checkpoint, so later ones that it found are damaged: they are
+        # deleted. Unknown ones come from another process that has taken over the run: they stay.
+        names = [name for name in self._names() if name in self._known]
         done = [name for name in names if _step(name) <= step]
-        spared = self.best()[0]
-        kept = {*done[-self._keep :], *(name for name in done if _step(name) == spared)}
-        with self._telling():
+        best_step = self.best()[0]
+        kept = {*done[-self._keep :], *(name for name in done if _step(name) == best_step)}
+        with self._warn_once():
             for name in names:
                 if name not in kept:
                     storage.remove(storage.join(self._folder, name))
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
-        """Where files cannot be deleted, say so once: the next save tries again."""
+    def _warn_once(self) -> Iterator[None]:
+        """Warn once where files cannot be deleted; the next save tries again."""
         try:
             yield
         except OSError as error:
-            if not self._told:
+            if not self._warned:
                 _LOG.warning("older checkpoints could not be deleted: %s", storage.first_line(error))
-            self._told = True
+            self._warned = True
 
     def best(self) -> tuple[int | None, float]:
         """Step and score of the best checkpoint; None and minus infinity where none has a score."""
-        with suppress(ValueError, LookupError):  # A damaged file names none; the next best one mends it.
+        with suppress(ValueError, LookupError):  # The next best checkpoint replaces a damaged file.
             if best := storage.read_as(checked_json, storage.join(self._folder, _BEST)):
                 return best["step"], best["score"]
         return None, -math.inf
 
     def latest(self, warn: Callable[[str], None] = _LOG.warning) -> dict[str, Any] | None:
-        """Contents of the newest whole checkpoint, on the CPU, or None where there is none at all.
+        """Contents of the newest complete checkpoint, on the CPU; None where there are no checkpoints.
 
-        warn(message) hears of newer ones that are damaged; raises DamagedError where all are.
+        Calls warn(message) for newer ones that are damaged. Raises DamagedError if all are.
         """
         newest: DamagedError | None = None
         names = self._names()
-        self._own = set(names) if self._own is None else self._own
+        self._known = set(names) if self._known is None else self._known
         for name in reversed(names):
             try:
                 saved = self.load(_step(name))
@@ -133,14 +133,14 @@ class Checkpoints:
                 warn(f"{newest.uri} is damaged: {newest.reason}; took step {saved['step']} instead")
             return saved
         if newest:
-            way_out = f"no older one is whole; restore one, or delete {self._folder} to train from the start"
+            way_out = f"no older one is complete; restore one, or delete {self._folder} to start over"
             raise DamagedError(newest.uri, newest.reason, way_out)
         return None
 
     def load(self, step: int) -> dict[str, Any]:
         """Contents of the checkpoint of `step`, on the CPU.
 
-        Raises ValueError where there is none, DamagedError where it is not whole.
+        Raises ValueError where there is none, DamagedError where it is damaged.
         """
         saved = read_checkpoint(self.uri(step))
         if saved is None:
@@ -151,11 +151,11 @@ class Checkpoints:
         return saved
 
     def uri(self, step: int) -> str:
-        """Where the checkpoint of `step` is, if there is one."""
+        """URI of the checkpoint of `step`, which need not exist."""
         return storage.join(self._folder, _name(step))
 
     def latest_step(self) -> int | None:
-        """Step of the newest checkpoint, whole or not; None where there is none."""
+        """Step of the newest checkpoint, damaged or not; None where there is none."""
         names = self._names()
         return _step(names[-1]) if names else None
 
@@ -170,7 +170,7 @@ def snapshot(
     config: TrainConfig,
     average: AveragedModel | None = None,
 ) -> dict[str, Any]:
-    """All that a run needs to go on after `step`; tensors are the model's own, not copies."""
+    """All that a run needs to resume after `step`; tensors are shared with the model, not copied."""
     saved = {
         "step": step,
         "model": model.state_dict(),
@@ -184,7 +184,7 @@ def snapshot(
 
 
 def find_checkpoint(place: str, warn: Callable[[str], None] = _LOG.warning) -> str:
-    """The URI of a checkpoint, given that, or its run: then its newest that is whole, as Checkpoints.latest.
+    """URI of a checkpoint, given itself or its run, whose newest complete one Checkpoints.latest finds.
 
     Raises ValueError where the run has none.
     """
@@ -200,7 +200,7 @@ def find_checkpoint(place: str, warn: Callable[[str], None] = _LOG.warning) -> s
 def read_checkpoint(uri: str) -> dict[str, Any] | None:
     """Contents of the checkpoint at `uri`, on the CPU, or None where there is none.
 
-    Raises DamagedError where the file is broken off or altered, or is no checkpoint of a run.
+    Raises DamagedError where the file is cut off or altered, or is not a checkpoint of a run.
     """
     content = checkpoint_bytes(uri)
     if content is None:
@@ -208,49 +208,47 @@ def read_checkpoint(uri: str) -> dict[str, Any] | None:
     try:
         saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        raise DamagedError(
-            uri, "it holds other things than tensors and numbers, which could run code"
-        ) from error
-    except Exception as error:  # torch raises many kinds of error for what it did not write.
+        raise DamagedError(uri, "it holds more than tensors and numbers, which could run code") from error
+    except Exception as error:  # torch raises many kinds of error for files that it did not write.
         raise DamagedError(uri, storage.first_line(error)) from error
     kinds = {"step": int, "model": dict, "config": dict}
     if not isinstance(saved, dict) or not all(
         isinstance(saved.get(key), kind) for key, kind in kinds.items()
     ):
-        raise DamagedError(uri, "it is no checkpoint of a run")
+        raise DamagedError(uri, "it is not a checkpoint of a run")
     return saved
 
 
 def checkpoint_bytes(uri: str) -> bytes | None:
-    """The bytes of the checkpoint at `uri`, None where there is none; DamagedError where it is not whole."""
+    """Bytes of the checkpoint at `uri`; None where there is none, DamagedError where it is damaged."""
 
-    def whole(content: bytes) -> bytes:
+    def checked(content: bytes) -> bytes:
         if reason := _fault(content):
             raise DamagedError(uri, reason)
         return content
 
-    return storage.read_as(whole, uri)
+    return storage.read_as(checked, uri)
 
 
 def _fault(content: bytes) -> str | None:
-    """Why the archive is not whole; torch looks at no checksum as it loads one."""
+    """Why the archive is damaged, or None; torch itself checks no checksum."""
     try:
         if check_whole(content):
             return None
-        # Written before diptych gave files a checksum of its own. Those of a zip do not cover its headers,
-        # where torch takes a member that is marked as a folder for an empty one, and its memory as it is.
+        # Older files have only the zip's checksums, which do not cover its headers. Where those mark a member
+        # as a folder, torch reads it as empty and returns uninitialised memory.
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            marked = (member.filename for member in archive.filelist if member.external_attr)
-            harmed = archive.testzip() or next(marked, None)
-    except Exception as error:  # zipfile raises many kinds of error for headers that are garbled.
+            flagged = (member.filename for member in archive.filelist if member.external_attr)
+            damaged = archive.testzip() or next(flagged, None)
+    except Exception as error:  # zipfile raises many kinds of error for damaged headers.
         return storage.first_line(error)
-    if harmed:
-        return f"wrong checksum of {harmed}"
-    return None if content.endswith(NO_COMMENT) else "it is broken off"
+    if damaged:
+        return f"wrong checksum of {damaged}"
+    return None if content.endswith(NO_COMMENT) else "it is cut off"
 
 
 def weights_of(network: str, saved: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights of a part of the objective in a checkpoint, averaged where the run kept an average."""
+    """Weights of one network of the objective in a checkpoint; their average where the run kept one."""
     prefix = f"{network}."
     if "average" in saved:
         weights, prefix = saved["average"], f"module.{prefix}"

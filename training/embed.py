@@ -1,4 +1,4 @@
-"""The features of images as Parquet shards, one job a shard."""
+"""Features of images as Parquet shards, one job per shard."""
 
 import sys
 from collections.abc import Iterator
@@ -28,9 +28,9 @@ _GROUP_ROWS = 1024
 
 @dataclass(frozen=True, eq=False)
 class Embedder:
-    """Writes shards of features to `dest`, by the encoder of `config`'s checkpoint of `step`.
+    """Writes shards of features to `dest`, from the encoder in the run's checkpoint of `step`.
 
-    config: its output and name lead to the run. data: how the images are read and seen.
+    config: the run's; its output and name locate it. data: how images are read and cropped.
     """
 
     config: TrainConfig
@@ -40,8 +40,9 @@ class Embedder:
     classes: tuple[str, ...] = ()
 
     def __call__(self, job: ShardJob) -> pa.Table:
-        """Write key, path, label, class and feature of the job's good images; packing.REPORT of it."""
-        # It stays where an image ends this process: the next one decodes this shard's elsewhere first.
+        """Write key, path, label, class and feature of the job's good images; returns a packing.REPORT."""
+        # The marker remains if an image crashes this process; the next attempt then tests the shard's images
+        # in another process.
         begun = storage.join(self.dest, f"_begun-{job.number:05}")
         careful = storage.exists(begun)
         storage.write(begun, b"")

@@ -1,11 +1,11 @@
-"""What ends a step or a run before its time."""
+"""Exceptions that end a step or a run early."""
 
 import shlex
 from collections.abc import Sequence
 
 
 class StoppedError(Exception):
-    """The run was asked to stop, and has saved what it has done."""
+    """The run was asked to stop, and has saved its work."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped after step {step}")
@@ -13,7 +13,7 @@ class StoppedError(Exception):
 
 
 class UnsavedError(Exception):
-    """No checkpoint can be written, or none may; another worker would meet the same."""
+    """No checkpoint can or may be written; another worker would fail in the same way."""
 
 
 class NonFiniteError(Exception):
@@ -25,13 +25,13 @@ class NonFiniteError(Exception):
 
 
 class NoRoomError(ValueError):
-    """The cluster is too small for the workers; the message says what they need, and a way out."""
+    """The cluster is too small for the workers; the message says what they need and what to do."""
 
 
 class RunError(Exception):
-    """A worker failed; the message says which and why. `final`: it would again, whoever did the work.
+    """A worker failed; the message says which and why.
 
-    `died`: a worker's process has ended, and left no error.
+    final: another worker would fail in the same way. died: a worker's process ended without an error.
     """
 
     def __init__(self, message: str, *, final: bool, died: bool = False) -> None:
@@ -42,16 +42,16 @@ class RunError(Exception):
 class ClusterLostError(RunError):
     """The head of the Ray cluster, or the node that this process is connected through, is gone.
 
-    Where this process had started the cluster, its next call starts another. It can leave no other that was
-    lost: its threads that wait for that would end it. `resume` is the command for another process, where
-    there is one; `told`, whether stderr has the message already.
+    If this process started the cluster, its next call starts another. From any other lost cluster it cannot
+    disconnect: threads that still wait for the cluster would end the process. resume: the command with which
+    another process resumes, if there is one. told: stderr already has the message.
     """
 
     def __init__(self, resume: Sequence[str] = (), *, told: bool = False) -> None:
         message = "the head of the Ray cluster no longer answers"
         if resume:
             message = (
-                f"the head of the Ray cluster no longer answers; go on with: diptych {shlex.join(resume)}"
+                f"the head of the Ray cluster no longer answers; resume with: diptych {shlex.join(resume)}"
             )
         super().__init__(message, final=True)
         self.resume, self.told = resume, told

@@ -1,4 +1,4 @@
-"""A trained encoder in the formats that other programs read."""
+"""Export of a trained encoder to formats that other programs read."""
 
 import io
 import json
@@ -27,7 +27,7 @@ from training.run_folder import read_config
 
 _LOG = logging.getLogger("diptych")
 
-# A protobuf message, which an ONNX file is, ends there.
+# Limit of a protobuf message, which an ONNX file is.
 _ONNX_BYTES = 2**31
 
 
@@ -41,7 +41,7 @@ class Trained:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What a user of the features must know: the network, its run, and how images are made ready."""
+        """Facts that users of the features need: the network, its run, and how to prepare images."""
         view = self.config.data.view
         chosen = {key: value for key, value in asdict(self.config.encoder).items() if value is not None}
         return {
@@ -56,9 +56,9 @@ class Trained:
 
 
 def read_trained(run: str, step: int | None = None, warn: Callable[[str], None] = _LOG.warning) -> Trained:
-    """The encoder of the run's checkpoint of `step`, or of its newest that is whole.
+    """The encoder from the run's checkpoint of `step`, by default its newest complete one.
 
-    warn(message) hears of newer ones that are damaged. Raises ValueError where there is no such run or
+    Calls warn(message) for newer ones that are damaged. Raises ValueError if there is no such run or
     checkpoint.
     """
     run = storage.absolute(run.rstrip("/"))
@@ -66,12 +66,12 @@ def read_trained(run: str, step: int | None = None, warn: Callable[[str], None] 
     checkpoints = Checkpoints(run, config.checkpoint.keep)
     saved = checkpoints.latest(warn) if step is None else checkpoints.load(step)
     if saved is None:
-        raise ValueError(f"{run} has no checkpoint yet; let it train until its first")
+        raise ValueError(f"{run} has no checkpoint yet; let it train to its first")
     return Trained(encoder_of(config, saved), config, saved["step"])
 
 
 def torchvision_name(config: EncoderConfig) -> str:
-    """torchvision's name for the very same network; ValueError where it has none."""
+    """torchvision's name for the same network; ValueError where it has none."""
     if config.name.startswith(TORCHVISION):
         return config.name.removeprefix(TORCHVISION)
     if config.name in EFFICIENTNETS:
@@ -88,16 +88,16 @@ def torchvision_name(config: EncoderConfig) -> str:
 
 
 def to_torchvision(trained: Trained) -> bytes:
-    """A state dict for torchvision's class of 1,000 classes, with a classifier of zeros, saved by torch.
+    """A state dict for torchvision's model with 1,000 classes and a classifier of zeros, saved by torch.
 
-    In evaluation mode that class gives the encoder's features.
+    Without its classifier, that model outputs the encoder's features in evaluation mode.
     """
     name = torchvision_name(trained.config.encoder)
-    blank_one = blank_model(name)
-    weights = _tensors(trained.encoder) | _variances(trained.encoder, blank_one)
+    model = blank_model(name)
+    weights = _tensors(trained.encoder) | _variances(trained.encoder, model)
     state = {
         key: weights.get(key, torch.zeros(blank.shape, dtype=blank.dtype))
-        for key, blank in blank_one.state_dict().items()
+        for key, blank in model.state_dict().items()
     }
     assert weights.keys() <= state.keys(), weights.keys() - state.keys()
     content = io.BytesIO()
@@ -106,14 +106,14 @@ def to_torchvision(trained: Trained) -> bytes:
 
 
 def to_safetensors(trained: Trained) -> bytes:
-    """The trunk's weights by name, with the metadata."""
+    """The encoder's weights by name, with the metadata."""
     from safetensors.torch import save
 
     return save(_tensors(trained.encoder), metadata=trained.metadata)
 
 
 def to_onnx(trained: Trained) -> bytes:
-    """The network from `images` (any number of them, normalised) to `features`, with the metadata.
+    """The network from `images` (a batch of any size, normalised) to `features`, with the metadata.
 
     Raises ValueError where onnx or onnxscript is not installed, or the network is too large for one file.
     """
@@ -143,15 +143,15 @@ def to_onnx(trained: Trained) -> bytes:
     assert program is not None
     model = program.model_proto
     for node in model.graph.node:
-        node.ClearField("metadata_props")  # Paths of this machine, and nothing that a reader needs.
+        node.ClearField("metadata_props")  # These hold paths of this machine.
     onnx.helper.set_model_props(model, trained.metadata)
     return model.SerializeToString()
 
 
 def _variances(encoder: Encoder, theirs: nn.Module) -> dict[str, Tensor]:
-    """Running variances, with what our batch norms add to them beyond what `theirs` do, in float32.
+    """Running variances, raised by the difference between our batch norms' eps and that of `theirs`.
 
-    torchvision's EfficientNets up to B4 add 1e-5, where the paper's code and ours add 1e-3.
+    torchvision's EfficientNets up to B4 use 1e-5, the paper's code and ours 1e-3.
     """
     added = {key: module.eps for key, module in theirs.named_modules() if isinstance(module, nn.BatchNorm2d)}
     return {
@@ -162,7 +162,7 @@ def _variances(encoder: Encoder, theirs: nn.Module) -> dict[str, Tensor]:
 
 
 def _tensors(encoder: Encoder) -> dict[str, Tensor]:
-    """The trunk's weights, laid out in memory as their shape says."""
+    """The encoder's weights, contiguous in memory."""
     return {key: value.contiguous() for key, value in encoder.trunk.state_dict().items()}
 
 

@@ -1,4 +1,4 @@
-"""Rows from every worker, in rank order."""
+"""Collectives over the workers: rows in rank order, and sums."""
 
 from typing import Any, Protocol
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 
 class Gather(Protocol):
-    """What the loss and the evaluation need of the other workers."""
+    """The collectives that losses and evaluation need."""
 
     rank: int
     world_size: int
 
     def rows(self, local: Shaped[Tensor, "n *dims"]) -> Shaped[Tensor, "world_size*n *dims"]:
-        """Every worker's rows, the same number of each, without gradients."""
+        """All workers' rows, without gradients; each must pass the same number."""
         ...
 
     def uneven_rows(self, local: Shaped[Tensor, "n *dims"]) -> Shaped[Tensor, "total *dims"]:
-        """Every worker's rows, however many each has, without gradients."""
+        """All workers' rows, without gradients; each may pass any number."""
         ...
 
     def total(self, local: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
@@ -28,7 +28,7 @@ class Gather(Protocol):
 
 
 class LocalGather:
-    """The only worker there is."""
+    """A single worker."""
 
     rank = 0
     world_size = 1
@@ -69,14 +69,14 @@ class ProcessGroupGather:
 def rows_with_gradients(
     local: Float[Tensor, "n *dims"], gather: Gather
 ) -> Float[Tensor, "world_size*n *dims"]:
-    """Every worker's rows in rank order; the gradients of a row come back to its worker, summed over all."""
+    """All workers' rows in rank order; each worker gets its rows' gradients, summed over all workers."""
     return local if gather.world_size == 1 else _Rows.apply(local, gather)
 
 
 def mean_over_workers(local: Float[Tensor, ""], gather: Gather) -> Float[Tensor, ""]:
-    """The workers' mean, with the gradient of this worker's part alone.
+    """The mean over the workers, with the gradient of this worker's value alone.
 
-    DistributedDataParallel takes the mean of the gradients, so that together they are the mean's.
+    DistributedDataParallel averages these gradients, which gives the gradient of the mean.
     """
     return _Mean.apply(local, gather)
 

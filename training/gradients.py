@@ -1,4 +1,4 @@
-"""A step's loss and gradients: of the whole batch at once, or of micro-batches with the same result."""
+"""Loss and gradients of a step: of the whole batch at once, or by micro-batches with the same result."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from pipelines.views import Views
 from training.gather import Gather
 from training.objectives import Objective
-from training.step_timer import Stages
+from training.step_timer import StepTimer
 
 # Fills the parameters' gradients and returns the loss.
 Backward = Callable[[Views], Float[Tensor, ""]]
 
 
-def whole_batch(model: nn.Module, *, dtype: torch.dtype, stages: Stages | None = None) -> Backward:
-    """`model(views)` is the loss; its forward pass runs in `dtype` where that is safe."""
-    time = stages or Stages()
+def whole_batch(model: nn.Module, *, dtype: torch.dtype, timer: StepTimer | None = None) -> Backward:
+    """Backward for a model whose output is the loss; its forward pass runs in `dtype` where that is safe."""
+    time = timer or StepTimer()
 
     def backward(views: Views) -> Float[Tensor, ""]:
         with time("forward"), _autocast(views, dtype):
@@ -40,29 +40,28 @@ def micro_batches(
     parts: int,
     gather: Gather,
     dtype: torch.dtype,
-    stages: Stages | None = None,
+    timer: StepTimer | None = None,
 ) -> Backward:
-    """Gradient caching: the memory of one of `parts` micro-batches, the gradients of the whole batch.
+    """Gradient caching: gradients of the whole batch with the memory of one of `parts` micro-batches.
 
-    A micro-batch is an equal part of each of this worker's `lanes`, so that it is the same set of images on
-    any number of workers. All of them are embedded without gradients; the loss of all embeddings gives the
-    gradient at each; then each is embedded again and its own gradient sent back. Exact but for batch norm,
-    whose statistics are a micro-batch's, over all workers. Gao et al. 2021, section 3.2.
+    A micro-batch takes an equal part of each of this worker's `lanes`, so it has the same images on any
+    number of workers. First all micro-batches are embedded without gradients, and the loss of all embeddings
+    gives the gradient of each. Then each is embedded again and its gradient propagated back. The result is
+    exact except for batch norm, whose statistics are a micro-batch's. Gao et al. 2021, section 3.2.
     """
-
-    time = stages or Stages()
+    time = timer or StepTimer()
 
     def backward(views: Views) -> Float[Tensor, ""]:
         with time("forward"):
-            return both(views)
+            return two_passes(views)
 
-    def both(views: Views) -> Float[Tensor, ""]:
+    def two_passes(views: Views) -> Float[Tensor, ""]:
         pieces = split(views, lanes, parts)
         states, embedded = [], []
         with torch.no_grad(), _running_statistics_kept(objective), _autocast(views, dtype):
             for piece in pieces:
                 states.append(_random_state(piece))
-                embedded.append([_single(rows) for rows in objective.embed(piece)])
+                embedded.append([_full_precision(rows) for rows in objective.embed(piece)])
         leaves = [[rows.requires_grad_() for rows in piece] for piece in embedded]
         joined = [torch.cat(rows) for rows in zip(*leaves, strict=True)]
         loss = objective.loss(joined, _joined(views, pieces))
@@ -85,7 +84,7 @@ def micro_batches(
 
 
 def split(views: Views, lanes: int, parts: int) -> list[Views]:
-    """Equal parts of each lane's rows, which stand lane after lane."""
+    """Split the batch, whose rows are ordered by lane, into equal parts of each lane."""
     rows = torch.arange(len(views.labels)).view(lanes, parts, -1)
     pieces = []
     for part in range(parts):
@@ -101,7 +100,7 @@ def split(views: Views, lanes: int, parts: int) -> list[Views]:
 
 
 def _joined(views: Views, pieces: list[Views]) -> Views:
-    """All views, in the order of the pieces: that of their embeddings."""
+    """All views in the order of the pieces, which is that of their embeddings."""
     return replace(
         views,
         images=tuple(map(torch.cat, zip(*(piece.images for piece in pieces), strict=True))),
@@ -110,8 +109,8 @@ def _joined(views: Views, pieces: list[Views]) -> Views:
     )
 
 
-def _single(rows: Tensor) -> Tensor:
-    """Not in half precision, in which a loss is not computed either."""
+def _full_precision(rows: Tensor) -> Tensor:
+    """Rows in float32 or float64, as losses are computed."""
     return rows if rows.dtype == torch.float64 else rows.float()
 
 
@@ -121,7 +120,7 @@ def _autocast(views: Views, dtype: torch.dtype) -> torch.autocast:
 
 @contextmanager
 def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
-    """What is embedded twice must not count twice in batch norm's running statistics."""
+    """Keep batch norm's running statistics unchanged, so that images embedded twice count once."""
     norms: list[Any] = [part for part in module.modules() if getattr(part, "running_mean", None) is not None]
     momenta = [part.momentum for part in norms]
     for part in norms:
@@ -132,7 +131,7 @@ def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 def _random_state(views: Views) -> list[Tensor]:
-    """So that what is dropped at random is the same both times."""
+    """The random state, restored so that both passes drop the same."""
     device = views.images[0].device
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
@@ -145,7 +144,7 @@ def _set_random_state(views: Views, states: list[Tensor]) -> None:
 
 
 def _average_gradients(module: nn.Module, gather: Gather) -> None:
-    """The mean over the workers, as DistributedDataParallel's."""
+    """Average the gradients over the workers, as DistributedDataParallel does."""
     if gather.world_size == 1:
         return
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]

@@ -1,6 +1,6 @@
-"""One process at a time writes into a run's folder: a lease there, which it renews while it does."""
+"""A lease in a run's folder, so that only one process at a time writes there."""
 
-import json
+import math
 import os
 import secrets
 import socket
@@ -12,30 +12,31 @@ from pathlib import Path
 from threading import Event, Thread
 
 from pipelines import storage
+from pipelines.storage.checksums import checked_json, json_with_checksum
 from training.errors import UnsavedError
 from training.run_folder import unwritable
 
 _FILE = "lease.json"
 
-# Whoever was killed elsewhere cannot take its lease back: one that nobody renews for so long has expired.
+# A killed process cannot remove its lease: one that was not renewed for so long has expired.
 _RENEW_SECONDS, _EXPIRY_SECONDS, _LOOK_SECONDS = 10.0, 45.0, 1.0
 
-# So far apart clocks are not: an older lease has expired, whatever they say.
+# Clocks do not differ by so much: an older lease has expired in any case.
 _OLD_SECONDS = 900.0
 
-# Others write into the folder too, as a report is: half a file that old has lost its writer.
+# Other processes, such as a report, write into the folder too: a partial file this old is abandoned.
 _LEFT_SECONDS = 300.0
 
-# Of two processes that begin at once each looks, after so long, whether the other has written after it.
+# If two processes start at once, each checks after this time whether the other wrote its lease later.
 _SETTLE_SECONDS = 0.3
 
-# Leases of this process that have ended: one that could not be removed hinders nobody here.
+# Leases of this process that have ended; one that could not be removed does not block this process.
 _ended = set[str]()
 
 
 @dataclass(frozen=True)
 class Lease:
-    """Who writes into a folder: its process, which started so many ticks after its machine."""
+    """The process that writes into a folder. `started`: clock ticks from its machine's boot to its start."""
 
     key: str
     host: str
@@ -45,8 +46,8 @@ class Lease:
     renewed: float
 
     @classmethod
-    def own(cls) -> "Lease":
-        """This process's."""
+    def of_this_process(cls) -> "Lease":
+        """A new lease for this process."""
         process = os.getpid()
         return cls(
             secrets.token_hex(8), socket.gethostname(), _machine(), process, _started(process), time.time()
@@ -54,84 +55,95 @@ class Lease:
 
     @property
     def dead(self) -> bool:
-        """Whether its process is known to have ended; elsewhere nobody knows."""
+        """Whether its process is known to have ended; False for processes on other machines."""
         return self.machine == _machine() and _started(self.process) != self.started
+
+
+# A lease whose checksum does not match. Its holder writes it again at the next renewal.
+_DAMAGED = Lease("", "", "", 0, "", math.inf)
 
 
 @dataclass(frozen=True)
 class Held:
-    """The lease that a command has on a folder, as its workers know it.
+    """A reference to the lease that a command holds on a folder, for its workers.
 
-    They look for themselves: a driver that is halted does not notice that it has lost the lease.
+    Workers check it themselves, since a suspended driver does not notice that it has lost the lease.
     """
 
     folder: str
     key: str
 
     def check(self) -> None:
-        """Raises UnsavedError where another process has taken the lease, OSError where nobody can tell."""
+        """Raise UnsavedError if another process has taken the lease, OSError if it cannot be read."""
         holder = _read(storage.join(self.folder, _FILE))
+        if holder is _DAMAGED:
+            return  # A process that takes it over writes a complete one.
         if holder and holder.key != self.key:
             raise UnsavedError(
-                f"process {holder.process} on {holder.host} has taken {self.folder} over; wait for its end"
+                f"process {holder.process} on {holder.host} has taken {self.folder} over; wait until it ends"
             )
         if holder is None:
-            raise UnsavedError(f"another process has taken {self.folder} over, and has ended; resume the run")
+            raise UnsavedError(f"another process has taken {self.folder} over, and has ended; resume it")
 
 
 @contextmanager
 def leased(folder: str, taken: Event) -> Iterator[Held]:
-    """Hold the folder's lease until the block ends; sets `taken` should another process take it meanwhile.
+    """Hold the folder's lease until the block ends; set `taken` if another process takes it meanwhile.
 
-    One that a process elsewhere has left, and does not renew, is taken over after 45 seconds. Parts of files
-    that killed writers have left in the folder are removed. Raises ValueError where another process has the
-    lease, or where nothing can be written.
+    A lease that a process on another machine no longer renews is taken over after 45 seconds. Partial files
+    of killed writers are removed from the folder. Raises ValueError where another process holds the lease, or
+    where the folder cannot be written.
     """
-    place, own = storage.join(folder, _FILE), Lease.own()
+    place, mine = storage.join(folder, _FILE), Lease.of_this_process()
     _wait_for(folder, place)
     ended = Event()
 
     def renew() -> None:
+        renewed = time.monotonic()
         while not ended.wait(_RENEW_SECONDS):
-            with suppress(OSError, ValueError):  # The next time, then.
+            with suppress(OSError, ValueError):  # Retried at the next renewal.
                 holder = _read(place)
-                # Without a lease, another process had taken it over, and has ended.
-                if holder is None or holder.key != own.key:
+                if holder is _DAMAGED and time.monotonic() - renewed < _EXPIRY_SECONDS:
+                    holder = mine  # Nobody can have taken it over yet.
+                # If there is no lease, another process took it over and has ended.
+                if holder is None or holder.key != mine.key:
                     taken.set()
                     return
                 if not ended.is_set():
-                    _write(place, replace(own, renewed=time.time()))
+                    _write(place, replace(mine, renewed=time.time()))
+                    renewed = time.monotonic()
 
     thread = Thread(target=renew, daemon=True)
     try:
-        _take(folder, place, own)
+        _take(folder, place, mine)
         _clear(folder)
         thread.start()
-        yield Held(folder, own.key)
+        yield Held(folder, mine.key)
     finally:
         ended.set()
-        _ended.add(own.key)
+        _ended.add(mine.key)
         if thread.is_alive():
             thread.join(_LOOK_SECONDS)
-        # Nobody waits for long for a lease that stays.
+        # Do not wait long: a lease that stays expires.
         with suppress(OSError, ValueError), storage.briefly():
-            if (holder := _read(place)) and holder.key == own.key:
+            if (holder := _read(place)) and holder.key == mine.key:
                 _clear(folder)
                 storage.remove(place)
 
 
-def _take(folder: str, place: str, own: Lease) -> None:
+def _take(folder: str, place: str, mine: Lease) -> None:
     try:
-        _write(place, own)
+        _write(place, mine)
     except OSError as error:
         raise unwritable(folder, error) from error
     time.sleep(_SETTLE_SECONDS)
-    if (holder := _read(place)) and holder.key != own.key:
+    holder = _read(place)
+    if holder and holder is not _DAMAGED and holder.key != mine.key:
         raise _refused(folder, holder)
 
 
 def _clear(folder: str) -> None:
-    """Remove what killed writers have left: at once where only the lease's holder writes."""
+    """Remove partial files of killed writers; at once where only the holder of the lease writes."""
     with suppress(OSError, ValueError):
         storage.remove_partials(folder, of=_FILE)
         storage.remove_partials(storage.join(folder, "checkpoints"))
@@ -139,7 +151,10 @@ def _clear(folder: str) -> None:
 
 
 def _wait_for(folder: str, place: str) -> None:
-    """Return once nobody has the lease; ValueError where somebody does."""
+    """Return once the lease is free; raise ValueError where another process holds it.
+
+    A damaged lease may be held: its holder would write it again before it expires.
+    """
     holder = first = _read(place)
     deadline = time.monotonic() + _EXPIRY_SECONDS
     while holder and not holder.dead and holder.key not in _ended:
@@ -153,27 +168,29 @@ def _wait_for(folder: str, place: str) -> None:
 
 def _refused(folder: str, holder: Lease) -> ValueError:
     return ValueError(
-        f"{folder} is being written by process {holder.process} on {holder.host}; wait for its end, or "
+        f"{folder} is being written by process {holder.process} on {holder.host}; wait until it ends, or "
         "choose another --name"
     )
 
 
 def _read(place: str) -> Lease | None:
-    """The lease there; none where there is none, or what is there is no lease."""
+    """The lease at `place`; None where there is none, _DAMAGED where the file is not what was written."""
     content = storage.read(place)
-    try:
-        lease = Lease(**json.loads(content)) if content else None
-    except (ValueError, TypeError):
+    if content is None:
         return None
-    return lease if lease and isinstance(lease.renewed, float) else None
+    try:
+        lease = Lease(**checked_json(content))
+    except (ValueError, TypeError):
+        return _DAMAGED
+    return lease if isinstance(lease.renewed, float) else _DAMAGED
 
 
 def _write(place: str, lease: Lease) -> None:
-    storage.write(place, json.dumps(asdict(lease)).encode())
+    storage.write(place, json_with_checksum(asdict(lease)).encode())
 
 
 def _machine() -> str:
-    """What all processes have in common that see each other by their numbers."""
+    """The boot and PID namespace of this process: within them, process IDs identify processes."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -182,7 +199,7 @@ def _machine() -> str:
 
 
 def _started(process: int) -> str:
-    """When the process started, in ticks since its machine did; nothing where there is no such process."""
+    """Start of the process, in clock ticks since its machine's boot; empty where there is no such process."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -10,9 +10,9 @@ from pipelines.views import Views
 from training.errors import NonFiniteError
 from training.gradients import Backward
 from training.optimizers import set_learning_rate
-from training.step_timer import Stages
+from training.step_timer import StepTimer
 
-# After so many steps that had to be skipped it is not the data that is to blame.
+# After so many skipped steps in a row the data are not to blame.
 SKIPPED_IN_A_ROW = 3
 
 
@@ -28,24 +28,25 @@ def fit(
     after_step: Callable[[int, Tensor, float], None],
     device: torch.device,
     clip_norm: float | None = None,
-    stages: Stages | None = None,
+    timer: StepTimer | None = None,
 ) -> None:
-    """Train for steps [start_step, stop_step), however many batches `views` could give.
+    """Train for steps [start_step, stop_step).
 
-    `backward(views)` is the loss and leaves its gradients in `model`; `rate(step)` the learning rate.
-    Gradients longer than clip_norm, all taken together, are shortened to it. A step whose gradients are not
-    finite changes nothing. After each step calls after_step(steps done, loss, learning rate); the loss is
-    not finite where the step was skipped. `stages` get a step's times. Raises NonFiniteError after several
-    skipped steps in a row, and RuntimeError where `views` ends early.
+    `backward(views)` returns the loss and sets the gradients of `model`; `rate(step)` is the learning rate.
+    Gradients whose common norm is above clip_norm are scaled down to it. A step with a loss or gradient that
+    is not finite is skipped, and changes nothing. After each step, after_step(steps done, loss, learning
+    rate) is called; the loss of a skipped step is NaN. `timer` times the stages of a step.
+
+    Raises NonFiniteError after SKIPPED_IN_A_ROW skipped steps, and RuntimeError where `views` ends early.
     """
-    stages = stages or Stages()
+    timer = timer or StepTimer()
     model.train()
-    # Batch norm's statistics, and what an objective keeps, have seen what is then skipped.
+    # A skipped step also restores the buffers: batch norm's statistics, and those of the objective.
     buffers = list(model.buffers())
     before = [buffer.clone() for buffer in buffers]
     skipped = 0
     for step in range(start_step, stop_step):
-        with stages("data_wait"):
+        with timer("data_wait"):
             batch = next(views, None)
         if batch is None:
             raise RuntimeError(f"the data ended at step {step} of {stop_step}")
@@ -56,10 +57,10 @@ def fit(
         # Gradients are the same on all workers, so all of them skip the same steps.
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        with stages("backward"):  # A GPU has finished it here.
+        with timer("backward"):  # Waits for the GPU.
             finite = bool(norm.isfinite() & loss.isfinite())
         if finite:
-            with stages("optimizer"):
+            with timer("optimizer"):
                 if clip_norm is not None:
                     nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
                 optimizer.step()

@@ -23,16 +23,7 @@ from pipelines.index import Index
 from pipelines.views import Views
 from training.checkpoint import read_checkpoint, weights_of
 from training.config import TrainConfig
-from training.config.objective import (
-    Option,
-    contrastive_loss,
-    is_own,
-    label_smoothing,
-    margin,
-    tau_base,
-    temperature,
-    views_apart,
-)
+from training.config.objective import Option, is_own
 from training.evaluation.certainty import class_numbers
 from training.gather import Gather, mean_over_workers
 from training.losses import (
@@ -331,9 +322,12 @@ def build_objective(
         return find_own(Objective, config.objective, options)(encoder, gather=gather, **options)
     if config.objective == "supervised":
         classifier = build_classifier(encoder.dim, count_classes(config, index))
-        smoothing = label_smoothing(config.supervised)
         return Supervised(
-            encoder, classifier, label_smoothing=smoothing, gather=gather, label_values=index.label_values
+            encoder,
+            classifier,
+            label_smoothing=config.supervised.label_smoothing,
+            gather=gather,
+            label_values=index.label_values,
         )
     projector = build_projector(config.projector, encoder.dim, config.objective)
     if config.objective == "byol":
@@ -342,8 +336,8 @@ def build_objective(
             encoder,
             projector,
             predictor,
-            tau_base=tau_base(config.byol),
-            views_apart=views_apart(config.byol),
+            tau_base=config.byol.tau_base,
+            views_apart=config.byol.views_apart,
             gather=gather,
             matching=matching,
         )
@@ -351,10 +345,10 @@ def build_objective(
 
 
 def _view_loss(config: TrainConfig) -> Callable[..., Float[Tensor, ""]]:
-    name = contrastive_loss(config.simclr)
+    name = config.simclr.loss
     if name in _TRIPLETS:
-        return partial(_TRIPLETS[name], margin=margin(config.simclr))
-    return partial(_TEMPERED[name], temperature=temperature(config.temperature))
+        return partial(_TRIPLETS[name], margin=config.simclr.margin)
+    return partial(_TEMPERED[name], temperature=config.temperature)
 
 
 def own_modules(objective: str, options: Mapping[str, Option] | None = None) -> list[Path]:

@@ -14,7 +14,7 @@ _TRUST = 1e-3
 
 
 class LARS(Optimizer):
-    """SGD with momentum whose step is scaled, layer by layer, to the norm of the weights.
+    """SGD with momentum that scales each layer's step to the norm of its weights.
 
     You et al. 2017, algorithm 1, with SimCLR's choices: the trust ratio is 0.001 times the norm of the
     weights over that of the decayed gradient, and groups with `adapt=False` are plain SGD with momentum.
@@ -40,20 +40,20 @@ class LARS(Optimizer):
         update = gradient.add(parameter, alpha=group["weight_decay"])
         if group["adapt"]:
             weight_norm, update_norm = parameter.norm(), update.norm()
-            # A layer of zeros, or one without a gradient, takes the step as it is.
+            # Do not scale where all weights or all updates of a layer are zero.
             both = (weight_norm > 0) & (update_norm > 0)
             update.mul_(torch.where(both, _TRUST * weight_norm / update_norm, 1.0))
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        # The rate goes into the velocity, as in the paper: torch's SGD would apply it afterwards, which
-        # differs while it changes.
+        # The momentum includes the learning rate, as in the paper. torch's SGD applies the rate afterwards,
+        # which differs while the rate changes.
         state["momentum_buffer"].mul_(group["momentum"]).add_(update, alpha=group["lr"])
         parameter.sub_(state["momentum_buffer"])
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """The optimiser, with no weight decay (and in LARS no adaptation) for biases and batch norm."""
+    """The optimiser, without weight decay (and with LARS without adaptation) for biases and batch norm."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay}
     others = {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0}
@@ -66,7 +66,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
 
 
 def peak_learning_rate(config: TrainConfig) -> float:
-    """The learning rate after warm-up, scaled to the batch. Chen et al. 2020, appendix B.1."""
+    """The learning rate after warm-up, scaled to batch_size. Chen et al. 2020, appendix B.1."""
     share = config.batch_size / 256
     scale = {"linear": share, "sqrt": math.sqrt(share), "none": 1.0}[config.optimizer.scaling]
     return config.optimizer.learning_rate * scale
@@ -75,8 +75,8 @@ def peak_learning_rate(config: TrainConfig) -> float:
 def learning_rate(step: int, *, peak: float, steps: int, warmup_steps: int) -> float:
     """Linear warm-up from zero, then cosine decay to zero; `step` counts from 0.
 
-    As in SimCLR's and BYOL's code, the first step is at zero where there is a warm-up. Loshchilov and Hutter
-    2017, eq. 5.
+    As in SimCLR's and BYOL's code, the rate of the first step is zero if there is a warm-up. Loshchilov and
+    Hutter 2017, eq. 5.
     """
     if step < warmup_steps:
         return peak * step / warmup_steps
@@ -85,14 +85,14 @@ def learning_rate(step: int, *, peak: float, steps: int, warmup_steps: int) -> f
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give every group of parameters the same rate."""
+    """Set the learning rate of all groups of parameters."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
 def load_moments(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Take over what another optimizer knows of each weight, and keep this one's own settings."""
-    own = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
+    """Load another optimizer's state of each weight, but keep this one's settings."""
+    settings = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
-    for group, settings in zip(optimizer.param_groups, own, strict=True):
-        group.update(settings)
+    for group, kept in zip(optimizer.param_groups, settings, strict=True):
+        group.update(kept)

@@ -1,4 +1,4 @@
-"""Where one worker of a run stands: its place among the others, its devices, and how tables reach it."""
+"""One worker process of a run: its rank, its device, and where its tables of images come from."""
 
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -22,10 +22,10 @@ Screen = Callable[[Iterator[pa.Table]], Iterator[pa.Table]]
 
 @dataclass(frozen=True, eq=False)
 class Worker:
-    """One process of a run, on one device. `stopping` tells rank 0 that it shall save and end.
+    """One process of a run, on one device.
 
-    tables: how images come from storage. cache: where those of evaluations stay. screens: what all tables go
-    through, in this order.
+    tables: reads images from storage. stopping: whether rank 0 should save and stop. cache: keeps the images
+    of evaluations. screens: filters that all tables pass through, in this order.
     """
 
     gather: Gather
@@ -39,11 +39,11 @@ class Worker:
     def training_tables(
         self, index: Index, data: DataConfig, windows: Iterable[Window]
     ) -> Iterator[pa.Table]:
-        """The rows of the windows, as reader.SCHEMA."""
+        """The rows of the windows, in the format of reader.SCHEMA."""
         return self._screened(self.tables(index, data, windows))
 
     def kept_tables(self, key: Hashable, read: Callable[[], Iterator[pa.Table]]) -> Iterator[pa.Table]:
-        """What `read` gives; from the cache, by the key, once it was read to its end."""
+        """The tables of `read`; from the cache, under `key`, once they were read to the end."""
         return self._screened(self.cache.tables(key, read))
 
     def _screened(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -53,18 +53,18 @@ class Worker:
 
     @property
     def careful(self) -> "Worker":
-        """The same, whose images are first decoded in another process: those that end it are bad."""
+        """A copy that first decodes images in another process, to quarantine those that crash it."""
         return replace(
             self, screens=(*self.screens, lambda tables: screened(tables, sys.maxsize, gpu=self.dali.gpu))
         )
 
     def without(self, known: Mapping[Identity, str]) -> "Worker":
-        """The same, for which these images are bad."""
+        """A copy that treats these images as bad."""
         return replace(self, screens=(*self.screens, lambda tables: known_bad(tables, known)))
 
     @property
     def dali(self) -> Device:
         if self.device.type != "cuda":
             return Device(self.threads, None)
-        index = self.device.index  # None is the current one's.
+        index = self.device.index  # None means the current device.
         return Device(self.threads, torch.cuda.current_device() if index is None else index)

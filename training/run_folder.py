@@ -1,4 +1,4 @@
-"""A run's config.toml, written once, and what tells one run from another; its index."""
+"""A run's config.toml, by which a resume recognises it, and its lists of images."""
 
 import re
 import tomllib
@@ -14,17 +14,16 @@ from training.config import TrainConfig, identity
 
 _FILE = "config.toml"
 
-# Of the TOML files that runs and searches keep. Raise it with each change by which one that is kept comes to
-# mean something else: a new field, another default, other weights or other images from the same fields.
+# Format of the TOML files of runs and searches. Raise it with each change that gives an existing file another
+# meaning: a new field, another default, other weights or other images from the same fields.
 FORMAT = 1
 _FORMAT_LINE = re.compile(r"# format: (\d+)\n")
 
 
 def find_run(run: str, config: TrainConfig) -> bool:
-    """Whether there is such a run already, of this config.
+    """Whether this run exists already, with this config.
 
-    Raises ValueError where it is another config's, naming the fields, or another version's, or where it
-    cannot be read.
+    Raises ValueError where it has another config, naming the fields, or another format, or cannot be read.
     """
     try:
         existing = kept_toml(storage.join(run, _FILE), resumed=True)
@@ -40,7 +39,7 @@ def find_run(run: str, config: TrainConfig) -> bool:
 
 
 def claim_run(run: str, config: TrainConfig) -> None:
-    """Write RUN/config.toml; raises ValueError as find_run does, or where nothing can be written."""
+    """Write RUN/config.toml; raises ValueError as find_run does, or where it cannot be written."""
     find_run(run, config)
     try:
         storage.write(storage.join(run, _FILE), encode_toml(to_values(config)))
@@ -49,7 +48,7 @@ def claim_run(run: str, config: TrainConfig) -> None:
 
 
 def unwritable(run: str, error: OSError) -> ValueError:
-    """What a user is told where a run cannot be written."""
+    """The error for a run that cannot be written."""
     return ValueError(f"cannot write {run}: {storage.first_line(error)}; choose another --output")
 
 
@@ -59,28 +58,28 @@ def read_config(run: str) -> TrainConfig:
 
 
 def read_values(run: str, *, resumed: bool = False) -> dict[str, Any]:
-    """What the config of the run in RUN says; output and name are where it is now, should it have been moved.
+    """Values of the run's config; output and name are its current ones, even if it was moved.
 
-    Raises ValueError, naming the run, where there is none, and as kept_toml does.
+    Raises ValueError where there is no run, and as kept_toml does.
     """
     run = storage.absolute(run.rstrip("/"))
     values = kept_toml(storage.join(run, _FILE), resumed=resumed)
     if values is None:
-        raise ValueError(f"{run} is no run: there is no {_FILE}; give OUTPUT/NAME of one")
+        raise ValueError(f"{run} is not a run: it has no {_FILE}; give OUTPUT/NAME of one")
     output, _, name = run.rpartition("/")
     return values | {"output": output, "name": name}
 
 
 def encode_toml(values: dict[str, Any]) -> bytes:
-    """A TOML file of diptych's, for kept_toml: with its format and checksum."""
+    """Content of a TOML file for kept_toml, with its format and checksum."""
     return toml_with_checksum(f"# format: {FORMAT}\n{tomli_w.dumps(values)}")
 
 
 def kept_toml(uri: str, *, resumed: bool = False) -> dict[str, Any] | None:
-    """What a TOML file of diptych's says, None where there is none.
+    """Values of a TOML file written by encode_toml; None where there is no file.
 
-    Raises ValueError where it is damaged and, where its run is to be resumed, where its format is another:
-    what it says, or leaves out, may have meant something else.
+    Raises ValueError where it is damaged. With `resumed`, also where its format is another, since its fields
+    or defaults may then have had another meaning.
     """
 
     def parsed(content: bytes) -> dict[str, Any]:
@@ -99,7 +98,7 @@ def kept_toml(uri: str, *, resumed: bool = False) -> dict[str, Any] | None:
             theirs = found[1] if found else "older than 1"
             raise ValueError(
                 f"{uri} was written by another version of diptych (its format is {theirs}, this version's "
-                f"{FORMAT}); resume with that version, or start anew under another --name"
+                f"{FORMAT}); resume with that version, or start a new run with another --name"
             )
         return values
 
@@ -107,12 +106,12 @@ def kept_toml(uri: str, *, resumed: bool = False) -> dict[str, Any] | None:
 
 
 def keep_index(run: str, name: str, index: Index) -> None:
-    """Write down which files hold the run's images `name`: a resume and a report list nothing again."""
+    """Save the list of the run's images `name`, so that a resume or report need not list them again."""
     storage.write(_index_place(run, name), index.to_bytes())
 
 
 def kept_index(run: str, name: str) -> Index | None:
-    """What keep_index has written, if it has."""
+    """The list that keep_index saved; None where there is none."""
     place = _index_place(run, name)
 
     def parsed(content: bytes) -> Index:
@@ -120,7 +119,7 @@ def kept_index(run: str, name: str) -> Index | None:
             return Index.from_bytes(content)
         except (ValueError, OSError, LookupError) as error:
             why = storage.first_line(error)
-            way_out = "restore it or, if no image has come or gone since, delete it to list them again"
+            way_out = "restore it or, if no image was added or removed since, delete it to list them again"
             raise ValueError(f"{place} is damaged: {why}; {way_out}") from error
 
     return storage.read_as(parsed, place)
@@ -131,19 +130,19 @@ def _index_place(run: str, name: str) -> str:
 
 
 def to_toml(config: TrainConfig) -> str:
-    """Every field that has a value, as TOML that TrainConfig reads back."""
+    """All fields that have a value, as TOML for TrainConfig."""
     return tomli_w.dumps(to_values(config))
 
 
 def to_values(config: TrainConfig) -> dict[str, Any]:
-    """Every field that has a value.
+    """All fields that have a value.
 
-    But for the second view's that are the first's too, so that a flag for `view` holds for both.
+    Fields of the second view that equal the first's are omitted, so that a flag for `view` sets both.
     """
     values = asdict(config)
     view, second = values["data"]["view"], values["data"]["second_view"]
-    own = {key: value for key, value in second.items() if value != view[key]}
-    values["data"]["second_view"] = own or None
+    differing = {key: value for key, value in second.items() if value != view[key]}
+    values["data"]["second_view"] = differing or None
     return _without_none(values)
 
 

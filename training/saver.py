@@ -1,4 +1,4 @@
-"""Checkpoints written while training goes on: a step waits for a copy in memory at most."""
+"""Checkpoints written in the background: a step waits only for a copy in memory."""
 
 import time
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from pipelines import storage
 from training.checkpoint import Checkpoints, DamagedError
 from training.errors import UnsavedError
 
-# Seconds between tries to write a checkpoint that could not be written: while the run trains, and while it
-# waits for that alone. They double with each try.
+# Seconds between attempts to write a checkpoint, doubled with each: while the run trains, and while it waits
+# for the write alone.
 _RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 5.0, 60.0
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.25, 5.0
 
@@ -29,8 +29,8 @@ class _Snapshot:
 class Saver:
     """Writes one checkpoint at a time in a thread.
 
-    One that cannot be written is kept in memory and tried again, between steps and with the next one. That
-    takes its place, unless it was the best by its score. warn(message) hears of the first failure of each.
+    One that cannot be written is kept in memory and retried between steps and with the next checkpoint, which
+    replaces it unless it has the best score. Calls warn(message) at the first failure of each checkpoint.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Saver:
         whole: int | None = None,
         retry_seconds: float = _RETRY_SECONDS,
     ) -> None:
-        """`whole` is the step of the newest checkpoint that was there before."""
+        """`whole` is the step of the newest complete checkpoint at the start."""
         self.whole = whole
         self.fault: OSError | None = None
         self.failed_saves = 0
@@ -53,28 +53,28 @@ class Saver:
         self._retry_at = 0.0
 
     def save(self, step: int, saved: dict[str, Any], *, score: float | None = None) -> None:
-        """Write a copy of `saved`, after the one before it has been tried."""
+        """Write a copy of `saved`, once the one before it has been tried."""
         self.wait()
-        # Memory has room for the best and the newest alone.
+        # Keep only the best and the newest in memory.
         self._kept = [each for each in self._kept if each.score is not None and score is None]
         self._kept.append(_Snapshot(step, _copied(saved), score))
         self._start()
 
     def look(self) -> None:
-        """Take note of a write that has ended, and try a failed one again once it is time."""
+        """Finish a write that has ended, and retry a failed one when it is due."""
         if self._writing and self._writing.done():
             self._finish()
         if self._kept and not self._writing and time.monotonic() >= self._retry_at:
             self._start()
 
     def wait(self) -> bool:
-        """Whether all checkpoints were written, once each has been tried; true where there were none."""
+        """Wait until each checkpoint has been tried; return whether all are written."""
         while self._writing:
             self._finish()
         return not self._kept
 
     def insist(self, seconds: float) -> None:
-        """Wait until all checkpoints are written; UnsavedError where that takes more seconds."""
+        """Wait until all checkpoints are written; raise UnsavedError if that takes longer."""
         deadline, wait = time.monotonic() + seconds, _PAUSE_SECONDS
         if self.wait():
             return
@@ -91,19 +91,19 @@ class Saver:
                 return
         raise UnsavedError(
             f"no checkpoint could be written for {seconds:g} s: {storage.first_line(self.fault)}; "
-            f"{_whole(self._newest())}; {storage.way_out(self.fault)}, then: "
+            f"{_complete(self._newest())}; {storage.way_out(self.fault)}, then: "
             f"diptych train --resume {self._checkpoints.run}"
         )
 
     def _newest(self) -> int | None:
-        """Step of the newest whole checkpoint, as a resume would find it."""
+        """Step of the newest complete checkpoint, as a resume would find it."""
         try:
             with storage.briefly():
                 self._checkpoints.check_run()
                 saved = self._checkpoints.latest(lambda _: None)
         except DamagedError:
             return None
-        except OSError:  # Nothing can be read either, for now.
+        except OSError:  # Reading fails too.
             return self.whole
         return saved["step"] if saved else None
 
@@ -111,12 +111,12 @@ class Saver:
         self._writing = self._thread.submit(self._write, self._kept[0])
 
     def _write(self, snapshot: _Snapshot) -> None:
-        with storage.briefly():  # It is tried again here, and `insist` alone decides how long.
+        with storage.briefly():  # No long waits: retries are scheduled here.
             self._checkpoints.check_run()
             self._checkpoints.write(snapshot.step, snapshot.saved, score=snapshot.score)
 
     def _finish(self) -> None:
-        """Wait for the write and take note of how it ended; the next one begins where it has succeeded."""
+        """Wait for the write and record its outcome; start the next one if it succeeded."""
         assert self._writing
         writing, self._writing = self._writing, None
         try:
@@ -127,7 +127,7 @@ class Saver:
         self.whole = self._kept.pop(0).step
         if self.fault:
             self.fault, self.failed_saves, self._next_wait = None, 0, self._first_wait
-            self._warn(f"checkpoints can be written again: that of step {self.whole} is whole")
+            self._warn(f"checkpoints can be written again: that of step {self.whole} is complete")
         if self._kept:
             self._start()
 
@@ -140,16 +140,16 @@ class Saver:
             self.failed_saves += 1
             self._warn(
                 f"the checkpoint of step {each.step} could not be written: {storage.first_line(error)}; "
-                f"{_whole(self.whole)}; the write is tried again"
+                f"{_complete(self.whole)}; the write is retried"
             )
 
 
-def _whole(step: int | None) -> str:
-    return "none is whole yet" if step is None else f"that of step {step} is whole"
+def _complete(step: int | None) -> str:
+    return "none is complete yet" if step is None else f"that of step {step} is complete"
 
 
 def _copied(value: Any) -> Any:
-    """The same, its tensors copied into the CPU's memory."""
+    """A copy with all tensors on the CPU."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

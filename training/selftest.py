@@ -1,4 +1,4 @@
-"""Whether workers do together what one process would, and how fast they reach each other."""
+"""Self-tests of a group of workers: correct gradients, and the speed of their connection."""
 
 import statistics
 import time
@@ -10,18 +10,17 @@ from torch.nn import functional as F
 from training.gather import Gather
 from training.losses import nt_xent
 
-# As many as a batch of a worker might have; their dimension is a projection's.
+# Rows of each worker, and the dimension of a projection.
 _ROWS, _DIM, _TEMPERATURE = 16, 32, 0.1
 
 _BYTES, _ROUNDS = 16 * 2**20, 5
 
 
 def gradient_error(gather: Gather, device: torch.device) -> float:
-    """How far the gradients of the gathered NT-Xent are from one process's, relative to the largest of them.
+    """Largest difference between the gathered NT-Xent's gradients and one process's, relative to the largest.
 
-    All workers call it, and all get the same. In float64, so that only an error of the collectives or of the
-    loss is more than 1e-12; the one process scores the whole batch against itself, as in Chen et al. 2020,
-    eq. 1.
+    All workers call it and get the same value. Computed in float64, so that only an error in the collectives
+    or the loss exceeds 1e-12. The reference is the full matrix of the whole batch, Chen et al. 2020, eq. 1.
     """
     first, second = _projections(gather.world_size, device)
     here = slice(gather.rank * _ROWS, (gather.rank + 1) * _ROWS)
@@ -35,7 +34,7 @@ def gradient_error(gather: Gather, device: torch.device) -> float:
 
 
 def all_gather_rate(gather: Gather, device: torch.device) -> float:
-    """Bytes a second that each worker receives while all gather 16 MiB of each; the median of five times."""
+    """Bytes per second that each worker receives as all gather 16 MiB from each; the median of five runs."""
     rows = torch.ones(_BYTES // 4, device=device)
     seconds = []
     for _ in range(_ROUNDS + 1):

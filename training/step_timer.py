@@ -1,4 +1,4 @@
-"""Where a step's time goes: waiting for data, forward, backward, gathering rows, and the optimiser."""
+"""Times the stages of a step: waiting for data, forward, backward, gathering rows, and the optimiser."""
 
 import time
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ from training.gather import Gather
 Stage = Literal["data_wait", "forward", "backward", "gather", "optimizer"]
 
 
-class Stages:
-    """Seconds by the clock; a stage within another counts as itself alone.
+class StepTimer:
+    """Wall-clock seconds of each stage; the time of a nested stage does not count for the outer one.
 
-    A GPU works on after it was told what to do: its time is found in the stage that waits for it.
+    GPU work is asynchronous: its time appears in the stage that waits for it.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Stages:
             self._open.pop()
 
     def take(self) -> dict[str, float]:
-        """What was spent since the last time."""
+        """Seconds spent in each stage since the last call, as STAGE_seconds."""
         spent = {f"{stage}_seconds": round(seconds, 6) for stage, seconds in self._spent.items()}
         self._spent.clear()
         return spent
@@ -49,20 +49,20 @@ class Stages:
 
 
 class TimedGather:
-    """A gather whose time is counted."""
+    """A gather that is timed."""
 
-    def __init__(self, gather: Gather, stages: Stages) -> None:
-        self._gather, self._stages = gather, stages
+    def __init__(self, gather: Gather, timer: StepTimer) -> None:
+        self._gather, self._timer = gather, timer
         self.rank, self.world_size = gather.rank, gather.world_size
 
     def rows(self, local: Shaped[Tensor, "n *dims"]) -> Shaped[Tensor, "world_size*n *dims"]:
-        with self._stages("gather"):
+        with self._timer("gather"):
             return self._gather.rows(local)
 
     def uneven_rows(self, local: Shaped[Tensor, "n *dims"]) -> Shaped[Tensor, "total *dims"]:
-        with self._stages("gather"):
+        with self._timer("gather"):
             return self._gather.uneven_rows(local)
 
     def total(self, local: Tensor) -> Tensor:
-        with self._stages("gather"):
+        with self._timer("gather"):
             return self._gather.total(local)

@@ -40,7 +40,7 @@ from training.objectives import Objective, build_objective
 from training.optimizers import build_optimizer, learning_rate, load_moments, peak_learning_rate
 from training.process import Worker
 from training.saver import Saver
-from training.step_timer import Stages, TimedGather
+from training.step_timer import StepTimer, TimedGather
 
 # Synchronised batch norm keeps its buffers equal by itself. The option's name changed with torch 2.15.
 _OPTIONS = inspect.signature(DistributedDataParallel).parameters
@@ -113,7 +113,7 @@ class _Run:
         self.worker = worker.without(self.quarantine.crashes)
         self.careful_until = careful_until
         self.index = sets.train
-        self.stages, self.matching = Stages(), Matching()
+        self.stages, self.matching = StepTimer(), Matching()
         self.plan = make_plan(config, sets.train)
         self.steps = total_steps(config, self.plan)
         self.stop_step = self.steps if until is None else min(until, self.steps)
@@ -184,7 +184,7 @@ class _Run:
             after_step=self._after_step,
             device=self.worker.device,
             clip_norm=self.config.optimizer.clip_norm,
-            stages=self.stages,
+            timer=self.stages,
         )
 
     def _roll_back(self, fault: NonFiniteError) -> None:
@@ -214,12 +214,12 @@ class _Run:
             lanes = config.lanes // self.worker.gather.world_size
             parts = config.batch_size // config.micro_batch_size
             return micro_batches(
-                self.objective, lanes=lanes, parts=parts, gather=gather, dtype=dtype, stages=self.stages
+                self.objective, lanes=lanes, parts=parts, gather=gather, dtype=dtype, timer=self.stages
             )
         model = self.objective
         if gather.world_size > 1:
             model = DistributedDataParallel(model, **_NO_BUFFER_SYNC)
-        return whole_batch(model, dtype=dtype, stages=self.stages)
+        return whole_batch(model, dtype=dtype, timer=self.stages)
 
     def _build_objective(self, *, resumed: bool) -> Objective:
         torch.manual_seed(self.config.seed)

@@ -1,4 +1,4 @@
-"""Asynchronous successive halving (ASHA) under Ray Tune: which trials continue after an evaluation."""
+"""Asynchronous successive halving (ASHA) under Ray Tune: decide which trials continue."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ _ETA = 4
 
 
 class Rungs:
-    """Scores of trials on the rungs, after 1, 4, 16 ... evaluations, and which trials were promoted. Pure."""
+    """Scores of the trials on each rung (1, 4, 16 ... evaluations), and which trials were promoted. Pure."""
 
     def __init__(self, evaluations: int) -> None:
         self._scores: dict[int, dict[str, float]] = {}
@@ -26,19 +26,19 @@ class Rungs:
         return evaluation in self._scores
 
     def record(self, rung: int, trial: str, score: float) -> None:
-        """A trial has reached a rung."""
+        """Record the score of a trial that reached a rung."""
         self._scores[rung][trial] = score
 
     def promote(self, rung: int, trial: str) -> None:
-        """A trial leaves a rung for the next."""
+        """Promote a trial from a rung to the next."""
         self._left.add((rung, trial))
 
     def remove(self, trial: str) -> None:
-        """A trial cannot be promoted any more; its scores still count."""
+        """Exclude a trial from promotion; its scores still count."""
         self._left |= {(rung, trial) for rung in self._scores}
 
     def promotable(self) -> tuple[int, str] | None:
-        """A rung and a trial on it that is among its best quarter; the highest rung first.
+        """The highest rung with a trial in its best quarter to promote, and that trial; None without one.
 
         Li et al. 2020, algorithm 2.
         """
@@ -50,7 +50,7 @@ class Rungs:
 
     def _first(self, quota: Callable[[int], int]) -> tuple[int, str] | None:
         for rung, scores in reversed(self._scores.items()):
-            # Among equals the first to arrive ranks higher.
+            # Among equal scores, the earlier trial ranks higher.
             ranked = sorted(scores, key=lambda trial: -scores[trial])[: quota(len(scores))]
             for trial in ranked:
                 if (rung, trial) not in self._left:
@@ -61,7 +61,7 @@ class Rungs:
 class ASHA(FIFOScheduler):
     """Pauses a trial on each rung until it is among the best quarter there (Li et al. 2020, algorithm 2).
 
-    Ray's own scheduler of that name never pauses: the first trials have none to be compared with and train
+    Ray's own scheduler of that name never pauses: the first trials have nothing to be compared with and train
     to the end. When no new trial is left to start and none has finished, the best trial on the highest rung
     continues; the others are stopped.
     """
@@ -73,7 +73,7 @@ class ASHA(FIFOScheduler):
         self._one_has_finished = False
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Whether the trial continues or pauses after an evaluation."""
+        """Decide whether the trial continues or pauses after an evaluation."""
         rung = result[EVALUATIONS]
         if rung not in self._rungs:
             return self.CONTINUE
@@ -86,14 +86,14 @@ class ASHA(FIFOScheduler):
         return self.PAUSE
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Note the last score, and that the trial cannot be promoted."""
+        """Record the last score, and exclude the trial from promotion."""
         if result.get(EVALUATIONS, 0) in self._rungs:
             self._rungs.record(result[EVALUATIONS], trial.trial_id, result[SCORE])
         self._rungs.remove(trial.trial_id)
         self._one_has_finished |= result.get(FINISHED, False)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Note that the trial cannot be promoted."""
+        """Exclude the trial from promotion."""
         self._rungs.remove(trial.trial_id)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:

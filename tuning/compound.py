@@ -2,7 +2,7 @@
 
 Tan and Le 2019, eq. 3: d = alpha^phi, w = beta^phi, r = gamma^phi with alpha * beta^2 * gamma^2 near 2, so
 that the multiply-adds, which grow with d * w^2 * r^2, double with each phi. Layers, channels (in eights) and
-the sides of feature maps are whole numbers, so that with small images the cost may grow 7 times instead.
+the sides of feature maps are whole numbers, so with small images the cost may grow 7 times instead.
 """
 
 import math
@@ -60,7 +60,7 @@ def scaled(config: TrainConfig, coefficients: Coefficients, phi: float) -> Train
     encoder = config.encoder
     if encoder.name not in (SCALED, "efficientnet-b0"):
         way_out = (
-            "set encoder.name=efficientnet-b0" if encoder.name in EFFICIENTNETS else "only EfficientNets"
+            "set encoder.name=efficientnet-b0" if encoder.name in EFFICIENTNETS else "only EfficientNets can"
         )
         raise ValueError(f"encoder.name={encoder.name} cannot be scaled: {way_out}")
     base = base_of(config)
@@ -92,10 +92,10 @@ def on_surface(u: float, v: float, growth: float = _GROWTH) -> Coefficients:
 
 
 def doubles_the_cost(base: Scaling, coefficients: Coefficients) -> bool:
-    """Whether phi = 1 costs twice the multiply-adds of `base`, which is phi = 0, within 10 %, as measured.
+    """Whether phi = 1 has twice the multiply-adds of `base` (phi = 0) within 10 %, as measured.
 
-    False if it turns the last feature maps from 1 x 1 into 2 x 2, which is more than a scaling: their kernels
-    then see more than one position.
+    False if it turns the last feature maps from 1 x 1 into 2 x 2: their kernels then see more than one
+    position for the first time, which is more than a scaling.
     """
     from training.models.efficientnet import count_multiply_adds, last_map_side  # Imports torchvision.
 
@@ -110,15 +110,15 @@ def doubles_the_cost(base: Scaling, coefficients: Coefficients) -> bool:
 def next_good_size(size: int) -> int:
     """The next larger side of a view, in pixels, that can grow without all feature maps growing: 32 k + 4.
 
-    An EfficientNet halves a view's side five times, rounding up: at a multiple of 32 one more pixel makes all
-    of its maps larger.
+    An EfficientNet halves a view's side five times and rounds up, so at a multiple of 32 one more pixel makes
+    all of its maps larger.
     """
     stride = 32
     return next(side for side in range(size + 1, size + stride + 1) if side % stride == 4)
 
 
 def scoring(search: SearchConfig) -> Callable[[TrainConfig, float], float]:
-    """The score of a trial, from its config and accuracy: the accuracy, or for coefficients `score`.
+    """Return the function that scores a trial by its config and accuracy: the accuracy, or `score`.
 
     Raises ValueError if such a search has an encoder that cannot be scaled.
     """

@@ -30,8 +30,8 @@ def _metric(name: str) -> str:
             "temperature and batch size move the loss's scale, so it cannot rank trials; try knn"
         )
     if "test" in name:
-        raise ValueError("a search never sees the test images, which judge its winner alone; try knn")
-    raise ValueError(f"no such metric; there are {', '.join(METRICS)}")
+        raise ValueError("a search never sees the test images, which are for its winner; try knn")
+    raise ValueError(f"no such metric; choose one of {', '.join(METRICS)}")
 
 
 def _scheduler(name: Any) -> Any:
@@ -47,32 +47,32 @@ class SearchConfig:
     train: TrainConfig
     """The training config that all trials share."""
     space: dict[str, Any] = field(default_factory=dict)
-    """For each searched key its distribution, such as `temperature = { loguniform = [0.05, 1.0] }`; with
-    `when = { "optimizer.name" = "sgd" }` the key is searched only where that other key has that value."""
+    """The distribution of each searched key, such as `temperature = { loguniform = [0.05, 1.0] }`. With
+    `when = { "optimizer.name" = "sgd" }`, the key is searched only if that other key has that value."""
     compound: bool = False
-    """Search EfficientNet's alpha, beta and gamma too, at phi = 1: where alpha * beta^2 * gamma^2 = 2, and
-    phi 1 costs 1.8 to 2.2 times the multiply-adds of phi 0 at `train.data.view.size`. Trials are then ranked
-    by accuracy * (multiply-adds / twice those of phi 0)^-0.07."""
+    """Also search EfficientNet's alpha, beta and gamma, at phi = 1, with alpha * beta^2 * gamma^2 = 2 and 1.8
+    to 2.2 times the multiply-adds of phi 0 at `train.data.view.size`. Trials are then ranked by accuracy *
+    (multiply-adds / twice those of phi 0)^-0.07."""
     metric: Annotated[str, AfterValidator(_metric)] = "knn"
-    """Accuracy by which trials are ranked: knn, or linear, a linear probe's. Never the loss, because
-    temperature and batch size change its scale, and never on the test images."""
+    """Accuracy by which trials are ranked: knn, or linear for a linear probe. The loss cannot rank trials,
+    because temperature and batch size change its scale. Test images are never used."""
     trials: Count = 8
     """Number of trials."""
     max_minutes: Positive | None = None
     """End the search after this many minutes; `diptych tune resume` resumes it. Unset: no limit."""
     held_out: Share = 0.1
-    """Share of the training images that trials do not train on, but are ranked by."""
+    """Share of the training images to rank trials by; trials do not train on them."""
     concurrent: Count = 1
-    """Trials that run at the same time; fewer if the cluster is too small for so many."""
+    """Trials that run at the same time; fewer if the cluster is too small."""
     scheduler: Annotated[Literal["asha", "none"], BeforeValidator(_scheduler)] = "asha"
     """When a trial stops. asha: after 1, 4, 16 ... evaluations a trial pauses until it is among the best
-    quarter of the trials that came as far; the others stop early (Li et al. 2020). none: every trial trains
-    to the end."""
+    quarter of the trials that got as far; the others stop early (Li et al. 2020). none: every trial trains to
+    the end."""
     searcher: Literal["random", "grid", "tpe"] = "random"
-    """How the values of a trial are chosen. random: drawn, each trial by itself. tpe: drawn where earlier
-    trials did well (Bergstra et al. 2011, by Optuna). grid: all combinations, whatever `trials` says."""
+    """How the values of a trial are chosen. random: drawn independently. tpe: drawn near values that did well
+    in earlier trials (Bergstra et al. 2011, by Optuna). grid: all combinations; `trials` is ignored."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of the drawn values, and of which images are held out."""
+    """Seed of the drawn values and of the choice of held-out images."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "search"
     """The search's name; its folder is OUTPUT/NAME."""
     output: str = "runs"
@@ -101,7 +101,7 @@ class SearchConfig:
         return parse_space(self.space, self.train)
 
     def points(self, space: Space, kept: Callable[[Point], bool] = lambda point: True) -> list[Point]:
-        """The points of `space` that a grid or a random search tries; drawn ones if `kept` keeps them."""
+        """The points of `space` that a grid or random search tries; drawn points must pass `kept`."""
         if self.searcher == "grid":
             return grid_points(space)
         return drawn_points(space, self.seed, self.trials, kept)
@@ -130,8 +130,8 @@ class SearchConfig:
                 raise ValueError(f"space: {named}: {error}") from error
 
     def _check_values(self, space: Space) -> None:
-        """Raises ValueError if a value of some key makes no valid training config."""
-        # Lanes, batch and micro-batch fit together if all are drawn, but perhaps not with those of `train`.
+        """Raises ValueError if a value of some key makes the training config invalid."""
+        # Drawn lanes, batch and micro-batch fit each other, but perhaps not those of `train`.
         batches = {key: space[key].values[0] for key in _BATCHES if key in space and not space[key].when}
         for key, distribution in space.items():
             others = {other: wanted[0] for other, wanted in distribution.when.items()}

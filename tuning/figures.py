@@ -23,7 +23,7 @@ STYLE = """
 
 
 class Section(NamedTuple):
-    """Figures by their name, below a heading and a line that says how to read them."""
+    """Figures by name, below a heading and a line that explains them."""
 
     heading: str
     note: str
@@ -57,7 +57,7 @@ def sections(space: Space, trials: Sequence[Trial]) -> list[Section]:
 
 
 def drawn(sections: Sequence[Section]) -> str:
-    """The sections as HTML, with the code that draws them."""
+    """The sections as HTML, including the script that draws the figures."""
     if not sections:
         return ""
     body = "".join(
@@ -110,7 +110,7 @@ def _slices(study: "optuna.Study", evaluated: Sequence[Trial]) -> Iterator[tuple
 
     for key in _searched(evaluated):
         figure: Any = plot_slice(study, params=[key])
-        for points in figure.data:  # Optuna colours a point by its trial's number in the study.
+        for points in figure.data:  # Optuna's colour of a point is its trial's number in the study.
             shown = [evaluated[number] for number in points.marker.color]
             colours = [_ORANGE if trial.state == "stopped early" else _BLUE for trial in shown]
             marker = {"color": colours, "symbol": list(map(_symbol, shown)), "showscale": False}
@@ -124,7 +124,7 @@ def _parallel(study: "optuna.Study", evaluated: Sequence[Trial]) -> go.Figure:
     from optuna.visualization import plot_parallel_coordinate
 
     figure: Any = plot_parallel_coordinate(study, target_name="accuracy")
-    # Its colours from white to dark blue are lost on a light page, or on a dark one.
+    # Optuna's colours, white to dark blue, are invisible on a light or on a dark page.
     for line in figure.select_traces({"mode": "lines"}):
         (colour,) = sample_colorscale(
             "Viridis", [line.y[0]]
@@ -133,7 +133,7 @@ def _parallel(study: "optuna.Study", evaluated: Sequence[Trial]) -> go.Figure:
     figure.update_traces(
         marker={"colorscale": "Viridis", "reversescale": False}, selector={"mode": "markers"}
     )
-    # Optuna has the accuracy first and then the keys in their order, of which it cuts the long ones.
+    # Optuna's axes are the accuracy and then the keys in order; it cuts long names.
     names = ["accuracy", *(key.replace(".", ".<br>") for key in sorted(_searched(evaluated)))]
     figure = _styled(figure, "", height=380).update_annotations(font_color=GREY)
     figure.update_xaxes(ticktext=names, showgrid=False)
@@ -156,7 +156,7 @@ def _cost(evaluated: Sequence[Trial]) -> go.Figure:
 
 
 def _study(space: Space, trials: Sequence[Trial]) -> "optuna.Study":
-    """The trials as Optuna's, in the same order."""
+    """A study with the trials in the same order."""
     import optuna
 
     study = _quiet_study(direction="maximize")
@@ -183,7 +183,7 @@ def _quiet_study(**settings: Any) -> "optuna.Study":
 
 
 def _distribution(of: Distribution | None, trials: Sequence[Trial], key: str) -> Any:
-    """Optuna's distribution of a key, which must hold the trials' values, should the space be another now."""
+    """Optuna's distribution of a key; it includes the trials' values, even if the space has changed since."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     tried = [_param(trial.values[key]) for trial in trials if key in trial.values]
@@ -194,7 +194,7 @@ def _distribution(of: Distribution | None, trials: Sequence[Trial], key: str) ->
 
 
 def _param(value: Any) -> Any:
-    """A value as Optuna takes it, which has no lists among its choices."""
+    """A value for Optuna, which takes no lists as choices."""
     return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""The report of a search: one HTML page that needs no network."""
+"""Write the report of a search: one HTML page that needs no network."""
 
 import html
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def render(search: SearchConfig, trials: Sequence[Trial]) -> str:
 
 
 def saving(trials: Sequence[Trial]) -> float:
-    """Share of the images of whole trials that stopping trials early has saved."""
+    """Share of training images saved by stopping trials early, relative to training all to the end."""
     whole = max((trial.images for trial in trials if trial.state == "finished"), default=0)
     ended = [trial for trial in trials if trial.state in ("finished", "stopped early")]
     saved = sum(max(0, whole - trial.images) for trial in ended if trial.state == "stopped early")

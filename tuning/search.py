@@ -1,4 +1,4 @@
-"""A search under Ray Tune, each of whose trials is a run on Ray Train."""
+"""Run a search under Ray Tune; each trial is a run on Ray Train."""
 
 import os
 from collections.abc import Callable
@@ -15,12 +15,13 @@ from pipelines.storage.scratch import scratch_folder
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, worker_counts
 from training.config.messages import one_line
-from training.errors import RunError
+from training.errors import RunError, UnsavedError
 from training.evaluation.evaluator import Sets
+from training.lease import Held
 from training.metrics import read_metrics
 from training.ray_train.elastic import run_to_its_end
 from training.ray_train.nodes import fitting_workers, usable_resources, wait_for_nodes
-from training.ray_train.worker_pool import Crew
+from training.ray_train.worker_pool import WorkerPool
 from training.run_folder import claim_run
 from training.trainer import make_plan, run_uri, total_steps
 from tuning.asha import ASHA
@@ -51,35 +52,40 @@ _AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN",
 
 
 def run_search(
-    search: SearchConfig, index: Index, show: Callable[[list[Trial]], None], ending: Event
+    search: SearchConfig,
+    index: Index,
+    show: Callable[[list[Trial]], None],
+    ending: Event,
+    held: Held,
 ) -> list[Trial]:
-    """Run the trials on the connected Ray cluster, resuming an earlier call's; returns them, best first.
+    """Run the trials on the connected Ray cluster, or resume an earlier call's; returns them, best first.
 
-    Calls show(trials) after each change; ends once `ending` is set. A trial that fails is marked, and the
-    others continue. Raises ValueError if the cluster could never hold a trial.
+    Calls show(trials) after each change; ends when `ending` is set, or another process has taken the lease
+    `held` of the search's folder. A failed trial is marked, and the others continue. Raises ValueError if the
+    cluster is too small for a trial.
     """
     sets = search_sets(search, index)
     if search.train.wait_for_nodes:
         most = search.concurrent
         wait_for_nodes(search.train, partial(_at_a_time, search), most, ending, groups=most)
     slots = TrialSlots(_at_a_time(search))
-    log = TrialLog(search, show)
+    log = TrialLog(search, show, held)
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     keep_keys_out_of_runtime_environments()
     with scratch_folder() as scratch:
-        _tuner(search, sets, slots, log, ending, scratch).fit()
+        _tuner(_Shared(search, sets, log.stopped_early(), held), slots, log, ending, scratch).fit()
     return log.close()
 
 
 def search_sets(search: SearchConfig, index: Index) -> Sets:
-    """The images that all trials train on and are ranked by, chosen by the search's seed."""
+    """The images to train on and to rank by, shared by all trials and chosen by the search's seed."""
     evaluation = replace(search.train.evaluation, held_out=search.held_out)
     return Sets.of(replace(search.train, seed=search.seed, evaluation=evaluation), index, None)
 
 
 def keep_keys_out_of_runtime_environments() -> None:
-    """Stop Tune from copying this process's AWS keys into its trials' runtime environments, which Ray logs.
+    """Keep Tune from copying this process's AWS keys into its trials' runtime environments, which Ray logs.
 
     Ray 2.60 has no public setting for that. If its private list is gone, Tune's default stays.
     """
@@ -90,10 +96,8 @@ def keep_keys_out_of_runtime_environments() -> None:
     ENV_VARS_TO_PROPAGATE.difference_update(_AWS_KEYS)
 
 
-def _tuner(
-    search: SearchConfig, sets: Sets, slots: TrialSlots, log: TrialLog, ending: Event, scratch: str
-) -> tune.Tuner:
-    shared = _Shared(search, sets, log.stopped_early())
+def _tuner(shared: "_Shared", slots: TrialSlots, log: TrialLog, ending: Event, scratch: str) -> tune.Tuner:
+    search = shared.search
     points = log.points() if search.searcher == "tpe" else trial_points(search)
     trainable = tune.with_parameters(_Trial, shared=shared)
     return tune.Tuner(
@@ -101,7 +105,7 @@ def _tuner(
         tune_config=tune.TuneConfig(
             num_samples=_NO_LIMIT,
             search_alg=PointSearcher(search, points, slots),
-            scheduler=_scheduler(search, sets, slots),
+            scheduler=_scheduler(search, shared.sets, slots),
             time_budget_s=60 * search.max_minutes if search.max_minutes else None,
             reuse_actors=True,
         ),
@@ -109,7 +113,7 @@ def _tuner(
             storage_path=scratch,
             name=search.name,
             verbose=0,
-            stop=_Ending(ending),
+            stop=_Ending(ending, log),
             callbacks=[_Logging(log)],
             failure_config=tune.FailureConfig(max_failures=search.train.retries),
         ),
@@ -118,18 +122,22 @@ def _tuner(
 
 @dataclass(frozen=True, eq=False)
 class _Shared:
-    """Shared by all trials; `stopped_early` has the images of runs that an earlier call stopped."""
+    """Values that all trials share; `stopped_early` has the images of runs that an earlier call stopped.
+
+    `held` is the lease of the search's folder, below which the trials write.
+    """
 
     search: SearchConfig
     sets: Sets
     stopped_early: dict[str, int]
+    held: Held
 
 
 class _Trial(tune.Trainable):
-    """A run, one evaluation further with each step; the next trial takes over its workers."""
+    """A run; each step trains to the next evaluation. The next trial reuses its workers."""
 
     def setup(self, config: Point, shared: _Shared) -> None:  # pyright: ignore
-        self._shared, self._crew = shared, Crew()
+        self._shared, self._pool = shared, WorkerPool()
         self.reset_config(config)
 
     def reset_config(self, new_config: Point) -> bool:
@@ -143,7 +151,7 @@ class _Trial(tune.Trainable):
             steps, every = _steps(config, self._shared.sets)
             until = min((self._evaluations + 1) * every, steps)
             line = self._evaluated(config, until) or self._train(config, until)
-        except (RunError, ValueError) as error:
+        except (RunError, UnsavedError, ValueError) as error:
             return {"done": True, "failure": one_line(error)}
         self._evaluations += 1
         accuracy, images = line[METRICS[search.metric]], until * config.batch_size
@@ -165,10 +173,10 @@ class _Trial(tune.Trainable):
         self._evaluations = checkpoint["evaluations"]
 
     def cleanup(self) -> None:
-        self._crew.close()
+        self._pool.close()
 
     def _evaluated(self, config: TrainConfig, until: int) -> dict[str, Any] | None:
-        """The run's line of metrics at step `until`, if it has saved a checkpoint there or later."""
+        """The run's metrics line at step `until`, if it has a checkpoint there or later."""
         run = run_uri(config)
         if (Checkpoints(run, config.checkpoint.keep).latest_step() or 0) < until:
             return None
@@ -177,9 +185,17 @@ class _Trial(tune.Trainable):
         return found[-1] if found else None
 
     def _train(self, config: TrainConfig, until: int) -> dict[str, Any]:
+        held = self._shared.held
+        held.check()
         claim_run(run_uri(config), config)
         run_to_its_end(
-            config, self._shared.sets, lambda event: None, Event(), until=until, launch=self._crew.launch
+            config,
+            self._shared.sets,
+            lambda event: None,
+            Event(),
+            until=until,
+            launch=self._pool.launch,
+            held=held,
         )
         line = self._evaluated(config, until)
         assert line
@@ -187,23 +203,23 @@ class _Trial(tune.Trainable):
 
 
 class _Ending(tune.Stopper):
-    """Ends the search once the event is set."""
+    """Ends the search when the event is set, or another process has taken the search over."""
 
-    def __init__(self, event: Event) -> None:
-        self._event = event
+    def __init__(self, event: Event, log: TrialLog) -> None:
+        self._event, self._log = event, log
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles it, and an event cannot be pickled.
+        return {}  # Tune pickles it; neither an event nor the log can be pickled.
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._event.is_set()
+        return self._event.is_set() or self._log.taken_over
 
 
 class _Logging(tune.Callback):
-    """Writes what happens to the trials into the trial log."""
+    """Writes the trials' events to the trial log."""
 
     def __init__(self, log: TrialLog) -> None:
         self._log = log
@@ -238,14 +254,14 @@ def _scheduler(search: SearchConfig, sets: Sets, slots: TrialSlots) -> TrialSche
 
 
 def _steps(config: TrainConfig, sets: Sets) -> tuple[int, int]:
-    """Steps of a run, and of those between two evaluations."""
+    """Number of steps in a run, and between two evaluations."""
     plan = make_plan(config, sets.train)
     steps = total_steps(config, plan)
     return steps, config.evaluation.every_epochs * plan.steps_per_epoch or steps
 
 
 def _evaluations(search: SearchConfig, sets: Sets) -> int:
-    """How often a trial is evaluated, at most."""
+    """Largest number of evaluations of a trial."""
     train, every = search.train, search.train.evaluation.every_epochs
     if not every:
         return 1
@@ -257,13 +273,13 @@ def _evaluations(search: SearchConfig, sets: Sets) -> int:
 
 
 def _at_a_time(search: SearchConfig) -> int:
-    """How many trials run at the same time; ValueError if the cluster could hold none."""
+    """Number of trials that run at the same time. Raises ValueError if the cluster is too small for one."""
     train, resources = search.train, usable_resources()
     train = replace(train, workers=train.workers or 1)
     workers = fitting_workers(train)
     fewest = worker_counts(train)[0]
     if (needed := fewest * train.cpus_per_worker + CPUS_PER_TRIAL) > resources.get("CPU", 0.0):
-        # Its workers would wait forever for the part of a CPU that the trial itself takes.
+        # Its workers would wait forever for the CPU share that the trial itself takes.
         raise ValueError(
             f"a trial needs {needed:g} CPUs of the cluster, which has {resources.get('CPU', 0.0):g}; "
             "try a smaller train.cpus_per_worker"

@@ -10,18 +10,18 @@ from tuning.config import SearchConfig
 from tuning.space import Distribution, Point, active, drawn_points
 from tuning.trial_config import affordable, search_space
 
-# Keys of a trial's report to Ray Tune at each evaluation: how many there were, the score, whether it is done.
+# Keys of a trial's report to Ray Tune: the number of evaluations, the score, whether it has finished.
 EVALUATIONS, SCORE, FINISHED = "evaluations", "score", "finished"
 
-# Optuna is asked this often for a point that was not tried before.
+# How often Optuna is asked for a point that was not tried before.
 _TRIES = 20
 
-# Likewise in a search for coefficients, where only a few in a hundred points may be tried.
+# The same in a search for coefficients, where only a few in a hundred points may be tried.
 _TRIES_ON_THE_SURFACE = 200
 
 
 class TrialSlots:
-    """Trial slots: at most `size` trials run at the same time; `all_started` once no new trial will start."""
+    """Slots for `size` trials at the same time; `all_started` is set when no new trial will start."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -35,23 +35,23 @@ class TrialSlots:
         return len(self.running) < self.size
 
     def occupy(self, trial_id: str) -> None:
-        """A trial starts or resumes."""
+        """Occupy a slot for a trial that starts or resumes."""
         self.paused.discard(trial_id)
         self.running.add(trial_id)
 
     def pause(self, trial_id: str) -> None:
-        """A trial pauses, and another may run."""
+        """Free the slot of a trial that pauses."""
         self.running.discard(trial_id)
         self.paused.add(trial_id)
 
     def release(self, trial_id: str) -> None:
-        """A trial has ended."""
+        """Free the slot of a trial that ended."""
         self.running.discard(trial_id)
         self.paused.discard(trial_id)
 
 
 class PointSearcher(Searcher):
-    """Suggests `points` in their order, then with TPE what Optuna draws; each once a trial slot is free.
+    """Suggests `points` in order, then, with TPE, points that Optuna draws; each when a trial slot is free.
 
     TPE's draws depend only on the seed, the number of earlier draws, and the scores so far.
     """
@@ -67,7 +67,7 @@ class PointSearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """The next point; None while no slot is free; FINISHED once all trials have ended.
 
-        It does not finish before, since Tune ends the workers of a paused trial when no new one can start.
+        It does not finish earlier, because Tune then ends the workers of paused trials.
         """
         if self._slots.all_started:
             ended = not self._slots.running and not self._slots.paused
@@ -82,14 +82,14 @@ class PointSearcher(Searcher):
         return point
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Note the score of an evaluation."""
+        """Record the score of an evaluation."""
         if SCORE in result:
             self._scores[trial_id] = result[SCORE]
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Note the last score, and release the trial's slot."""
+        """Record the last score, and release the trial's slot."""
         self.on_trial_result(trial_id, result or {})
         self._slots.release(trial_id)
 
@@ -149,7 +149,7 @@ def _suggested(trial: optuna.Trial, key: str, distribution: Distribution) -> Any
 
 
 def _optuna_value(distribution: Distribution, value: Any) -> Any:
-    """The value as Optuna has it; a choice is its number, since Optuna takes no lists as choices."""
+    """The value for Optuna; a choice is given by its number, because Optuna takes no lists as choices."""
     return distribution.values.index(value) if distribution.kind == "choice" else value
 
 

@@ -1,4 +1,4 @@
-"""A search space: distributions by dotted config key, points of them, and a point set in a config. Pure."""
+"""A search space: distributions by dotted key, points drawn from them, and a point set in a config. Pure."""
 
 import itertools
 import math
@@ -17,20 +17,20 @@ Kind = Literal["uniform", "loguniform", "integers", "choice"]
 Space = dict[str, "Distribution"]
 Point = dict[str, Any]
 
-# Keys that a search sets for each trial itself, or that would change how trials are ranked.
+# Keys that a search sets itself for each trial, or that would change how trials are ranked.
 _NOT_SEARCHED = ("data.train", "data.test", "evaluation", *NOT_IDENTITY)
 
-# A few choices give few distinct points; after this many draws for each there are no more of them.
+# With few choices there are few distinct points; after this many draws for each, none is left.
 _DRAWS_PER_POINT = 100
-# Draws for this many points more, so that a single one is found even if only a few in a hundred are kept.
+# Draw for this many more points, so that one is found even if only a few in a hundred are kept.
 _SPARE_POINTS = 10
 
 
 @dataclass(frozen=True, config=STRICT)
 class Distribution:
-    """The distribution of a key's values: a range (low, high), or some choices.
+    """The distribution of a key's values: a range (low, high), or choices.
 
-    The key is searched only where each other key in `when` has one of the values given there.
+    The key is searched only if each other key in `when` has one of the values given there.
     """
 
     kind: Kind
@@ -99,7 +99,7 @@ def parse_space(table: Mapping[str, Any], base: TrainConfig) -> Space:
         if key not in known:
             near = get_close_matches(key, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"space: {key!r} is no key that can be searched{hint}")
+            raise ValueError(f"space: {key!r} cannot be searched{hint}")
     _check_conditions(space)
     return _in_steps_of_lanes(space, base)
 
@@ -117,7 +117,7 @@ def _check_conditions(space: Space) -> None:
 
 
 def _in_steps_of_lanes(space: Space, base: TrainConfig) -> Space:
-    """The same, with batch sizes in steps of the numbers that must divide them."""
+    """The space, with batch sizes in steps of the numbers that must divide them."""
     batch_size = space.get("batch_size")
     if batch_size is None or batch_size.kind != "integers":
         return space

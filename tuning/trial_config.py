@@ -1,4 +1,4 @@
-"""From a point of a search space to a trial's training config, whose hash is the trial's identity."""
+"""Turn a point of a search space into a trial config, whose hash identifies the trial."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +15,7 @@ from tuning.space import Distribution, Point, Space, active, drawn_points, with_
 # Two numbers that stand for a point on the surface of alpha, beta and gamma.
 _SURFACE = ("compound.u", "compound.v")
 
-# A search for coefficients is refused unless it could try this share of so many points.
+# A search for coefficients needs this share of sampled points to be affordable, or it is refused.
 _SAMPLE, _LEAST_SHARE = 1000, 0.02
 
 # Searched keys that may change the cost at phi = 0.
@@ -23,18 +23,18 @@ _SIZES = ("encoder.", "data.view.size")
 
 
 def search_space(search: SearchConfig) -> Space:
-    """All that is drawn for a trial: values of config keys, and a point on the surface of coefficients."""
+    """The space a trial is drawn from: config keys, and with `compound` the surface of coefficients."""
     surface = {key: Distribution("uniform", (0.0, 1.0)) for key in _SURFACE} if search.compound else {}
     return search.distributions | surface
 
 
 def trial_points(search: SearchConfig) -> list[Point]:
-    """The points of a random or a grid search. TPE tries as many, which it draws itself."""
+    """The points of a random or grid search. TPE draws as many by itself."""
     return search.points(search_space(search), affordable(search))
 
 
 def affordable(search: SearchConfig) -> Callable[[Point], bool]:
-    """Whether a point may be tried: a search for coefficients takes only networks of twice the cost."""
+    """Return the test whether a point may be tried; with `compound`, only networks of twice the cost may."""
     if not search.compound:
         return lambda point: True
     space, base = search_space(search), base_of(search.train)
@@ -50,7 +50,7 @@ def affordable(search: SearchConfig) -> Callable[[Point], bool]:
 
 
 def check_surface(search: SearchConfig) -> None:
-    """Raises ValueError if a search for coefficients can try too few networks of twice the cost."""
+    """Raises ValueError if a search for coefficients has too few networks of twice the cost."""
     if not search.compound:
         return
     points = drawn_points(search_space(search), search.seed, _SAMPLE)
@@ -59,7 +59,7 @@ def check_surface(search: SearchConfig) -> None:
         size = search.train.data.view.size
         raise ValueError(
             f"compound=true: with train.data.view.size={size}, {found} of {len(points)} networks on "
-            "alpha * beta^2 * gamma^2 = 2 cost twice phi 0 within 10 %, too few to search among; "
+            "alpha * beta^2 * gamma^2 = 2 cost twice phi 0 within 10 %, too few for a search; "
             f"try train.data.view.size={next_good_size(size)}"
         )
 

@@ -1,4 +1,4 @@
-"""The trials of a search, and their log: OUTPUT/NAME/trials.jsonl, one JSON object a line, best first."""
+"""The trials of a search, and their log OUTPUT/NAME/trials.jsonl: a JSON object per line, best first."""
 
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pipelines import storage
 from pipelines.storage.checksums import encode_lines, read_lines
+from training.errors import UnsavedError
+from training.lease import Held
 from tuning.compound import multiply_adds
 from tuning.config import SearchConfig
 from tuning.space import Point
@@ -66,13 +68,18 @@ class Trial:
 
 
 class TrialLog:
-    """The trials of a search, of earlier calls too, written to its folder at each change.
+    """The trial log of a search, with the trials of earlier calls; written to its folder at each change.
 
-    `show` then gets them, best first. `key` is Ray Tune's id of a trial.
+    `show` is then called with the trials, best first. `key` is Ray Tune's ID of a trial. `held` is the lease
+    under which they are written, if any; once another process has taken it, `taken_over` is true and nothing
+    is written or shown.
     """
 
-    def __init__(self, search: SearchConfig, show: Callable[[list[Trial]], None]) -> None:
-        self.search, self._show = search, show
+    def __init__(
+        self, search: SearchConfig, show: Callable[[list[Trial]], None], held: Held | None = None
+    ) -> None:
+        self.search, self.taken_over = search, False
+        self._show, self._held = show, held
         self._folder = search_folder(search)
         self._by_run = {trial.run: trial for trial in read_trials(self._folder)}
         self._by_key: dict[str, Trial] = {}
@@ -81,11 +88,11 @@ class TrialLog:
         self._mark_unfinished()
 
     def points(self) -> list[Point]:
-        """The points that were tried before, in their order."""
+        """The points that were tried so far, in order."""
         return [trial.point for trial in sorted(self._by_run.values(), key=lambda trial: trial.number)]
 
     def stopped_early(self) -> dict[str, int]:
-        """The URI of each run that was stopped early, and how many images it was trained on."""
+        """The URI of each run that was stopped early, and the number of images it trained on."""
         return {
             storage.join(self._folder, trial.run): trial.images
             for trial in self._by_run.values()
@@ -93,26 +100,26 @@ class TrialLog:
         }
 
     def start(self, key: str, point: Point) -> None:
-        """A trial starts or resumes."""
+        """Record that a trial starts or resumes."""
         if key not in self._by_key:
             self._by_key[key] = self._trial(point)
         self._by_key[key].state = "running"
         self._changed()
 
     def record(self, key: str, *, images: int, accuracy: float, score: float) -> None:
-        """A trial was evaluated."""
+        """Record an evaluation of a trial."""
         seconds = round(time.monotonic() - self._began, 1)
         self._by_key[key].add(Result(images, accuracy, score, seconds))
         self._changed()
 
     def pause(self, keys: Collection[str]) -> None:
-        """These trials wait for others."""
+        """Record that these trials wait."""
         for key in keys:
             self._by_key[key].state = "waiting"
         self._changed()
 
     def end(self, key: str, state: State, error: str = "") -> None:
-        """A trial has ended."""
+        """Record that a trial ended."""
         trial = self._by_key[key]
         trial.state, trial.error = state, error
         self._changed()
@@ -129,6 +136,12 @@ class TrialLog:
                 trial.state = "unfinished"
 
     def _changed(self) -> None:
+        try:
+            if self._held:
+                self._held.check()
+        except UnsavedError:  # Ray Tune would not end for that; it asks whether to end after each change.
+            self.taken_over = True
+            return
         write_trials(self._folder, self._by_run.values())
         self._show(ranked(self._by_run.values()))
 
@@ -147,12 +160,12 @@ class TrialLog:
 
 
 def ranked(trials: Iterable[Trial]) -> list[Trial]:
-    """Best first: by score, equals in the order of their start, and those without a score last."""
+    """Sort best first: by score, equal ones by start; those without a score are last."""
     return sorted(trials, key=lambda trial: (-(trial.score or 0.0), not trial.results, trial.number))
 
 
 def read_trials(folder: str) -> list[Trial]:
-    """The trials of the search in `folder`, best first; none if it has started none."""
+    """Read the trials of the search in `folder`, best first; none if none was started."""
     return [_parsed(line) for line in read_lines(storage.join(folder, _FILE))]
 
 

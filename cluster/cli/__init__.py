@@ -1,1 +1,1 @@
-"""The `diptych` command: a file per group of commands, on one App."""
+"""The `diptych` command: one App, a file for each group of commands."""

@@ -1,4 +1,4 @@
-"""The `diptych` command line itself, on which the other files register their commands."""
+"""The App of the `diptych` command; the other files register their commands on it."""
 
 from importlib.metadata import version
 

@@ -8,11 +8,9 @@ from cluster.options import Columns
 
 Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 
-data = App(
-    name="data", help="Pack, inspect, preview and embed data sets; a data set is what --data.train takes."
-)
+data = App(name="data", help="Pack, inspect, preview and embed data sets, given as for --data.train.")
 
-# The settings of how images are read, as flags without a prefix.
+# How images are read, as flags without a prefix.
 ColumnFlags = Annotated[Columns, Parameter(name="*")]
 
 
@@ -28,25 +26,25 @@ def pack(
     shuffle: int | Literal["none"] = 0,
     columns: ColumnFlags = Columns(),  # noqa: B008
 ) -> None:
-    """Write images as Parquet shards, in a random order; their bytes are kept.
+    """Write images as Parquet shards in a random order, keeping their bytes.
 
     The same command resumes after an interruption.
 
     Parameters
     ----------
     source
-        A data set, or one of torchvision's, as 'torchvision:CIFAR10?root=DIR&train=true': the arguments are
-        the class's; with download=true it is fetched. On a cluster, DIR must be there on every node.
+        A data set, or one of torchvision's such as 'torchvision:CIFAR10?root=DIR&train=true', with the
+        arguments of its class; download=true downloads it. On a cluster, DIR must exist on every node.
     dest
         Folder of the shards: a path, file://, s3://, gs:// or az://.
     rows_per_shard
-        Images of a shard; unset: about 128 MB of them.
+        Images in a shard; unset: about 128 MB of them.
     rows_per_group
-        Images of a row group, which is read at once; unset: about 8 MB of them, at most 1,024.
+        Images in a row group, which is read at once; unset: about 8 MB of them, at most 1,024.
     rows_per_part
-        Images that a task shuffles at once; unset: about 256 MB of them, for which it takes about 1 GB.
+        Images that a task shuffles at once; unset: about 256 MB of them, which takes about 1 GB of memory.
     shuffle
-        Seed of the order in which images are written, all shuffled; none: the source's order.
+        Seed of the random order, in which all images are shuffled; none: keep the source's order.
     """
     from cluster.data import run_pack
 
@@ -74,7 +72,7 @@ def inspect(
     uri
         A data set.
     decode
-        Decode every image too, to find those that are broken behind their header.
+        Also decode every image, to find those that are broken after the header.
     json
         Print JSON.
     """
@@ -104,13 +102,13 @@ def preview(
     output
         The PNG to write: a path, file://, s3://, gs:// or az://.
     recipe
-        Named recipe of the views: simclr, simclr-cifar, byol, supervised or evaluation; unset: simclr.
+        Recipe of the views: simclr, simclr-cifar, byol, supervised or evaluation; unset: simclr.
     size
         Height and width of the views; unset: the recipe's.
     seed
         Seed of the views.
     images
-        How many images, taken evenly from the data set.
+        Number of images, taken evenly from the data set.
     """
     from cluster.data import run_preview
 
@@ -128,9 +126,9 @@ def embed(
     rows_per_shard: Count | None = None,
     columns: ColumnFlags = Columns(),  # noqa: B008
 ) -> None:
-    """Write the features of images by a run's encoder as Parquet: key, path, label, class, feature.
+    """Write the features of images from a run's encoder as Parquet: key, path, label, class, feature.
 
-    They are seen as the run's evaluation sees them. The same command goes on after an interruption.
+    Images are preprocessed as in the run's evaluation. The same command resumes after an interruption.
 
     Parameters
     ----------
@@ -139,11 +137,11 @@ def embed(
     uri
         A data set.
     dest
-        Folder of the shards: likewise.
+        Folder of the shards: a path, file://, s3://, gs:// or az://.
     checkpoint
         Step of the checkpoint; unset: the newest.
     rows_per_shard
-        Images of a shard; unset: 8,192.
+        Images in a shard; unset: 8,192.
     """
     from cluster.data import run_embed
 

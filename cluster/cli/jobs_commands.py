@@ -12,11 +12,11 @@ from training.config import TrainConfig
 if TYPE_CHECKING:
     from cluster.jobs import Jobs
 
-Address = Annotated[str | None, Parameter(help="The cluster's, as in `diptych submit`.")]
+Address = Annotated[str | None, Parameter(help="The cluster's address, as for `diptych submit`.")]
 
 _NOT_AS_JOBS = ("submit", "jobs", "cluster")
 
-jobs = App(name="jobs", help="The jobs that `diptych submit` has sent to a Ray cluster.")
+jobs = App(name="jobs", help="List, show, follow and stop jobs that `diptych submit` sent to a cluster.")
 
 
 def submit(
@@ -25,22 +25,22 @@ def submit(
     detach: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Run a diptych command as a job of a Ray cluster, and follow its log; its exit code is the job's.
+    """Run a diptych command as a job of a Ray cluster and follow its log; the exit code is the job's.
 
-    As in: diptych submit -- train config.toml --data.train s3://bucket/images --output s3://bucket/runs
+    Example: diptych submit -- train config.toml --data.train s3://bucket/images --output s3://bucket/runs
 
     Parameters
     ----------
     command
-        A command and its flags, after --. Paths are the cluster's: object storage, or folders that all of
-        its nodes share. TOML files go along, and diptych's code where the cluster has not the same.
+        A command and its flags, after --. Paths must be object storage, or folders that all nodes of the
+        cluster share. TOML files are sent, and diptych's code if the cluster does not have the same.
     address
-        The cluster's dashboard, as http://HOST:8265, or its address as in RAY_ADDRESS; unset: RAY_ADDRESS,
-        or the cluster that `diptych cluster up` has started.
+        URL of the cluster's dashboard, such as http://HOST:8265, or its address as in RAY_ADDRESS; unset:
+        RAY_ADDRESS, or the cluster that `diptych cluster up` started.
     detach
-        Do not follow the log: print the job's ID alone.
+        Print the job's ID and do not follow the log.
     dry_run
-        Print what would be sent and installed, and send no job.
+        Print what would be sent and installed, but send no job.
     """
     from cluster.jobs import Jobs
     from cluster.staging import requirements, stage
@@ -48,7 +48,7 @@ def submit(
 
     check_command(command)
     there = Jobs(address)
-    job = stage(command, there.there(requirements(command)))
+    job = stage(command, there.probe(requirements(command)))
     if dry_run:
         print_staged(job, there.address)
         return
@@ -62,7 +62,7 @@ def submit(
 
 @jobs.command(name="list")
 def list_jobs(*, address: Address = None) -> None:
-    """List the jobs, the newest first."""
+    """List the jobs, newest first."""
     from cluster.jobs import Jobs
     from cluster.tables import print_jobs
 
@@ -71,7 +71,7 @@ def list_jobs(*, address: Address = None) -> None:
 
 @jobs.command
 def show(job: str, /, *, address: Address = None) -> None:
-    """Print what there is to know of a job.
+    """Print the details of a job.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def logs(job: str, /, *, follow: bool = False, address: Address = None) -> None:
     job
         Its ID.
     follow
-        Go on until the job ends; the exit code is the job's.
+        Follow the log until the job ends; the exit code is the job's.
     """
     from cluster.jobs import Jobs
 
@@ -106,7 +106,7 @@ def logs(job: str, /, *, follow: bool = False, address: Address = None) -> None:
 
 @jobs.command
 def stop(job: str, /, *, address: Address = None) -> None:
-    """Have a job save and end, and wait for that.
+    """Have a job save and end, and wait for it.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def _follow(there: "Jobs", job: str) -> None:
         code = there.follow(job)
     except KeyboardInterrupt:
         print(
-            f"\ndiptych: the job goes on; see it with: diptych jobs logs --follow {job}, end it with: "
+            f"\ndiptych: the job continues; follow it with: diptych jobs logs --follow {job}, stop it with: "
             f"diptych jobs stop {job}",
             file=sys.stderr,
         )
@@ -133,14 +133,14 @@ def _follow(there: "Jobs", job: str) -> None:
 
 
 def check_command(command: tuple[str, ...]) -> None:
-    """Find what is wrong with a command before it is sent, as far as it shows on this machine."""
+    """Raise the error that a command would raise, as far as this machine can tell, before it is sent."""
     if not command or command[0] in _NOT_AS_JOBS:
         what = command[0] if command else "nothing"
         raise ValueError(f"{what} cannot be submitted; write: diptych submit -- train CONFIG --flags")
     for word in command:
         check_no_secret(word.partition("=")[2] if word.startswith("-") else word)
     if any(word.startswith("--resume") for word in command):
-        return  # The run's config is where perhaps only the cluster can read it.
+        return  # Perhaps only the cluster can read the run's config.
     bound = app.parse_args(command, print_error=False, exit_on_error=False)[1]
     config = bound.arguments.get("run")
     if isinstance(config, TrainConfig):

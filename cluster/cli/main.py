@@ -1,4 +1,4 @@
-"""The `diptych` command, composed of the packages' commands."""
+"""The `diptych` command: its main commands, and how errors become exit codes."""
 
 import os
 import sys
@@ -44,10 +44,10 @@ def train(
     config
         A TOML file, or the name of a shipped config. Flags take precedence over it.
     resume
-        OUTPUT/NAME of a run that goes on from its newest checkpoint, its config being its own.
+        OUTPUT/NAME of a run to resume from its newest checkpoint, with its own config.
     """
     startup = Startup.of_the_command()
-    # torch takes seconds to import; help and an error in the config should not.
+    # torch takes seconds to import; help and a wrong config should be faster.
     from cluster.train import run_training
 
     run_training(run, startup=startup)
@@ -66,16 +66,16 @@ def scale(
     train: str | None = None,
     output: str = "scaled",
 ) -> None:
-    """Write the configs of a scaled family of EfficientNets, and print what each costs.
+    """Write the configs of a scaled family of EfficientNets, and print the cost of each.
 
     Parameters
     ----------
     base
-        A TOML file, the name of a shipped config, or OUTPUT/NAME of a run: what phi = 0 is.
+        The config for phi = 0: a TOML file, the name of a shipped config, or OUTPUT/NAME of a run.
     phi
-        Sizes: the cost doubles with each whole step. Given once for each; unset: 0, 1, 2, 3.
+        A size; the cost doubles with each whole step. Give it once for each; unset: 0, 1, 2, 3.
     dimension
-        What grows: all three together (compound), or one alone, at the same cost.
+        The dimension that grows: all three together (compound), or one alone, at the same cost.
     alpha
         Growth of depth with each phi; unset: the config's, or 1.2.
     beta
@@ -83,7 +83,7 @@ def scale(
     gamma
         Growth of resolution with each phi; unset: the config's, or 1.15.
     train
-        The training images, where the config names none.
+        The training images, if the config names none.
     output
         The folder of the configs: a path, file://, s3://, gs:// or az://.
     """
@@ -101,7 +101,7 @@ def evaluate(
     *,
     request: Annotated[EvaluationRequest, Parameter(name="*")] = EvaluationRequest(),  # noqa: B008
 ) -> None:
-    """Judge the encoder of a run on labelled test images.
+    """Evaluate the encoder of a run on labelled test images.
 
     Parameters
     ----------
@@ -129,16 +129,16 @@ def export(
     format: Literal["torchvision", "safetensors", "onnx"],
     checkpoint: int | None = None,
 ) -> None:
-    """Write the encoder of a run to a file that other programs read.
+    """Write the encoder of a run to a file for other programs.
 
     Parameters
     ----------
     run
         OUTPUT/NAME of the run: a path, file://, s3://, gs:// or az://.
     dest
-        The file to write: likewise.
+        The file to write: a path, file://, s3://, gs:// or az://.
     format
-        torchvision: a state dict for torchvision's class of the same name, its classifier all zeros.
+        torchvision: a state dict for torchvision's class of the same name, with an all-zero classifier.
         safetensors: the weights by name. onnx: the network, for any number of images.
     checkpoint
         Step of the checkpoint; unset: the newest.
@@ -153,14 +153,14 @@ def export(
 def report(
     run: Annotated[list[str], Parameter(negative_iterable=())], /, *, output: str | None = None
 ) -> None:
-    """Write one HTML page that shows a run, or compares several: it opens without a network.
+    """Write one HTML page that shows a run, or compares several; it needs no network.
 
     Parameters
     ----------
     run
         OUTPUT/NAME of each run, finished or not: a path, file://, s3://, gs:// or az://.
     output
-        The file to write: likewise; unset: RUN/report.html, or comparison.html beside the first of several.
+        The file to write: a path or URI; unset: RUN/report.html, or comparison.html beside the first run.
     """
     # torch takes seconds to import; help should not.
     from cluster.evaluate import run_report
@@ -177,22 +177,22 @@ def doctor(
     gpus_per_worker: Annotated[float | None, Parameter(validator=validators.Number(gt=0))] = None,
     wait_for_nodes: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 0.0,
 ) -> None:
-    """Check whether a cluster can train, or this machine; the exit code is 1 if something would stop a run.
+    """Check whether a cluster, or this machine, can train; exit code 1 if something would stop a run.
 
     Parameters
     ----------
     address
-        The cluster's, as in RAY_ADDRESS; unset: as every command. From outside of a cluster it is submitted:
-        diptych submit -- doctor.
+        The cluster's address, as in RAY_ADDRESS; unset: as for every command. From outside the cluster,
+        submit it: diptych submit -- doctor.
     storage
-        Where runs or images are: every node writes a file there and reads the others'. A path, file://,
+        Where runs or images are; every node writes a file there and reads another node's. A path, file://,
         s3://, gs:// or az://.
     workers
         Workers of the gradient self-test; unset: one for each GPU, or as many as the CPUs have room for.
     gpus_per_worker
-        GPUs of each, or the share of one; unset: one, where there are as many.
+        GPUs of each worker, or the share of one; unset: one, if there are enough.
     wait_for_nodes
-        Seconds to wait for nodes with room for the workers, on a cluster that grows by itself.
+        Request nodes for the workers from the autoscaler, and wait this many seconds for them.
     """
     if address:
         os.environ["RAY_ADDRESS"] = address
@@ -204,7 +204,7 @@ def doctor(
 
 @app.command
 def demo(*, output: str = "runs") -> None:
-    """Train on handwritten digits from a local S3 store: two workers, three minutes, no network.
+    """Train on handwritten digits from a local S3 server: two workers, three minutes, no network.
 
     Parameters
     ----------
@@ -217,17 +217,16 @@ def demo(*, output: str = "runs") -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command of `arguments`, or of the command line; bad input ends in one line and exit code 2."""
+    """Run the command in `arguments`, or on the command line; bad input prints one line, with exit code 2."""
     try:
         _run(arguments)
     except CycloptsError as error:
         _fail(_one_line(error))
     except ValidationError as error:
         _fail(wrong_fields(error))
-    except BrokenPipeError:  # Whoever read the output has left, as `| head` does.
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # Else Python's end would say it again.
+    except BrokenPipeError:  # The reader has left, as `| head` does.
+        # Else Python would report the same error again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except (ValueError, OSError) as error:
         _fail(first_line(error))
@@ -235,7 +234,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not lost.told:
             print(f"diptych: {lost}", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        os._exit(1)  # Ray's own way to end would wait for the cluster.
+        os._exit(1)  # Ray's exit handlers would wait for the cluster.
     except RunError as error:
         sys.exit(f"diptych: {error}")
     except Interrupted as interrupted:
@@ -243,14 +242,13 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(128 + interrupted.number)
     except KeyboardInterrupt:
         print(
-            "diptych: interrupted; the same command goes on from its last checkpoint or shard",
+            "diptych: interrupted; the same command resumes from its last checkpoint or shard",
             file=sys.stderr,
         )
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(
-            130
-        )  # Threads that wait for Ray, or Ray itself, may end Python's own way to end with another.
+        # Threads that wait for Ray, or Ray itself, may change the exit code in Python's own shutdown.
+        os._exit(130)
     except Exception as error:
         # Ray takes seconds to import.
         if not type(error).__module__.startswith("ray."):
@@ -260,7 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str] | None) -> None:
-    """The command; KeyboardInterrupt where one has ended it, whatever fails as that is cleaned up after."""
+    """Run the command; an error during the clean-up after Ctrl-C is raised as KeyboardInterrupt."""
     try:
         app(arguments, exit_on_error=False, print_error=False)
     except Exception as error:

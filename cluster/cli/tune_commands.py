@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 
 tune = App(
     name="tune",
-    help="Search the values of any keys of a training config. `diptych train` takes the resulting best.toml.",
+    help="Search over any keys of a training config. `diptych train` takes the resulting best.toml.",
 )
 
 

@@ -1,1 +1,1 @@
-"""What clusters are made from: templates of manifests, the image, and the watch for spot notices."""
+"""Templates of cluster manifests, the container image, and the watch for spot notices."""

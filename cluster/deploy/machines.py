@@ -1,4 +1,4 @@
-"""Which machines of AWS and Google Cloud have so many GPUs of a type."""
+"""Machine types of AWS and Google Cloud by GPU type and number of GPUs."""
 
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ AWS = {
     "h100": {1: "p5.4xlarge", 8: "p5.48xlarge"},
 }
 
-# With their CPUs, which Ray asks AWS for, but not Google.
+# With their CPUs: Ray asks AWS for them, but not Google.
 GCP = {
     "t4": {1: ("n1-standard-8", 8), 2: ("n1-standard-16", 16), 4: ("n1-standard-32", 32)},
     "l4": {
@@ -30,15 +30,15 @@ GCP = {
 
 
 def machine(machines: dict[str, dict[int, Machine]], gpu_type: str, gpus: int | None) -> tuple[int, Machine]:
-    """How many GPUs of the type a node gets, the fewest where `gpus` is None, and the machine that has them.
+    """The number of GPUs of a node, and the machine type that has them; `gpus=None` takes the smallest.
 
-    Raises ValueError, with what there is, where there is none.
+    Raises ValueError, listing what exists, if there is no such machine.
     """
     if gpu_type not in machines:
-        raise ValueError(f"--gpu-type {gpu_type} is unknown here; there are {', '.join(machines)}")
+        raise ValueError(f"--gpu-type {gpu_type} is unknown here; choose one of {', '.join(machines)}")
     counts = machines[gpu_type]
     gpus = gpus or min(counts)
     if gpus not in counts:
         has = " or ".join(map(str, counts))
-        raise ValueError(f"--gpus-per-node {gpus}: no machine has so many {gpu_type}; try {has}")
+        raise ValueError(f"--gpus-per-node {gpus}: no machine has that many {gpu_type}; try {has}")
     return gpus, counts[gpus]

@@ -1,4 +1,4 @@
-"""Has Ray drain this node once the cloud gives notice that its spot machine will be taken back."""
+"""Drain this node when the cloud gives notice that its spot machine will be taken back."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 _POLL_SECONDS, _ANSWER_SECONDS = 2.0, 2.0
 
-# A head that is busy may need more than one call.
+# A busy head may need more than one call.
 _TRIES = 10
 
 _OPENER = build_opener(ProxyHandler({}))
@@ -18,7 +18,7 @@ _OPENER = build_opener(ProxyHandler({}))
 
 @dataclass(frozen=True)
 class Cloud:
-    """Where a cloud gives notice, and how many seconds a machine then has, less what draining it takes."""
+    """A cloud's metadata service, and the seconds from its notice to the end, less those for draining."""
 
     address: str
     seconds: int
@@ -28,7 +28,7 @@ CLOUDS = {"aws": Cloud("http://169.254.169.254", 110), "gcp": Cloud("http://meta
 
 
 def main(cloud: str) -> None:
-    """Wait for the notice, then drain the node; what a manifest starts on each spot node."""
+    """Wait for the notice, then drain the node; manifests start this on each spot node."""
     there = CLOUDS[cloud]
     while not noticed(cloud, there.address):
         time.sleep(_POLL_SECONDS)
@@ -37,7 +37,7 @@ def main(cloud: str) -> None:
 
 
 def noticed(cloud: str, address: str) -> bool:
-    """Whether the metadata service at `address` has given notice; one that does not answer has not."""
+    """Whether the metadata service at `address` has given notice; False if it does not answer."""
     if cloud == "gcp":
         place = f"{address}/computeMetadata/v1/instance/preempted"
         return _answer(Request(place, headers={"Metadata-Flavor": "Google"})) == "TRUE"
@@ -48,7 +48,7 @@ def noticed(cloud: str, address: str) -> bool:
 
 
 def node_id(processes: Path) -> str:
-    """The id of the Ray node on this machine, from its raylet's command line; LookupError without one."""
+    """ID of this machine's Ray node, from its raylet's command line. Raises LookupError without one."""
     for command in processes.glob("[0-9]*/cmdline"):
         try:
             program, *arguments = command.read_bytes().decode().split("\0")
@@ -61,7 +61,7 @@ def node_id(processes: Path) -> str:
 
 
 def drain(node: str, seconds: int) -> None:
-    """Tell Ray that the node will be gone in `seconds`: runs save and go on on the others."""
+    """Tell Ray that the node will be gone in `seconds`: runs save and continue on the others."""
     command = ["ray", "drain-node", "--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
     command += ["--reason-message", "spot machine taken back", "--deadline-remaining-seconds", str(seconds)]
     for _ in range(_TRIES):
@@ -71,7 +71,7 @@ def drain(node: str, seconds: int) -> None:
 
 
 def _answer(request: Request) -> str | None:
-    """What the metadata service says; None where it says no or nothing."""
+    """The metadata service's answer; None if it refuses or does not answer."""
     try:
         with _OPENER.open(request, timeout=_ANSWER_SECONDS) as response:
             return response.read().decode().strip()

@@ -1,1 +1,1 @@
-"""`diptych doctor`: whether a cluster can train."""
+"""`diptych doctor`: check whether a cluster can train."""

@@ -1,4 +1,4 @@
-"""What the workers of a cluster must be able to do together: the loss's gradient, and how fast they talk."""
+"""Checks of the workers together: the gradient of the loss, and the speed between them."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from cluster.doctor.findings import Finding
+from cluster.doctor.check_results import CheckResult
 from pipelines.config import DataConfig
 from pipelines.index import Index
 from pipelines.storage.scratch import scratch_folder
@@ -25,14 +25,14 @@ from training.selftest import all_gather_rate, gradient_error
 
 _TIMEOUT_SECONDS = 120.0
 
-# In float64 rounding is a thousandth of this.
+# Rounding in float64 is a thousandth of this.
 _GRADIENT_ERROR = 1e-9
 
 _NO_SETS = Sets(Index("", "folder", pa.table({})))
 
 
-def check_workers(workers: int | None, gpus_per_worker: float | None) -> Iterator[Finding]:
-    """As many workers as would train, started as for training, over the collectives that it would use."""
+def check_workers(workers: int | None, gpus_per_worker: float | None) -> Iterator[CheckResult]:
+    """Start workers as training would, and check their collectives; unset `workers`: as many as fit."""
     values: dict[str, Any] = {}
     with scratch_folder() as scratch:
         count = workers or _as_many_as_fit()
@@ -40,32 +40,32 @@ def check_workers(workers: int | None, gpus_per_worker: float | None) -> Iterato
         try:
             fitting_workers(config)
         except ValueError as error:
-            yield Finding("workers", "cluster", str(error), "fault")
+            yield CheckResult("workers", "cluster", str(error), "error")
             return
         try:
             launch_group(config, _NO_SETS, values.update, _work, workers=count, stopping=lambda: False)
         except (RunError, ValueError) as error:
-            yield Finding(
-                "workers", f"{count} workers", str(error).splitlines()[0], "fault",
+            yield CheckResult(
+                "workers", f"{count} workers", str(error).splitlines()[0], "error",
                 "let the nodes reach each other on all ports, or try fewer with --workers",
             )  # fmt: skip
             return
     where = f"{count} on {values['nodes']} node(s), {values['backend']}" if count > 1 else "one worker"
     error = values["gradient_error"]
     right = error <= _GRADIENT_ERROR
-    yield Finding(
+    yield CheckResult(
         "gradient self-test", where, f"differs from one process's by {error:.1e} of its largest",
-        "ok" if right else "fault", "" if right else "do not train: update NCCL or torch, and try again",
+        "ok" if right else "error", "" if right else "do not train: update NCCL or torch, then check again",
     )  # fmt: skip
     if values["backend"] != "nccl" and count > 1 and usable_resources().get("GPU", 0.0):
         way_out = "the cluster has GPUs: --gpus-per-worker 1, and as many --workers as GPUs"
-        yield Finding("GPUs", where, "the workers had none", "told", way_out)
+        yield CheckResult("GPUs", where, "the workers had none", "warning", way_out)
     if count > 1:
-        yield Finding("all-gather", where, f"{values['rate'] / 1e9:.2f} GB/s into each worker")
+        yield CheckResult("all-gather", where, f"{values['rate'] / 1e9:.2f} GB/s into each worker")
 
 
-def have_nodes_come(workers: int | None, gpus_per_worker: float | None, seconds: float) -> None:
-    """Have a cluster that grows by itself bring nodes with room for so many workers, or for one; and wait."""
+def request_nodes(workers: int | None, gpus_per_worker: float | None, seconds: float) -> None:
+    """Request nodes for so many workers, or for one, from the autoscaler, and wait for them."""
     config = replace(_config(workers or 1, gpus_per_worker), wait_for_nodes=seconds)
 
     def fitting() -> int:
@@ -84,13 +84,13 @@ def _config(workers: int, gpus_per_worker: float | None) -> TrainConfig:
 
 
 def _as_many_as_fit() -> int:
-    """A worker for each GPU; without any, as many as the CPUs have room for."""
+    """A worker for each GPU; without GPUs, as many as the CPUs have room for."""
     resources = usable_resources()
     return int(resources.get("GPU", 0) or max(1, resources.get("CPU", 0) // _config(1, None).cpus_per_worker))
 
 
 def _work(config: TrainConfig, sets: Sets, worker: Worker, progress: Progress) -> None:
-    """What each worker does."""
+    """Run in each worker; rank 0 reports."""
     gather, device = worker.gather, worker.device
     values = {
         "gradient_error": gradient_error(gather, device),

@@ -1,1 +1,1 @@
-"""Random views: the draws, and DALI and our own code that carry them out."""
+"""Random views: the random draws, and the DALI and PyTorch code that applies them."""

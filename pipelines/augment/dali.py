@@ -1,6 +1,6 @@
-"""Encoded images and their draws to normalised views, on the CPU or the GPU.
+"""Make normalised views from encoded images and their draws, on the CPU or the GPU.
 
-DALI decodes, crops and resizes; what is left is done by pipelines.finisher. Nothing is drawn here.
+DALI decodes, crops and resizes; pipelines.augment.finisher does the rest. Nothing is drawn here.
 """
 
 from collections import deque
@@ -21,7 +21,7 @@ from pipelines.config import ViewRecipe
 from pipelines.images.decoding import undecodable
 from pipelines.images.orientation import UPRIGHT, turned
 
-# Batches that DALI works on ahead of the one that is asked for.
+# Batches that DALI prepares ahead of the current one.
 _PREFETCH = 2
 
 
@@ -29,7 +29,7 @@ _PREFETCH = 2
 class Request:
     """One batch to make views of: the encoded bytes of each image, and the draws of each view.
 
-    All images are upright where no orientations are given. `tag` comes back with the views.
+    Without `orientation` all images are upright. `tag` is returned with the views.
     """
 
     images: Sequence[UInt8[np.ndarray, " bytes"]]
@@ -49,7 +49,7 @@ class Request:
 
 Made = tuple[tuple[Float[Tensor, "n 3 size size"], ...], Any]
 
-# Takes a request and, by its position, why each of its images cannot be decoded; gives one without them.
+# Takes a request and the reason why an image cannot be decoded, by position; returns a request without them.
 Repair = Callable[[Request, dict[int, str]], Request]
 
 
@@ -62,23 +62,23 @@ def make_views(
     gpu: int | None = None,
     repair: Repair | None = None,
 ) -> Iterator[Made]:
-    """One (view per recipe, tag) for each request, in order; no request has more than batch_size images.
+    """Yield (one view per recipe, tag) for each request, in order; a request has at most batch_size images.
 
-    Views are channels last in memory. Where images of a request cannot be decoded, the request that `repair`
-    makes of it takes its place, as often as it takes; that may have no images. Raises RuntimeError where
-    there is no `repair`.
+    Views are channels last in memory. If images of a request cannot be decoded, `repair` returns a request to
+    use instead, until all of its images decode; that request may be empty. Without `repair`, raises
+    RuntimeError.
     """
     settings = _Settings(recipes, batch_size, threads, gpu)
     with Finisher(recipes, threads, gpu) as finisher:
         maker = _Maker(requests, settings, finisher, _PREFETCH)
-        mender = _Mender(settings, finisher, repair) if repair else None
+        repairer = _Repairer(settings, finisher, repair) if repair else None
         while True:
             try:
                 made = maker.next()
             except _RequestError as failure:
-                if mender is None:
+                if repairer is None:
                     raise failure.reason from None
-                made = mender.make(failure)
+                made = repairer.make(failure)
             if made is None:
                 return
             yield made
@@ -93,7 +93,7 @@ class _Settings:
 
 
 class _RequestError(Exception):
-    """A request that DALI failed to make, and why."""
+    """DALI failed on a request: which, and why."""
 
     def __init__(self, request: Request, reason: RuntimeError) -> None:
         super().__init__(str(reason))
@@ -101,11 +101,11 @@ class _RequestError(Exception):
 
 
 class _Source:
-    """What DALI calls for its inputs; it holds the requests that are being worked on, oldest first."""
+    """Gives DALI its inputs, and holds the requests in progress, oldest first."""
 
     def __init__(self, requests: Iterator[Request], recipes: tuple[ViewRecipe, ...]) -> None:
         self._requests, self._recipes = requests, recipes
-        # DALI copies nothing that it is given, so all of it is held until the views have come back.
+        # DALI does not copy its inputs, so they are held until their views are returned.
         self._held: deque[tuple[Request, list[Any]]] = deque()
         self.error: Exception | None = None
 
@@ -115,7 +115,7 @@ class _Source:
         except StopIteration:
             raise
         except Exception as error:
-            # Raised once the requests before it have been made, and never taken for an error of DALI's.
+            # Raised after the views of the earlier requests, and not mistaken for an error of DALI's.
             self.error = error
             raise StopIteration from None
         arguments: list[Any] = [request.images, request.stored_sizes]
@@ -125,12 +125,12 @@ class _Source:
         return arguments
 
     def release(self) -> Request:
-        """The oldest request; DALI is done with it."""
+        """Remove and return the oldest request, which DALI has finished."""
         return self._held.popleft()[0]
 
 
 class _Maker:
-    """A pipeline that makes requests, in order."""
+    """A DALI pipeline that makes the views of requests, in order."""
 
     def __init__(
         self, requests: Iterator[Request], settings: _Settings, finisher: Finisher, prefetch: int
@@ -147,9 +147,9 @@ class _Maker:
         )
 
     def next(self) -> Made | None:
-        """The oldest request's views, or None after the last. After _RequestError it can go on."""
+        """The oldest request's views, or None after the last. May be called again after _RequestError."""
         try:
-            # On torch's stream, so that memory is only used again when torch's work with it is done.
+            # On torch's stream, so that memory is reused only after torch has finished with it.
             stream = None if self._gpu is None else torch.cuda.current_stream(self._gpu)
             *outputs, sizes = self._pipeline.run(stream)
         except StopIteration:
@@ -157,9 +157,9 @@ class _Maker:
                 raise self._source.error from None
             return None
         except RuntimeError as error:
-            # A failure comes up in its request's turn, however far the pipeline has worked ahead.
+            # An error is raised in its own request's turn, however far ahead the pipeline is.
             raise _RequestError(self._source.release(), error) from None
-        # No copies: DALI keeps a batch's memory for as long as there is a tensor of it.
+        # No copies: DALI keeps a batch's memory while a tensor refers to it.
         crops = [torch.from_dlpack(output.as_tensor()) for output in outputs]
         request = self._source.release()
         if (sizes.as_array() != request.stored_sizes).any():
@@ -171,15 +171,15 @@ class _Maker:
         return self._finisher.finish(crops, request.draws), request.tag
 
 
-class _Mender:
-    """Makes requests that failed without their broken images; its pipelines are built when first needed."""
+class _Repairer:
+    """Makes failed requests again without their broken images; builds its pipeline on first use."""
 
     def __init__(self, settings: _Settings, finisher: Finisher, repair: Repair) -> None:
         self._settings, self._finisher, self._repair = settings, finisher, repair
         self._waiting: deque[Request] = deque()
 
     def make(self, failure: _RequestError) -> Made:
-        """The views of what `repair` makes of the request; RuntimeError where its images are not to blame."""
+        """The views of the repaired request. Raises RuntimeError if its images are not the cause."""
         while True:
             request = failure.request
             reasons = undecodable(request.images, request.stored_sizes, gpu=self._settings.gpu)
@@ -203,13 +203,13 @@ class _Mender:
 
 
 def no_views(recipes: tuple[ViewRecipe, ...], gpu: int | None) -> tuple[Float[Tensor, "0 3 size size"], ...]:
-    """What make_views makes of no image."""
+    """The views of an empty batch."""
     device = "cpu" if gpu is None else f"cuda:{gpu}"
     return tuple(torch.empty(0, 3, recipe.size, recipe.size, device=device) for recipe in recipes)
 
 
 def _transpose(crops: UInt8[Tensor, "n size size 3"], rows: Int[np.ndarray, " k"]) -> None:
-    """Let rows and columns change places in some of the crops."""
+    """Transpose some of the crops in place."""
     if len(rows):
         chosen = torch.from_numpy(rows).to(crops.device)
         crops[chosen] = crops[chosen].transpose(1, 2)

@@ -1,6 +1,6 @@
 """The graph of DALI operators that turns encoded images and their draws into cropped views.
 
-DALI draws nothing itself: every choice comes in as an argument, so a view is the same on any device.
+DALI draws nothing itself: every random choice is an argument, so a view is the same on any device.
 """
 
 import sys
@@ -21,10 +21,10 @@ from pipelines.augment.draws import Draws, draw
 from pipelines.config import ViewRecipe
 from pipelines.images.orientation import backwards, is_sideways, turned
 
-# Modules that DALI makes of the graph's code, each from a file in the temporary folder.
+# Prefix of the modules that DALI generates from the graph's code, each in a file of the temporary folder.
 _CONVERTED = "__autograph_generated_file"
 
-# Keys' cubic with a = -0.5, as PIL's and TensorFlow's.
+# DALI's cubic is Keys' with a = -0.5, like PIL's and TensorFlow's.
 _INTERPOLATIONS = {"bilinear": DALIInterpType.INTERP_LINEAR, "bicubic": DALIInterpType.INTERP_CUBIC}
 
 
@@ -37,10 +37,10 @@ def build_crops(
     gpu: int | None,
     prefetch: int,
 ) -> Any:
-    """A pipeline of one output (n, size, size, 3), uint8, per recipe, and the sizes (n, 2) of the images.
+    """A pipeline with one output (n, size, size, 3), uint8, per recipe, then the images' sizes (n, 2).
 
-    Each call of `source` gives a batch of encoded images, the heights and widths that they are stored with,
-    then view_arguments of each recipe in their order. An image of another size is shown whole in each view.
+    Each call of `source` returns a batch: the encoded images, their stored heights and widths, then the
+    view_arguments of each recipe, in order. An image that decodes to another size is not cropped.
     """
     pipeline = _crops(
         recipes,
@@ -57,16 +57,16 @@ def build_crops(
 
 
 def build_decoder(*, gpu: int | None) -> Any:
-    """A pipeline that decodes one image at a time, its input `image`, as the views' pipeline would."""
+    """A pipeline that decodes one image at a time (input `image`), exactly as build_crops' pipeline does."""
     pipeline = _decoder(gpu is not None, batch_size=1, num_threads=1, device_id=gpu, prefetch_queue_depth=1)
     _build(pipeline)
     return pipeline
 
 
 def _build(pipeline: Any) -> None:
-    """Build it, and delete the files into which DALI has written the code that it made of this module's.
+    """Build the pipeline, and delete the files of code that DALI generated from this module.
 
-    DALI does so at the end of the process alone, to which Ray's workers do not come: they are killed.
+    DALI deletes them only when the process exits, which Ray's workers never do: they are killed.
     """
     pipeline.build()
     for name, module in list(sys.modules.items()):
@@ -96,27 +96,28 @@ def _decoded(encoded: Any, gpu: bool) -> Any:
         encoded,
         device="mixed" if gpu else "cpu",
         output_type=DALIImageType.RGB,
-        # The header alone says how an image is turned (pipelines.orientation); the crop turns it.
+        # pipelines.images.orientation reads the orientation; the crop applies it.
         adjust_orientation=False,
-        # A GPU would repeat a JPEG's halved colours, which a CPU interpolates: off by dozens of grey levels.
+        # Otherwise a GPU repeats a JPEG's subsampled colours, which a CPU interpolates: they would differ by
+        # dozens of grey levels.
         jpeg_fancy_upsampling=True,
     )
 
 
 def _within(given: dict[str, Any], size: Any, expected: Any) -> dict[str, Any]:
-    """The arguments of a crop, which takes all of a side whose length is not the expected one.
+    """The arguments of a crop; a side whose length is not the expected one is taken whole.
 
-    Cropping outside an image reads memory that is not its own.
+    DALI would read foreign memory if a crop reached outside the image.
     """
     same = size == expected
     return {**given, "start": given["start"] * same, "end": given["end"] * same + size * (same == 0)}
 
 
 def _cropped(images: Any, recipe: ViewRecipe, given: dict[str, Any]) -> Any:
-    """Crop, resize and flip in one step, then rotation. `given`: view_arguments.
+    """Crop, resize and flip in one step, then rotate. `given`: view_arguments.
 
-    Where the region is scaled down, the filter also reads the pixels just outside it, which a crop followed
-    by a resize would not. The result is rounded to whole grey levels, as PIL's and torchvision's are.
+    When it scales a region down, the filter also reads the pixels just outside it; a crop followed by a
+    resize would not. The result is rounded to whole grey levels, like PIL's and torchvision's.
     """
     view: Any = fn.resize(
         images,
@@ -133,7 +134,7 @@ def _cropped(images: Any, recipe: ViewRecipe, given: dict[str, Any]) -> Any:
 
 
 def _where(wanted: Any, change: Callable[..., Any], view: Any, *arguments: Any) -> Any:
-    """The views, changed where it is wanted; nothing is computed for the others."""
+    """Apply `change` to the views that `wanted` selects; the others cost nothing."""
     if wanted:  # noqa: SIM108 - DALI's compiler knows no conditional expressions.
         result = change(view, *arguments)
     else:
@@ -146,17 +147,17 @@ def _rotated(view: Any, angle: Any) -> Any:
 
 
 def argument_names(recipe: ViewRecipe) -> tuple[str, ...]:
-    """The keys of `view_arguments`, in their order."""
+    """The keys of `view_arguments`, in order."""
     nothing = np.arange(0)
     draws = draw(recipe, seed=0, epoch=0, view=0, samples=nothing, sizes=np.ones((0, 2), np.int64))
     return tuple(view_arguments(recipe, draws, nothing))
 
 
 def view_arguments(recipe: ViewRecipe, draws: Draws, orientation: Int[np.ndarray, " n"]) -> dict[str, Any]:
-    """Arguments of the operators that this recipe needs, a batch of each.
+    """The arguments of the operators that this recipe needs, a batch of each.
 
-    The draws are of images as they are shown, the arguments are for images as they are stored. What comes
-    out must still be transposed where `transposed` says so.
+    The draws refer to images as shown, the arguments to images as stored. The output must still be transposed
+    where `transposed` says so.
     """
     start, end = _region(recipe, draws)
     start, end = (turned(place, orientation) for place in (start, end))
@@ -164,7 +165,7 @@ def view_arguments(recipe: ViewRecipe, draws: Draws, orientation: Int[np.ndarray
     start, end = (np.where(mirrored, ends - place, place).astype(np.float32) for place in (start, end))
     given: dict[str, Any] = {"start": start, "end": end}
     if recipe.rotate and not _right_angles(recipe):
-        # A transposition after a rotation is the same as one before it, the rotation being the other way.
+        # Rotating, then transposing equals transposing, then rotating the other way.
         angle = np.where(is_sideways(orientation), -draws.angle, draws.angle)
         given |= {"rotate": draws.rotate, "angle": angle.astype(np.float32)}
     return given
@@ -173,7 +174,7 @@ def view_arguments(recipe: ViewRecipe, draws: Draws, orientation: Int[np.ndarray
 def transposed(
     recipe: ViewRecipe, draws: Draws, orientation: Int[np.ndarray, " n"]
 ) -> Bool[np.ndarray, " n"]:
-    """The views whose rows and columns must change places once they are cropped."""
+    """Which views must be transposed after the crop."""
     sideways = is_sideways(orientation)
     if recipe.rotate and _right_angles(recipe):
         sideways ^= draws.rotate & (draws.angle % 180 == 90)
@@ -185,10 +186,10 @@ def _right_angles(recipe: ViewRecipe) -> bool:
 
 
 def _region(recipe: ViewRecipe, draws: Draws) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n 2"]]:
-    """Where a view starts and ends in its image as it is shown, rows and columns.
+    """The start and end of a view in its image as shown: (row, column) each.
 
-    A region that ends before it starts comes out mirrored. That makes a flip; it makes half a turn, where
-    both are; and where rows and columns change places afterwards, it makes a quarter turn either way.
+    DALI mirrors an axis whose end is before its start. Mirrored columns are a flip, mirrored rows and columns
+    a half turn; mirroring, then transposing, is a quarter turn.
     """
     start, end = draws.box[:, :2], draws.box[:, :2] + draws.box[:, 2:]
     mirrored = np.stack([np.zeros_like(draws.flip), draws.flip], axis=1)

@@ -1,7 +1,6 @@
 """Every random choice of a view, drawn per sample from (seed, epoch, sample, view). Pure NumPy.
 
-A view does not depend on its batch, on the worker or on the device: whoever makes it gets these numbers
-as arguments.
+Views are made from these numbers alone, so a view does not depend on its batch, the worker or the device.
 """
 
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from pipelines.philox import derive_key, uniforms
 
 _VIEWS = 3  # First part of the key's path; pipelines.plan uses others.
 
-# Which of a sample's numbers is used for what: fixed, so that a recipe's field never moves another's.
+# Which of a sample's numbers decides what: fixed, so that one setting of a recipe never changes the draws of
+# another.
 _ATTEMPTS = 10
 _AREA, _RATIO = slice(0, _ATTEMPTS), slice(_ATTEMPTS, 2 * _ATTEMPTS)
 _TOP, _LEFT, _FLIP, _JITTER, _GREY, _BLUR, _SIGMA = range(20, 27)
@@ -30,13 +30,13 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 class Draws:
     """The choices for one view of n samples.
 
-    size: height and width of the image as it is shown.
-    box: top, left, height and width of the crop, in whole pixels of the image as it is shown.
-    angle: of the rotation, in degrees anticlockwise.
-    factors: of brightness, contrast and saturation (1 changes nothing) and the hue shift in turns. Where the
-    recipe adds brightness, its shift on a scale of 0 to 1 (0 changes nothing).
-    order: in which order the four are applied. sigma: of the blur, in pixels of the view.
-    hole: top, left, height and width of what the cutout takes, in whole pixels of the view.
+    size: height and width of the image as shown.
+    box: top, left, height and width of the crop, in whole pixels of the image as shown.
+    angle: rotation in degrees, anticlockwise.
+    factors: of brightness, contrast and saturation (1 changes nothing), then the hue shift in turns. If the
+    recipe adds brightness, the first is a shift on a scale of 0 to 1 (0 changes nothing).
+    order: the order in which these four are applied. sigma: of the blur, in pixels of the view.
+    hole: top, left, height and width of the cutout, in whole pixels of the view.
     """
 
     size: Int[np.ndarray, "n 2"]
@@ -65,7 +65,7 @@ def draw(
     samples: Int[np.ndarray, " n"],
     sizes: Int[np.ndarray, "n 2"],
 ) -> Draws:
-    """The choices for view number `view` of `samples`, whose heights and widths are `sizes`."""
+    """Draw view number `view` of `samples`, whose heights and widths are `sizes`."""
     u = uniforms(derive_key(seed, _VIEWS, epoch, view), samples, _COUNT)
     spread = np.array([recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue])
     middle = np.array([1.0 if recipe.brightness_by == "factor" else 0.0, 1.0, 1.0, 0.0])
@@ -91,7 +91,7 @@ def draw(
 def _random_box(
     recipe: ViewRecipe, u: Float[np.ndarray, "n count"], sizes: Int[np.ndarray, "n 2"]
 ) -> Int[np.ndarray, "n 4"]:
-    """A random resized crop by torchvision's rule: the first of ten boxes that fits, or a centre crop."""
+    """A random resized crop as in torchvision: the first of ten boxes that fits, else a centre crop."""
     height, width = sizes[:, :1], sizes[:, 1:]
     area = height * width * _between(recipe.crop_scale, u[:, _AREA])
     low, high = np.log(recipe.crop_ratio)
@@ -130,7 +130,7 @@ def _angle(degrees: tuple[float, float] | None, u: Float[np.ndarray, " n"]) -> F
 
 
 def _hole(recipe: ViewRecipe, u: Float[np.ndarray, "n 2"]) -> Int[np.ndarray, "n 4"]:
-    """What of a square lies in the view; its centre is any of the view's pixels (DeVries & Taylor 2017)."""
+    """A square centred on a random pixel, clipped to the view (DeVries & Taylor 2017)."""
     side = max(1, round(recipe.cutout_side * recipe.size))
     start = np.floor(recipe.size * u).astype(np.int64) - side // 2
     first, end = start.clip(min=0), (start + side).clip(max=recipe.size)

@@ -1,10 +1,8 @@
 """Effects on a cropped view: colour, blur, solarisation, Sobel, normalisation and cutout.
 
-In PyTorch, in place. All steps but that of the hue are `scale x pixel + share x grey`, so views whose hue
-comes in the same place of the order go through the steps together, whatever else their order is.
-
-In PyTorch, on the device that the view is on. Every sum is written out element by element, so that a view
-has the same bits whatever batch it is in.
+In PyTorch, in place, on the view's device. Every colour step but the hue is `scale x pixel + share x grey`.
+So all views with the hue at the same step are processed together, whatever the order of their other steps.
+Every sum is computed element by element, so a view has the same bits in any batch.
 """
 
 from collections.abc import Iterator
@@ -19,15 +17,14 @@ from torch.nn.functional import pad
 from pipelines.augment.draws import BRIGHTNESS, CONTRAST, HUE, SATURATION, Draws
 from pipelines.config import ViewRecipe
 
-# ITU-R BT.601's weights of red, green and blue in a grey value, as PIL has them and torchvision rounds them.
+# Weights of red, green and blue in a grey value: ITU-R BT.601, as in PIL; torchvision rounds them.
 _LUMA = (0.299, 0.587, 0.114)
 
-# So many bytes of views go through the steps at a time on a CPU, where they and what is computed of them stay
-# in a core's cache; all at once on a GPU.
+# Bytes of views processed at a time on a CPU, so that they and the intermediate results stay in a core's
+# cache. A GPU processes all at once.
 _CPU_BYTES = 2**18
 
-# Brightness, contrast, saturation and hue.
-_STEPS = 4
+_STEPS = 4  # Brightness, contrast, saturation and hue.
 
 # Below this chroma, in grey levels, the hue does not matter.
 _NO_CHROMA = 1e-3
@@ -36,13 +33,13 @@ _Planes = Float[Tensor, "n 3 height width"]
 
 
 class Colours:
-    """The jitter and the grey of a batch of views, with their draws."""
+    """Colour jitter and greyscale for a batch of views, from their draws."""
 
     def __init__(self, recipe: ViewRecipe, draws: Draws, device: torch.device) -> None:
         self._jitter, self._grey, self._device = draws.jitter & (recipe.jitter > 0), draws.grey, device
         kinds, factors = draws.order, np.take_along_axis(draws.factors, draws.order, axis=1)
         self._hue_step = np.argmax(kinds == HUE, axis=1)
-        # Of each view and step; a step of the hue has a scale of 1 and adds nothing.
+        # One value for each view and step. A hue step has scale 1 and adds nothing.
         adds = (kinds == BRIGHTNESS) & (recipe.brightness_by == "shift")
         scale = np.where(adds | (kinds == HUE), 1.0, factors)
         self._scale, self._shift, self._to_mean, self._to_grey, self._turns = (
@@ -57,9 +54,9 @@ class Colours:
         )
 
     def apply(self, planes: _Planes, rows: slice) -> None:
-        """Change `planes`, 0 to 255, the views of `rows` of the batch."""
+        """Change `planes` (0 to 255) in place: the views `rows` of the batch."""
         first = rows.start or 0
-        for places in self._together(planes, rows):
+        for places in self._groups(planes, rows):
             alone = len(places) == 1
             moved = torch.from_numpy(places).to(self._device)
             views = planes[places[0] : places[0] + 1] if alone else planes.index_select(0, moved)
@@ -69,8 +66,8 @@ class Colours:
         if len(grey := np.flatnonzero(self._grey[rows])):
             planes[grey] = _luma(planes[grey])
 
-    def _together(self, planes: _Planes, rows: slice) -> Iterator[Int[np.ndarray, " some"]]:
-        """Places in `planes` of views that are jittered, their hue at the same step; not too many at once."""
+    def _groups(self, planes: _Planes, rows: slice) -> Iterator[Int[np.ndarray, " some"]]:
+        """Positions in `planes` of jittered views with the hue at the same step, in limited groups."""
         most = len(planes) if planes.is_cuda else max(1, _CPU_BYTES // planes[0].nbytes)
         for step in range(_STEPS):
             places = np.flatnonzero(self._jitter[rows] & (self._hue_step[rows] == step))
@@ -78,7 +75,7 @@ class Colours:
                 yield places[start : start + most]
 
     def _change(self, views: _Planes, rows: Int[np.ndarray, " some"]) -> None:
-        """Take views, `rows` of the batch, through the steps."""
+        """Apply all steps to `views`, which are `rows` of the batch."""
         for step in range(_STEPS):
             if step != self._hue_step[rows[0]]:
                 self._mix(views, rows, step)
@@ -86,7 +83,7 @@ class Colours:
                 _shift_hue(views, self._column(self._turns[rows, step]))
 
     def _mix(self, views: _Planes, rows: Int[np.ndarray, " some"], step: int) -> None:
-        """A step of brightness, contrast or saturation, which may be another for each view."""
+        """Apply brightness, contrast or saturation; each view may be at a different one."""
         scale, shift, to_mean, to_grey = (
             values[rows, step] for values in (self._scale, self._shift, self._to_mean, self._to_grey)
         )
@@ -102,31 +99,31 @@ class Colours:
             views.clamp_(0, 255)
 
     def _column(self, values: Float[np.ndarray, " some"]) -> Any:
-        """One number for each view, as a factor of planes."""
+        """One number for each view, in a shape that broadcasts over planes."""
         if len(values) == 1:
             return values.item()
         return torch.from_numpy(values).to(self._device)[:, None, None, None]
 
 
 def _luma(planes: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 h w"]:
-    # Not by a matrix product, whose rounding depends on the batch's size and on PyTorch's settings.
+    # A matrix product's rounding would depend on the batch size and on PyTorch's settings.
     red, green, blue = planes.split(1, dim=1)
     return red.mul(_LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
 
 def _shift_hue(planes: _Planes, sixths: Any) -> None:
-    """Shift the hue in HSV by sixths of the colour wheel, one number or n x 1 x 1 x 1; value and chroma stay.
+    """Shift the hue in HSV in place, in sixths of a turn (a number or n x 1 x 1 x 1); keep value and chroma.
 
-    Of hue h in sixths of a turn the channels are low + chroma x clamp(|h - 3| - 1, 0, 1) and, for green and
-    blue, low + chroma x clamp(2 - |h - 2|, 0, 1) and low + chroma x clamp(2 - |h - 4|, 0, 1).
+    For hue h in sixths of a turn: red = low + chroma x clamp(|h - 3| - 1, 0, 1), green = low + chroma x
+    clamp(2 - |h - 2|, 0, 1), blue = low + chroma x clamp(2 - |h - 4|, 0, 1).
     """
     red, green, blue = planes.split(1, dim=1)
     high, low, chroma, hue, other, no = red.new_empty(6, *red.shape)
     torch.maximum(torch.maximum(red, green, out=high), blue, out=high)
     torch.minimum(torch.minimum(red, green, out=low), blue, out=low)
     torch.sub(high, low, out=chroma)
-    # The hue times the chroma, by which channel is the highest. Comparisons and torch.where take ten times
-    # as long as the arithmetic: `no` is 0 where the channel is the highest, and 1 elsewhere.
+    # hue x chroma, whose formula depends on the highest channel. Comparisons and torch.where would take ten
+    # times as long as this arithmetic: `no` is 0 where the channel is the highest, and 1 elsewhere.
     torch.sub(red, green, out=hue).add_(chroma, alpha=4)
     for highest, right, left, offset in ((green, blue, red, 2), (red, green, blue, 0)):
         torch.sub(right, left, out=other).add_(chroma, alpha=offset)
@@ -144,12 +141,12 @@ def _clamped(hue: Tensor, middle: float, out: Tensor) -> Tensor:
     return torch.sub(hue, middle, out=out).abs_().clamp_(1, 2)
 
 
-# Sobel's filters: one of these along rows, the other along columns. A gradient stays on the view's scale.
+# Sobel filters: one along rows, the other along columns, scaled so that gradients stay in the view's range.
 _SMOOTH, _DIFFERENCE = (0.25, 0.5, 0.25), (-0.5, 0.0, 0.5)
 
 
 class Effects:
-    """The effects that a recipe has on a batch of views, with their draws."""
+    """The effects of a recipe on a batch of views, with their draws."""
 
     def __init__(self, recipe: ViewRecipe, draws: Draws, device: torch.device) -> None:
         self._recipe, self._draws = recipe, draws
@@ -168,7 +165,7 @@ class Effects:
             self._hole = moved(np.where(draws.cutout[:, None], draws.hole, 0))
 
     def apply(self, cropped: UInt8[Tensor, "m size size 3"], rows: slice) -> _Planes:
-        """The views of `rows`, a part of the batch, normalised."""
+        """The finished, normalised views of `cropped`, which are `rows` of the batch."""
         planes = cropped.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         if self._colours:
             self._colours.apply(planes, rows)
@@ -196,9 +193,9 @@ class Effects:
 
 
 def _gaussians(draws: Draws, size: int) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n taps"]]:
-    """Kernels a tenth of the view wide, and how far each reaches: taps beyond three sigma add nothing.
+    """The radius and the taps of each view's kernel, a tenth of the view wide and cut off at three sigma.
 
-    Those of views that are not blurred reach nowhere.
+    The radius is 0 for views that are not blurred.
     """
     widest = max(1, size // 10) // 2
     reach = np.where(draws.blur, np.minimum(widest, np.ceil(3 * draws.sigma)), 0).astype(int)
@@ -208,7 +205,7 @@ def _gaussians(draws: Draws, size: int) -> tuple[Int[np.ndarray, " n"], Float[np
 
 
 def _filtered(planes: _Planes, taps: Float[Tensor, "n taps"], *, dim: int) -> _Planes:
-    """Correlation along one axis; the border is reflected. `taps` (n or 1, odd)."""
+    """Correlation along one axis with a reflected border. The number of taps is odd; n may be 1."""
     reach, size = taps.shape[1] // 2, planes.shape[dim]
     padded = pad(planes, (0, 0, reach, reach) if dim == 2 else (reach, reach, 0, 0), "reflect")
     weights = taps[:, :, None, None, None]
@@ -223,7 +220,7 @@ def _solarised(planes: _Planes, threshold: float) -> _Planes:
 
 
 def _edges(planes: _Planes) -> _Planes:
-    """Length of each channel's gradient."""
+    """Magnitude of each channel's gradient."""
     smooth, difference = (torch.tensor([taps], device=planes.device) for taps in (_SMOOTH, _DIFFERENCE))
     down = _filtered(_filtered(planes, smooth, dim=3), difference, dim=2)
     right = _filtered(_filtered(planes, smooth, dim=2), difference, dim=3)
@@ -231,7 +228,7 @@ def _edges(planes: _Planes) -> _Planes:
 
 
 def _inside(hole: Int[Tensor, "n 4"], size: int) -> Tensor:
-    """Which pixels lie in the hole."""
+    """A mask of the pixels in the hole."""
     place = torch.arange(size, device=hole.device)
     start, end = hole[:, :2], hole[:, :2] + hole[:, 2:]
     rows, columns = ((place >= start[:, axis, None]) & (place < end[:, axis, None]) for axis in range(2))

@@ -1,1 +1,1 @@
-"""Formats of data sets: Parquet files, WebDataset tars, folders of image files, torchvision's data sets."""
+"""The formats of data sets: Parquet files, WebDataset tars, folders of images, torchvision's data sets."""

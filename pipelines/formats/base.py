@@ -1,4 +1,4 @@
-"""Common parts of the formats of a data set (Parquet, folders, tars), labels in paths among them."""
+"""Parts that all data set formats (Parquet, folders, tars) share, such as labels in paths."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -17,34 +17,34 @@ _T = TypeVar("_T")
 
 Layout = Literal["parquet", "tar", "folder", "torchvision"]
 
-# Path, key and sample's number (see sources.Index), which tell an image from all others: keys may repeat.
+# Path, key and sample number (see index.Index). Together they identify an image: keys alone may repeat.
 Identity = tuple[str, str, int | None]
 
-# Rows as a layout reads them. `label` is -1 where there is none; `path` and `key` say where an image is.
-# large_binary, because a window may hold more than the 2 GiB that binary's offsets reach.
+# Rows as every format reads them. `label` is -1 where there is none; `path` and `key` locate the image.
+# large_binary, because a window may exceed the 2 GiB limit of binary.
 ROWS = pa.schema({"image": pa.large_binary(), "label": pa.int64(), "path": pa.string(), "key": pa.string()})
 
-# Endings of files that hold one image; those that are not decoded are listed and then reported.
+# Endings of image files. Those in a format that is not decoded are listed, and reported as bad images.
 IMAGE_ENDINGS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff",
     ".gif", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".dib",
 )  # fmt: skip
 
-# Folders that archives of macOS and the storage boxes of Synology add.
+# Folders that macOS archives and Synology storage add.
 JUNK = frozenset({"__MACOSX", "@eaDir"})
 
-# Files that one task reads at a time: object storage is slow to answer and fast to send.
+# Files that one task reads at a time: object storage has high latency and high bandwidth.
 CONNECTIONS = 16
 
 
-# The way out where a file is not what its index says of it.
-CHANGED = "put it back, or give the changed images a run of their own"
+# The way out if a file differs from its index.
+CHANGED = "restore it, or start a new run for the changed images"
 
 
 class Place(NamedTuple):
-    """A file of the data set: its path within the file system, its size in bytes, and when it was written.
+    """A file of the data set: its path within the file system, its size in bytes, its modification time.
 
-    written: nanoseconds since 1970, as the storage has it; 0 where it tells none.
+    written: modification time in nanoseconds since 1970; 0 if the storage has none.
     """
 
     path: str
@@ -54,9 +54,9 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Files:
-    """The files of a data set, sorted by path, and the folder from which its classes are counted.
+    """The files of a data set, sorted by path. root: the folder whose subfolders are the classes.
 
-    passed_over: what else lies there and is not read, in one line.
+    passed_over: one line about other files there, which are not read.
     """
 
     layout: Layout
@@ -66,17 +66,17 @@ class Files:
 
     @property
     def below(self) -> list[str]:
-        """The paths of the files from the root."""
+        """The paths of the files, relative to the root."""
         return [place.path.removeprefix(self.root).lstrip("/") for place in self.places]
 
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """The fragments of a data set: a table with the columns path and rows, and a layout's own.
+    """The fragments of a data set: a table with the columns path and rows, and those of its format.
 
-    no_labels: which image or file has no label, where one has none; then there are no labels at all.
-    classes: the names of the labels, where there are any. image_bytes: of all images together, encoded, where
-    they are not about the files' own.
+    no_labels: the first image or file without a label, if any; then no labels are used at all.
+    classes: the names of the labels, if they have names. image_bytes: encoded size of all images; 0 if it is
+    about the size of the files.
     """
 
     fragments: pa.Table
@@ -86,50 +86,50 @@ class Listing:
 
 
 def reading(call: Callable[[], _T], place: str) -> _T:
-    """What `call` returns, which reads `place`; called again while the storage is away or what comes is torn.
+    """Call `call`, which reads `place`, again during a storage outage or if the content arrives damaged.
 
-    Raises ValueError, naming the place, where it is gone, torn or refused.
+    Returns its result. Raises ValueError, naming the place, if that is missing, damaged or not permitted.
     """
     what = f"reading {place}"
 
-    def torn(error: Exception) -> bool:
+    def damaged(error: Exception) -> bool:
         if isinstance(error, (FileNotFoundError, PermissionError)) or str(error).startswith(what):
             return False
         return isinstance(error, (OSError, pa.ArrowInvalid, ChecksumError))
 
     try:
-        return storage.reading_again(lambda: storage.retrying(call, what), what, torn)
+        return storage.reading_again(lambda: storage.retrying(call, what), what, damaged)
     except (OSError, pa.ArrowInvalid, ChecksumError) as error:
         line = storage.first_line(error)
         if line.startswith(what):
             raise ValueError(line) from error
-        way_out = CHANGED if isinstance(error, FileNotFoundError) else "write it anew, or take it away"
+        way_out = CHANGED if isinstance(error, FileNotFoundError) else "write it again, or remove it"
         raise ValueError(f"cannot read {place}: {line.rstrip('.')}; {way_out}") from error
 
 
-# What stands for no value.
+# Hive's name for a missing value.
 _NONE = "__HIVE_DEFAULT_PARTITION__"
 
 _NUMBER = re.compile(r"-?\d{1,18}")
 
-# The label of each file, and the names of the labels where they have names.
+# The label of each file, and the names of the labels if they have names.
 Labels = tuple[Int[np.ndarray, " files"], tuple[str, ...]]
 
 
 def partition_values(paths: Sequence[str], column: str) -> list[str | None]:
-    """The value that the folders of each path have for the column, or None where they have none."""
+    """The value of `column` in the Hive partition folders of each path, or None."""
     return [_value(path, f"{column}=") for path in paths]
 
 
 def value_labels(values: Sequence[str]) -> Labels:
-    """The values themselves where all are whole numbers, else their places among all of them, sorted."""
+    """The values themselves if all are whole numbers, else their positions among the sorted values."""
     if all(_NUMBER.fullmatch(value) for value in values):
         return np.array([int(value) for value in values], np.int64), ()
     return name_labels(values)
 
 
 def name_labels(names: Sequence[str]) -> Labels:
-    """Each name's place among all of them, sorted."""
+    """Each name's position among the sorted names."""
     classes, labels = np.unique(np.array(names), return_inverse=True)
     return labels.astype(np.int64), tuple(classes.tolist())
 

@@ -1,4 +1,4 @@
-"""Parquet files: footers, row groups, and the rows of windows."""
+"""Parquet files: their footers, their row groups, and the rows of windows."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -34,9 +34,9 @@ ENDINGS = (".parquet", ".parq")
 def index_files(
     filesystem: fs.FileSystem, files: Files, data: DataConfig, pool: Executor, done: Callable[[], None]
 ) -> Listing:
-    """The row groups of `files`, which have labels if all have the label column, or lie in its partitions.
+    """List the row groups of `files`. They have labels if all files have the label column or its partitions.
 
-    Raises ValueError for a file that cannot be read or whose columns are not images and whole numbers.
+    Raises ValueError for a file that cannot be read, or whose columns are not images and whole numbers.
     """
 
     def footer(file: Place) -> tuple[list[int], bool, int]:
@@ -61,7 +61,7 @@ def index_files(
 
 
 def _partitioned(table: pa.Table, files: Files, counts: list[int], column: str) -> Listing:
-    """The listing of files without a label column, whose folders may give it, as for pyarrow's data sets."""
+    """The listing of files without a label column; Hive partition folders may give the labels."""
     values = partition_values(files.below, column)
     if None in values:
         return Listing(table, _without(files.places[values.index(None)].path, column))
@@ -76,7 +76,7 @@ def _without(path: str, column: str) -> str:
 def read_pieces(
     filesystem: fs.FileSystem, pieces: list[dict], data: DataConfig, has_labels: bool, pool: Executor
 ) -> pa.Table:
-    """Rows [start, stop) of each row group, as layout.ROWS; a file is opened once for all of its pieces."""
+    """Rows [start, stop) of each row group, as base.ROWS; a file is opened once for all of its pieces."""
     numbers: dict[str, list[int]] = {}
     for number, piece in enumerate(pieces):
         numbers.setdefault(piece["path"], []).append(number)
@@ -96,7 +96,7 @@ def read_pieces(
 def read_labels(
     filesystem: fs.FileSystem, fragments: list[dict], data: DataConfig
 ) -> Int[np.ndarray, " rows"]:
-    """The labels of all rows of a file's row groups, -1 where there is none; no image is read."""
+    """The labels of all rows of a file's row groups, -1 where there is none. Reads no image."""
     path, counts = fragments[0]["path"], [piece.get("fragment_rows", piece["rows"]) for piece in fragments]
     if "label" in fragments[0]:
         return np.repeat([fragment["label"] for fragment in fragments], counts)
@@ -116,12 +116,12 @@ def _labels(table: pa.Table, data: DataConfig, path: str) -> pa.ChunkedArray:
     except pa.ArrowInvalid as error:
         raise ValueError(
             f"{path}: column {data.label_column!r} has a label beyond int64: {storage.first_line(error)}; "
-            "number the classes anew"
+            "renumber the classes"
         ) from error
 
 
 def _read_footer(filesystem: fs.FileSystem, path: str, data: DataConfig) -> tuple[list[int], bool, int]:
-    """Rows of each row group, whether there is a label column, and the bytes of the images once unpacked."""
+    """Rows of each row group, whether there is a label column, and the uncompressed bytes of the images."""
     with opened(filesystem, path) as file:
         metadata, schema = file.metadata, file.schema_arrow
     _check_columns(schema, path, data)
@@ -132,13 +132,13 @@ def _read_footer(filesystem: fs.FileSystem, path: str, data: DataConfig) -> tupl
 
 
 def _is_image(metadata: pq.FileMetaData, column: int, data: DataConfig) -> bool:
-    """Whether a column of the file holds the images' bytes: of a struct each field is a column of its own."""
+    """Whether a column of the file holds the images' bytes. Each field of a struct is a column."""
     path = metadata.schema.column(column).path
     return path in (data.image_column, f"{data.image_column}.bytes")
 
 
 def _check_columns(schema: pa.Schema, path: str, data: DataConfig) -> None:
-    """Raise ValueError unless images are bytes and labels, where there are any, whole numbers."""
+    """Raise ValueError unless images are bytes and labels, if there are any, are whole numbers."""
     if data.image_column not in schema.names:
         raise ValueError(
             f"{path} holds no image: no column {data.image_column!r} among {', '.join(schema.names)}; "
@@ -146,7 +146,7 @@ def _check_columns(schema: pa.Schema, path: str, data: DataConfig) -> None:
         )
     for name in (data.image_column, data.label_column, data.key_column):
         if (count := schema.names.count(name)) > 1:
-            raise ValueError(f"{path} has {count} columns {name!r}; write it anew, with one of that name")
+            raise ValueError(f"{path} has {count} columns {name!r}; write it again, with one of that name")
     kind = schema.field(data.image_column).type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
@@ -165,7 +165,7 @@ def _check_columns(schema: pa.Schema, path: str, data: DataConfig) -> None:
 
 
 def _read_file(filesystem: fs.FileSystem, pieces: list[dict], data: DataConfig, has_labels: bool) -> pa.Table:
-    """The rows of pieces that are all of one file."""
+    """The rows of pieces of a single file."""
     path = pieces[0]["path"]
     place = _place(path, [piece["row_group"] for piece in pieces])
     table = reading(lambda: _read_rows(filesystem, path, pieces, data), place)
@@ -190,7 +190,7 @@ def _read_file(filesystem: fs.FileSystem, pieces: list[dict], data: DataConfig, 
 
 
 def _read_rows(filesystem: fs.FileSystem, path: str, pieces: list[dict], data: DataConfig) -> pa.Table:
-    """The columns of a file that are wanted, of the pieces' rows one after another."""
+    """The needed columns of a file, for the rows of the pieces in order."""
     stops: dict[int, int] = {}
     for piece in pieces:
         stops[piece["row_group"]] = max(piece["stop"], stops.get(piece["row_group"], 0))
@@ -206,25 +206,25 @@ def _read_rows(filesystem: fs.FileSystem, path: str, pieces: list[dict], data: D
 
 
 def _place(path: str, groups: list[int]) -> str:
-    """The row groups of a file that are read at once, for errors."""
+    """Names the row groups of one read in error messages."""
     return f"{path}, row group {groups[0]}" + (f" and {len(groups) - 1} more" if len(groups) > 1 else "")
 
 
 def _check_groups(footer: pq.FileMetaData, path: str, least: dict[int, int]) -> list[int]:
-    """The rows of these row groups; ValueError where one is not there, or has fewer than `least`."""
+    """The row counts of these row groups. Raises ValueError if one is missing or has fewer than `least`."""
     rows = []
     for group, wanted in least.items():
         there = group < footer.num_row_groups
         if not there or footer.row_group(group).num_rows < wanted:
             raise ValueError(
-                f"cannot read {path}, row group {group}: it had more when it was indexed; {CHANGED}"
+                f"cannot read {path}, row group {group}: it had more rows when it was indexed; {CHANGED}"
             )
         rows.append(footer.row_group(group).num_rows)
     return rows
 
 
 def _numbered(keys: pa.ChunkedArray | None, pieces: list[dict]) -> pa.ChunkedArray | pa.Array:
-    """The keys; where there is none, the row's place."""
+    """The keys; a row without one is named by its position."""
     if keys is not None and not keys.null_count:
         return keys
     places = pa.array(
@@ -238,25 +238,25 @@ def _numbered(keys: pa.ChunkedArray | None, pieces: list[dict]) -> pa.ChunkedArr
 
 
 def _names(column: pa.ChunkedArray | None) -> pa.ChunkedArray | None:
-    """The column as text, or None where it holds something else."""
+    """The column as text, or None if it is not text."""
     try:
         return None if column is None else column.cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return None
 
 
-# What is read of a file's end, as pyarrow does, in the hope that the footer is there.
+# Bytes to read at a file's end, as in pyarrow: they usually contain the whole footer.
 _END_BYTES = 64 << 10
 
-# Footers that a process keeps, as they are stored; in memory they take several times that.
+# Size of the cached footers of a process as stored; in memory they take several times as much.
 _KEPT_BYTES = 16 << 20
 
-# A file by its system, its path, its size and when it was written, as its index knows it.
+# A file's file system, path, size and modification time as in the index.
 _Key = tuple[str, str, int, int]
 
 
 class _Footers:
-    """The footers that were used last, up to `most_bytes` together."""
+    """A cache of the most recently used footers, `most_bytes` in all."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes, self._bytes = most_bytes, 0
@@ -289,9 +289,9 @@ _footers = _Footers(_KEPT_BYTES)
 
 @contextmanager
 def opened(filesystem: fs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file; checksums that it has are verified: the footer's now, a page's when it is read.
+    """Open a Parquet file and verify its checksums, if any: the footer's now, a page's when it is read.
 
-    Raises ChecksumError, OSError or pyarrow.ArrowInvalid where one is wrong, or the file is none.
+    Raises ChecksumError, OSError or pyarrow.ArrowInvalid for a wrong checksum or a file that is not Parquet.
     """
     with filesystem.open_input_file(path) as file, _parquet(filesystem, file, _read(file)) as parquet:
         yield parquet
@@ -299,7 +299,7 @@ def opened(filesystem: fs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
 
 @contextmanager
 def reopened(filesystem: fs.FileSystem, path: str, written: int) -> Iterator[pq.ParquetFile]:
-    """The same for a file that was `written` then: its footer is read once, as long as no read fails."""
+    """Like `opened`, but reuses a cached footer. `written`: the file's modification time in the index."""
     with filesystem.open_input_file(path) as file:
         key = (filesystem.type_name, path, file.size(), written)
         footer = _footers.get(key)
@@ -310,7 +310,7 @@ def reopened(filesystem: fs.FileSystem, path: str, written: int) -> Iterator[pq.
             with _parquet(filesystem, file, footer) as parquet:
                 yield parquet
         except Exception:
-            # It may be the footer that is wrong: the next try reads it again.
+            # The footer may be the cause: the next try reads it again.
             _footers.forget(key)
             raise
 
@@ -326,7 +326,7 @@ def _read(file: pa.NativeFile) -> pq.FileMetaData:
 
 
 def _parquet(filesystem: fs.FileSystem, file: pa.NativeFile, footer: pq.FileMetaData) -> pq.ParquetFile:
-    # Object storage is slow to answer: ranges side by side become one request, and several wait at once.
-    # A disk answers at once, and what is read ahead would take memory a second time.
+    # Object storage has high latency: pre_buffer merges neighbouring ranges into one request and sends
+    # several at once. A disk does not need that, and it would take the memory twice.
     remote = not isinstance(filesystem, fs.LocalFileSystem)
     return pq.ParquetFile(file, metadata=footer, page_checksum_verification=True, pre_buffer=remote)

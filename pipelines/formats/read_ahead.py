@@ -1,4 +1,4 @@
-"""Files of object storage that are read from front to back: ranges ahead of their use, several at once."""
+"""Read files in object storage from front to back, with several ranges fetched ahead at a time."""
 
 import io
 from collections import OrderedDict
@@ -10,18 +10,19 @@ from typing import BinaryIO, cast
 import pyarrow as pa
 from pyarrow import fs
 
-# Storage takes as long to answer as to send about this much, so that less is not worth a request.
+# Storage takes about as long to answer as to send this much, so smaller requests do not pay.
 _RANGE_BYTES = 2 << 20
 
-# Read at once of what lies further apart, and of a disk, which answers at once.
+# Bytes to read at a time from a disk, or after a jump.
 _BUFFER_BYTES = 1 << 16
 
 
 @contextmanager
 def read_ahead(filesystem: fs.FileSystem, path: str, ranges: int) -> Iterator[tuple[BinaryIO, int]]:
-    """The file at `path`, and its size in bytes; of object storage so many ranges are on their way at a time.
+    """Open the file at `path`; returns it and its size in bytes.
 
-    Who jumps over more than a range at a time gets no more than is asked for.
+    In object storage, up to `ranges` ranges are fetched ahead. After a jump over more than a range, only what
+    is asked for is read.
     """
     with filesystem.open_input_file(path) as file:
         if isinstance(filesystem, fs.LocalFileSystem):
@@ -39,7 +40,7 @@ def _buffered(file: io.RawIOBase) -> BinaryIO:
 
 
 class _Ranges(io.RawIOBase):
-    """A file out of ranges that are read by a pool, as long as they are asked for one after another."""
+    """A file whose ranges a thread pool fetches ahead while they are read in order."""
 
     def __init__(self, file: pa.NativeFile, ahead: int, pool: ThreadPoolExecutor) -> None:
         self._file, self._ahead, self._pool = file, ahead, pool
@@ -71,7 +72,7 @@ class _Ranges(io.RawIOBase):
         return len(content)
 
     def _range(self, number: int) -> bytes:
-        """The range of this number; those after it are on their way, and those before it are let go."""
+        """The content of range `number`. Requests those after it and drops those before it."""
         last = min(number + self._ahead, -(-self._size // _RANGE_BYTES))
         for wanted in range(number, max(last, number + 1)):
             if wanted not in self._ranges:

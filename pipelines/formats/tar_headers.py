@@ -1,6 +1,6 @@
-"""The members of a tar, from its headers alone; where it is damaged or cut, that is an error.
+"""The members of a tar, read from its headers alone. A damaged or truncated tar is an error.
 
-Python's tarfile takes a damaged header in the middle for the end of the tar, and does without an end marker.
+Python's tarfile takes a damaged header for the end of the tar, and does not require an end marker.
 """
 
 import tarfile
@@ -11,25 +11,25 @@ from typing import BinaryIO, NamedTuple
 _BLOCK = tarfile.BLOCKSIZE
 _ZEROS = bytes(_BLOCK)
 
-# Read at once of what follows the end marker.
+# Bytes to read at a time after the end marker.
 _CHUNK = 1 << 16
 
-_AGAIN = "write it anew, uncompressed"
+_AGAIN = "write it again, uncompressed"
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-# Their headers may name a size, and no content follows.
+# The headers of these may have a size, but no content follows.
 _EMPTY = (
     tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE,
 )  # fmt: skip
 
 
-# Types of headers whose other fields mean the same in every format, and what may end a number.
+# Header types whose other fields mean the same in every format, and the bytes that may end a number.
 _ALIKE = (tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME)
 _ENDS = b"\0 "
 
 
 class _Header(NamedTuple):
-    """The fields of a header block that matter here."""
+    """The fields of a header block that are needed here."""
 
     name: str
     type: bytes
@@ -37,7 +37,7 @@ class _Header(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A file, folder or link in a tar: where its content lies, and its type as its header has it."""
+    """A file, folder or link in a tar. type: tarfile's type byte. offset, size: its content, in bytes."""
 
     name: str
     type: bytes
@@ -46,10 +46,10 @@ class Member(NamedTuple):
 
 
 def members(file: BinaryIO, size: int) -> Iterator[Member]:
-    """The members of the tar in `file`, which is `size` bytes long, in their order.
+    """Yield the members of the tar in `file`, which is `size` bytes long, in order.
 
-    Reads ustar, GNU's and pax' headers. Raises tarfile.ReadError, with the way out, for a header whose
-    checksum is wrong, for a tar that is cut or has no end marker, and for sparse files.
+    Reads ustar, GNU and pax headers. Raises tarfile.ReadError, with the way out, for a header with a wrong
+    checksum, a tar that is truncated or has no end marker, and sparse files.
     """
     at, before = 0, ""
     common: dict[str, str] = {}
@@ -57,11 +57,11 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
     while (block := _read(file, at, _BLOCK, size, before)) != _ZEROS:
         info, data = _header(block, before), at + _BLOCK
         if info.type in (*_PAX, *_LONG, tarfile.XGLTYPE):
-            said = _said(info.type, _read(file, data, info.size, size, before), before)
+            fields = _extended_fields(info.type, _read(file, data, info.size, size, before), before)
             if info.type == tarfile.XGLTYPE:
-                common |= said
+                common |= fields
             else:
-                own |= said
+                own |= fields
             at = data + _padded(info.size)
             continue
         if info.type == tarfile.REGTYPE and not (own or common):
@@ -70,29 +70,29 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
             member = _member(info, data, common | own)
         at = data + _padded(member.size)
         if at > size:
-            raise tarfile.ReadError(f"it breaks off in {member.name}; {_AGAIN}")
+            raise tarfile.ReadError(f"it is truncated in {member.name}; {_AGAIN}")
         yield member
         before, own = member.name, {}
     if own:
-        raise tarfile.ReadError(f"it breaks off after {before or 'its first header'}; {_AGAIN}")
+        raise tarfile.ReadError(f"it is truncated after {before or 'its first header'}; {_AGAIN}")
     _check_end(file, at, size, before)
 
 
-def _said(kind: bytes, content: bytes, before: str) -> dict[str, str]:
-    """Fields of the next member, out of the content of a header of that type."""
+def _extended_fields(kind: bytes, content: bytes, before: str) -> dict[str, str]:
+    """The fields that an extended header of type `kind` sets for the next member."""
     if kind not in _LONG:
         return _records(content, before)
     return {"path": _text(content.partition(b"\0")[0])} if kind == tarfile.GNUTYPE_LONGNAME else {}
 
 
-def _member(info: _Header, data: int, about: dict[str, str]) -> Member:
-    """The member of a header, of which the headers before it say `about`."""
-    # Slashes at the end, which tarfile takes away too, mark a folder.
-    name = about.get("path", info.name).rstrip("/")
-    if info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse.") for key in about):
-        name = about.get("GNU.sparse.name", name)
-        raise tarfile.ReadError(f"{name} is a sparse file; write it anew, without tar's --sparse")
-    size = about.get("size", str(info.size))
+def _member(info: _Header, data: int, extended: dict[str, str]) -> Member:
+    """The member of a header; fields of extended headers come first."""
+    # A slash at the end marks a folder; tarfile removes it too.
+    name = extended.get("path", info.name).rstrip("/")
+    if info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse.") for key in extended):
+        name = extended.get("GNU.sparse.name", name)
+        raise tarfile.ReadError(f"{name} is a sparse file; write it again, without tar's --sparse")
+    size = extended.get("size", str(info.size))
     if not size.isdecimal():
         raise tarfile.ReadError(f"the size of {name} is {size}; {_AGAIN}")
     return Member(name, info.type, data, 0 if info.type in _EMPTY else int(size))
@@ -103,33 +103,33 @@ def _padded(size: int) -> int:
 
 
 def _read(file: BinaryIO, at: int, count: int, size: int, before: str) -> bytes:
-    """`count` bytes from `at`, which lie within the tar or it is cut."""
+    """Read `count` bytes at `at`. Raises ReadError if the tar ends before that."""
     if at == size and count == _BLOCK:
         fault = f"it has no end marker after {before}" if before else "it is empty"
-        raise tarfile.ReadError(f"{fault}: it is cut, or was never finished; {_AGAIN}")
+        raise tarfile.ReadError(f"{fault}: it is truncated, or was never finished; {_AGAIN}")
     file.seek(at)
     content = file.read(count) if 0 <= count <= size - at else b""
     if len(content) < count or count < 0:
-        raise tarfile.ReadError(f"it breaks off after {before or 'its beginning'}; {_AGAIN}")
+        raise tarfile.ReadError(f"it is truncated after {before or 'its beginning'}; {_AGAIN}")
     return content
 
 
 def _header(block: bytes, before: str) -> _Header:
-    """The fields of a header block, whose checksum is compared with its bytes."""
+    """The fields of a header block. Verifies its checksum."""
     if header := _plain_header(block):
         return header
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
     except tarfile.HeaderError as error:
-        fault = f"the header after {before} is damaged" if before else "it does not begin as a tar does"
+        fault = f"the header after {before} is damaged" if before else "it does not begin like a tar"
         raise tarfile.ReadError(f"{fault}; {_AGAIN}") from error
     return _Header(info.name, info.type, info.size)
 
 
 def _plain_header(block: bytes) -> _Header | None:
-    """The fields of a header as nearly all are; None where tarfile, which takes ten times as long, must look.
+    """The fields of an ordinary header with a correct checksum, ten times as fast as tarfile; else None.
 
-    Its checksum is right: of 256 bytes the lower half of Adler-32 is their sum and one.
+    The checksum is a sum of bytes: for up to 256 bytes, the lower half of Adler-32 is their sum plus one.
     """
     kind, size, checksum = block[156:157], block[124:135], block[148:154]
     if kind not in _ALIKE or block[135] not in _ENDS or block[154] not in _ENDS:
@@ -149,12 +149,12 @@ def _plain_header(block: bytes) -> _Header | None:
 
 
 def _text(content: bytes) -> str:
-    # Names need not be UTF-8, and Arrow's strings must.
+    # Arrow's strings must be UTF-8; names in a tar need not be.
     return content.decode("utf-8", "backslashreplace")
 
 
 def _records(content: bytes, before: str) -> dict[str, str]:
-    """Fields of a pax header: records of the form "LENGTH KEY=VALUE\\n"."""
+    """The fields of a pax header, whose records have the form "LENGTH KEY=VALUE\\n"."""
     found: dict[str, str] = {}
     while content.strip(b"\0"):
         digits, _, rest = content.partition(b" ")
@@ -168,15 +168,16 @@ def _records(content: bytes, before: str) -> dict[str, str]:
 
 
 def _check_end(file: BinaryIO, at: int, size: int, before: str) -> None:
-    """Raise ReadError unless zeros alone follow the zero block at `at`.
+    """Raise ReadError unless only zeros follow the zero block at `at`.
 
-    Two zero blocks end a tar. One at the very end will do, as it does for GNU tar: all members are there.
-    But what follows the marker would be left out unsaid: a second tar, or members behind a hole.
+    Two zero blocks end a tar; a single one at the very end is enough, as in GNU tar. Anything after them,
+    such as a second tar or members after a hole, would be silently ignored.
     """
     file.seek(at)
     while at < size and (chunk := file.read(min(_CHUNK, size - at))):
         if chunk.strip(b"\0"):
             raise tarfile.ReadError(
-                f"more than its end follows {before or 'its beginning'}: two tars in one, or a hole; {_AGAIN}"
+                f"data follows its end marker after {before or 'its beginning'}: two tars in one, or a hole; "
+                f"{_AGAIN}"
             )
         at += len(chunk)

@@ -1,7 +1,7 @@
-"""WebDataset tars: a fragment is a run of samples that lie side by side, known from the tar's headers.
+"""WebDataset tars: a fragment is a run of consecutive samples, found from the tar's headers.
 
-Members that follow each other and share a key, their name up to its first dot, are one sample: an image, and
-its class as a whole number in a member that ends in .cls. Aizman et al. 2019, section 3.
+Consecutive members with the same key (the name up to its first dot) are one sample: an image, and optionally
+its class as a whole number in a .cls member. Aizman et al. 2019, section 3.
 """
 
 import codecs
@@ -29,7 +29,7 @@ from pipelines.formats.tar_headers import Member, members
 
 ENDINGS = (".tar",)
 
-# What is read at once: large enough for object storage, small enough to shuffle.
+# Size of a fragment: large enough for object storage, small enough to shuffle.
 _FRAGMENT_BYTES = 4 << 20
 _FRAGMENT_SAMPLES = 256
 
@@ -37,10 +37,10 @@ _CLASS = ".cls"
 _LARGEST_LABEL = 2**63 - 1
 _NUMBER = re.compile(r"[+-]?[0-9]+")
 
-# More than any label needs, should something else have that ending.
+# Bytes to read of a .cls member: more than any label needs.
 _LABEL_BYTES = 64
 
-# Members that an error lists.
+# Members to list in an error.
 _SHOWN = 4
 
 _SAMPLE = [
@@ -52,9 +52,9 @@ _NONE = array("q")
 
 
 class _Part(NamedTuple):
-    """A member as a part of the sample of its key.
+    """A member, as part of the sample with its key.
 
-    ending: from the dot that ends the key, in lower case. content: that of a class, as far as a number goes.
+    ending: the name from the dot that ends the key, in lower case. content: the first bytes of a .cls member.
     """
 
     key: str
@@ -65,7 +65,7 @@ class _Part(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the ending has no further dot, as a sample's own parts have."""
+        """Whether the ending has a single dot."""
         return self.ending.count(".") == 1
 
     @property
@@ -75,11 +75,11 @@ class _Part(NamedTuple):
 
 
 @dataclass
-class _Found:
+class _TarSamples:
     """The samples of one tar, in columns: a list of dictionaries would take four times the memory.
 
-    no_label: which sample has no label, if one has none. dotted: groups of images that share a key, each of
-    which counts as a sample of its own.
+    no_label: the first sample without a label, if any. dotted: groups of images that share a key although
+    each image is a sample of its own.
     """
 
     path: str
@@ -98,18 +98,18 @@ def index_files(
     pool: Executor,
     done: Callable[[], None],
 ) -> Listing:
-    """The samples of `files`, which have labels if all have a .cls member.
+    """List the samples of `files`. They have labels if every sample has a .cls member.
 
-    Raises ValueError for a tar that cannot be read whole, a name that is there twice, a class that is no
-    number, and where nothing says which of a sample's images is meant.
+    Raises ValueError for a tar that cannot be read to its end, a duplicate name, a class that is not a
+    number, and a sample with several images of which none is chosen.
     """
 
     ahead = max(2, CONNECTIONS // len(files))
 
-    def samples(file: Place) -> tuple[pa.Table, _Found]:
+    def samples(file: Place) -> tuple[pa.Table, _TarSamples]:
         found = reading(lambda: _read_tar(filesystem, file.path, data, ahead), file.path)
         done()
-        # The members of all tars would take several times the memory of the table.
+        # Without the columns: for all tars they would take several times the memory of the table.
         return _fragments(found), replace(found, keys=[], offsets=_NONE, sizes=_NONE, labels=_NONE)
 
     found = list(pool.map(samples, files))
@@ -120,8 +120,8 @@ def index_files(
     return Listing(_without_labels(table) if no_labels else table, no_labels)
 
 
-def _fragments(tar: _Found) -> pa.Table:
-    """The samples of a tar in runs that are read at once."""
+def _fragments(tar: _TarSamples) -> pa.Table:
+    """Group the samples of a tar into fragments."""
     offsets, sizes = np.array(tar.offsets, np.int64), np.array(tar.sizes, np.int64)
     ends, starts = offsets + sizes, [0]
     while starts[-1] < len(offsets):
@@ -141,7 +141,7 @@ def _fragments(tar: _Found) -> pa.Table:
 
 
 def _without_labels(fragments: pa.Table) -> pa.Table:
-    """The same, where -1 stands for each label."""
+    """The fragments with all labels set to -1."""
     runs = fragments["samples"].combine_chunks()
     columns = runs.values.flatten()[: len(_SAMPLE) - 1]
     none = pa.array(np.full(len(runs.values), -1))
@@ -150,8 +150,8 @@ def _without_labels(fragments: pa.Table) -> pa.Table:
     return fragments.set_column(fragments.schema.get_field_index("samples"), "samples", runs)
 
 
-def _read_tar(filesystem: fs.FileSystem, path: str, data: DataConfig, ahead: int) -> _Found:
-    found = _Found(path)
+def _read_tar(filesystem: fs.FileSystem, path: str, data: DataConfig, ahead: int) -> _TarSamples:
+    found = _TarSamples(path)
     try:
         with read_ahead(filesystem, path, ahead) as (file, size):
             parts = _parts(members(file, size), data, path, file)
@@ -163,7 +163,7 @@ def _read_tar(filesystem: fs.FileSystem, path: str, data: DataConfig, ahead: int
 
 
 def _parts(walk: Iterable[Member], data: DataConfig, path: str, file: BinaryIO) -> Iterator[_Part]:
-    """The files of a tar; raises ValueError for an image or class that is there twice, or is a link."""
+    """The files of a tar. Raises ValueError for an image or class that is a duplicate or a link."""
     seen: set[str] = set()
     for member in walk:
         if member.type == tarfile.DIRTYPE or _is_passed_over(member.name):
@@ -173,21 +173,21 @@ def _parts(walk: Iterable[Member], data: DataConfig, path: str, file: BinaryIO) 
         if is_image or is_class:
             if member.type not in tarfile.REGULAR_TYPES:
                 raise ValueError(
-                    f"{member.name} of {path} is a link, or no file; write the tar anew with the files "
-                    "themselves, as tar --dereference --hard-dereference does"
+                    f"{member.name} of {path} is a link, or not a regular file; write the tar again with the "
+                    "files themselves, as tar --dereference --hard-dereference does"
                 )
             if member.name in seen:
-                raise ValueError(f"{member.name} is twice in {path}; write it anew, each name once")
+                raise ValueError(f"{member.name} occurs twice in {path}; write it again, each name once")
             seen.add(member.name)
         if is_class:
-            # At once, as long as it lies in the buffer with its header.
+            # Read it now, while it is in the buffer with its header.
             file.seek(member.offset)
             content = file.read(min(member.size, _LABEL_BYTES))
         yield _Part(key, ending, member, is_image, content)
 
 
 def _split(name: str, dot: str) -> tuple[str, str]:
-    """A member's key and ending: the name up to that dot of its last part, and the rest."""
+    """A member's key and ending: the path split at the first or last dot of the file name."""
     folder, slash, last = name.rpartition("/")
     at = last.find(".") if dot == "first" else last.rfind(".")
     at = len(last) if at < 0 else at
@@ -195,7 +195,7 @@ def _split(name: str, dot: str) -> tuple[str, str]:
 
 
 def _is_passed_over(name: str) -> bool:
-    """Whether WebDataset has no key for it, as for the ._NAME beside each NAME of macOS; or it is junk."""
+    """Whether the member is hidden, which WebDataset ignores (macOS adds a ._NAME to each NAME), or junk."""
     folder, _, last = name.rpartition("/")
     return last.startswith(".") or _is_hidden(folder)
 
@@ -206,8 +206,8 @@ def _is_hidden(folder: str) -> bool:
     return any(part.startswith(".") and part.strip(".") for part in folders) or not JUNK.isdisjoint(folders)
 
 
-def _add(found: _Found, group: list[_Part], data: DataConfig) -> None:
-    """Add what the parts of one key are: a sample, none without an image, or several."""
+def _add(found: _TarSamples, group: list[_Part], data: DataConfig) -> None:
+    """Add the sample or samples of one key; a group without an image has none."""
     classes = {part.ending: part for part in group if part.ending.endswith(_CLASS)}
     images = _images(group, data)
     if len(images) > 1:
@@ -227,7 +227,7 @@ def _add(found: _Found, group: list[_Part], data: DataConfig) -> None:
 
 
 def _images(group: list[_Part], data: DataConfig) -> list[_Part]:
-    """The image of a sample: the one that is named, else the plain one; all where that says nothing."""
+    """The image of a sample: the one that data.image_ending names, else the plain one, else all images."""
     images = [part for part in group if part.is_image]
     if len(images) < 2:
         return images
@@ -238,11 +238,11 @@ def _images(group: list[_Part], data: DataConfig) -> list[_Part]:
     return images
 
 
-def _check_dotted(tars: list[_Found]) -> None:
-    """Raise ValueError where images that share a key may be those of one sample.
+def _check_dotted(tars: list[_TarSamples]) -> None:
+    """Raise ValueError if images that share a key may belong to one sample.
 
-    They are where an ending comes back, as .left.jpg does under each key. Where none does, the dots are the
-    names' own, as in 2021.05.03-0.jpg and 2021.05.03-1.jpg.
+    They do if an ending repeats, such as .left.jpg under each key. If none repeats, the dots are part of the
+    names, as in 2021.05.03-0.jpg and 2021.05.03-1.jpg.
     """
     seen: set[str] = set()
     for tar in tars:
@@ -256,18 +256,18 @@ def _check_dotted(tars: list[_Found]) -> None:
 def _several(images: list[_Part], path: str, dot: str) -> ValueError:
     names = [image.member.name for image in images]
     shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-    way_out = "" if dot == "last" else ", or, where dots belong to the names, set --data.key-dot last"
+    way_out = "" if dot == "last" else ", or, if dots belong to the names, set --data.key-dot last"
     return ValueError(
-        f"{path} has several images under the key {images[0].key}: {shown}; name one as in "
+        f"{path} has several images under the key {images[0].key}: {shown}; choose one, as in "
         f"--data.image-ending {images[0].ending.lstrip('.')}{way_out}"
     )
 
 
 def _label(part: _Part | None, path: str) -> int | str:
-    """The class that a .cls member holds, or in words that there is none."""
+    """The class in a .cls member, or text that says why there is none."""
     if part is None:
         return "no .cls beside it"
-    # A mark of Windows' editors may stand before it.
+    # Windows editors may add a byte order mark.
     text = part.content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace").strip()
     if not text:
         return "an empty .cls"
@@ -284,7 +284,7 @@ def labels(fragments: pa.Table) -> Int[np.ndarray, " rows"]:
 
 
 def read_pieces(filesystem: fs.FileSystem, pieces: list[dict], pool: Executor) -> pa.Table:
-    """Samples [start, stop) of each fragment, as layout.ROWS; one read a piece."""
+    """Samples [start, stop) of each fragment, as base.ROWS; one read for each piece."""
     return pa.concat_tables(pool.map(lambda piece: _read_piece(filesystem, piece), pieces))
 
 

@@ -20,14 +20,14 @@ SCHEME = "torchvision:"
 # Images that one task encodes at a time.
 _FRAGMENT_ROWS = 256
 
-# What views are made of is set by the recipe.
+# Arguments that are not accepted: the recipe defines the views.
 _TRANSFORMS = ("transform", "target_transform", "transforms", "loader", "is_valid_file")
 
 
 def index_rows(uri: str) -> Listing:
-    """Runs of rows of the data set that `uri` names; it is downloaded only with download=true.
+    """List the data set that `uri` names in runs of rows; downloads it only with download=true.
 
-    Raises ValueError for an unknown class or argument, with the nearest name, and where there are no data.
+    Raises ValueError for an unknown class or argument, with the nearest name, and if the data are missing.
     """
     dataset = _open(uri)
     try:
@@ -43,12 +43,12 @@ def index_rows(uri: str) -> Listing:
         }
     )
     if not rows or _label(dataset[0]) is None:
-        return Listing(fragments, f"the targets of {plain(uri)} are no whole numbers")
+        return Listing(fragments, f"the targets of {plain(uri)} are not whole numbers")
     return Listing(fragments, classes=tuple(map(_class_name, getattr(dataset, "classes", ()))))
 
 
 def read_pieces(pieces: list[dict], has_labels: bool) -> pa.Table:
-    """Rows [start, stop) of each run, as layout.ROWS; an image that cannot be opened has no bytes."""
+    """Rows [start, stop) of each run, as base.ROWS; an image that cannot be opened has no bytes."""
     rows = []
     for piece in pieces:
         dataset = _open(piece["path"])
@@ -58,9 +58,9 @@ def read_pieces(pieces: list[dict], has_labels: bool) -> pa.Table:
 
 
 def read_labels(fragment: dict) -> Int[np.ndarray, " rows"]:
-    """The label of each row of a run, as read_pieces has it.
+    """The label of each row of a run, as in read_pieces.
 
-    Of a data set that lists its targets, as most do, no image is opened.
+    Opens no image if the data set lists its targets, as most do.
     """
     dataset, first = _open(fragment["path"]), fragment["first_row"]
     rows = range(first, first + fragment.get("fragment_rows", fragment["rows"]))
@@ -75,7 +75,7 @@ def _row(dataset: Any, row: int, path: str, has_labels: bool) -> dict[str, Any]:
     image, label = None, -1
     try:
         item = dataset[row]
-    except (OSError, SyntaxError):  # PIL's, of an image that is broken.
+    except (OSError, SyntaxError):  # PIL raises these for a broken image.
         pass
     else:
         image = _png(item[0] if isinstance(item, tuple) else item, path)
@@ -84,14 +84,14 @@ def _row(dataset: Any, row: int, path: str, has_labels: bool) -> dict[str, Any]:
 
 
 def _label(item: Any) -> int | None:
-    """The class as a whole number, or None where the target is something else."""
+    """The class as a whole number, or None if the target is something else."""
     target = item[1] if isinstance(item, tuple) and len(item) > 1 else None
     is_class = isinstance(target, int | np.integer) and not isinstance(target, bool)
     return int(target) if is_class else None  # pyright: ignore[reportArgumentType]
 
 
 def _class_name(name: Any) -> str:
-    # ImageNet's are tuples of synonyms.
+    # ImageNet's names are tuples of synonyms.
     return name if isinstance(name, str) else ", ".join(map(str, name))
 
 
@@ -108,7 +108,7 @@ def _png(image: Any, path: str) -> bytes:
 
 
 def absolute(uri: str) -> str:
-    """`uri` with its `root` from the root of the file system: workers have another working directory."""
+    """`uri` with an absolute path as its `root`: workers have another working directory."""
     head, _, query = uri.partition("?")
     parts = [part.partition("=") for part in query.split("&") if part]
     given = [
@@ -122,7 +122,7 @@ def _name(uri: str) -> str:
 
 
 def plain(uri: str) -> str:
-    """The URI without download=true, which is the work of one process."""
+    """The URI without download=true: only one process downloads."""
     head, _, query = uri.partition("?")
     kept = [part for part in query.split("&") if part and not part.startswith("download=")]
     return head + ("?" + "&".join(kept) if kept else "")
@@ -130,7 +130,7 @@ def plain(uri: str) -> str:
 
 @lru_cache(maxsize=1)
 def _open(uri: str) -> Any:
-    import torchvision  # Takes seconds, which other sources should not.
+    import torchvision  # Takes seconds; other formats do not need it.
 
     names = [name for name in torchvision.datasets.__all__ if name[0].isupper()]
     if _name(uri) not in names:
@@ -165,7 +165,7 @@ def _value(text: str) -> bool | int | str:
 
 
 def _nearest(name: str, names: list[str]) -> str:
-    """The way out: the nearest name, whatever its case, or all of a few."""
+    """The way out: the nearest name, ignoring case, else all names."""
     by_lower = {known.lower(): known for known in names}
     close = get_close_matches(name.lower(), by_lower, n=1)
     if close:
@@ -174,5 +174,5 @@ def _nearest(name: str, names: list[str]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """Its first sentence; the next is a way out that is Python's."""
+    """The first sentence of the error; the next one gives advice for Python code."""
     return str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")

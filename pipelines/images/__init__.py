@@ -1,1 +1,1 @@
-"""One encoded image: its header, its orientation, and whether and how it decodes."""
+"""A single encoded image: its header, its orientation and its decoding."""

@@ -1,4 +1,4 @@
-"""Images that DALI does not decode, or not right, to PNG, as Pillow shows them."""
+"""Convert images that DALI cannot decode correctly to PNG, as Pillow shows them."""
 
 import atexit
 import io
@@ -14,7 +14,7 @@ from pipelines.images.pillow import BadImageError, opened, quiet, reason_of
 
 
 def to_png_elsewhere(content: bytes | memoryview, header: Header) -> bytes:
-    """The same as to_png in another process, so that an image that ends it is a bad one."""
+    """Run to_png in another process. An image that crashes it raises BadImageError."""
     (png,) = _in_another_process().each([(bytes(content), header)])
     if isinstance(png, Crash):
         raise BadImageError(str(png))
@@ -33,9 +33,9 @@ def _to_png(item: tuple[bytes, Header]) -> bytes:
 
 
 def to_png(content: bytes | memoryview, header: Header) -> bytes:
-    """The image upright, with 8 bits a sample; of several pictures the first.
+    """The image as PNG: upright, 8 bits per sample, the first picture if there are several.
 
-    Raises BadImageError where Pillow cannot decode it, or to another size than its header says.
+    Raises BadImageError if Pillow cannot decode it, or if its size is not the one in its header.
     """
     image, out = shown(content, header.orientation), io.BytesIO()
     if image.size != (header.width, header.height):
@@ -48,7 +48,7 @@ def to_png(content: bytes | memoryview, header: Header) -> bytes:
 
 
 def shown(content: bytes | memoryview, orientation: int) -> Image.Image:
-    """The image as Pillow shows it, in grey or RGB. Raises BadImageError where it cannot."""
+    """The image as Pillow shows it, upright, in grey or RGB. Raises BadImageError if it cannot be decoded."""
     try:
         with quiet():
             image = _opened(content)
@@ -57,9 +57,9 @@ def shown(content: bytes | memoryview, orientation: int) -> Image.Image:
             pixels = _in_eight_bits(image)
     except BadImageError:
         raise
-    except Exception as error:  # Of bytes that are broken, Pillow may raise anything.
+    except Exception as error:  # Pillow may raise anything for broken bytes.
         raise BadImageError(f"its pixels cannot be decoded ({reason_of(error)})") from error
-    # Only pixels are to be written, no profile and no transparent colour.
+    # Write only the pixels, no colour profile and no transparent colour.
     pixels.info = {}
     if turned or orientation not in TRANSPOSES:
         return pixels
@@ -67,7 +67,7 @@ def shown(content: bytes | memoryview, orientation: int) -> Image.Image:
 
 
 def _turns_itself(image: Image.Image) -> bool:
-    """Whether Pillow's pixels are upright: those of a TIFF are, unless its orientation is a BYTE."""
+    """Whether Pillow turns the pixels upright: it does so for TIFF, unless the orientation is a BYTE."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return False
     return not isinstance(image.tag_v2.get(ExifTags.Base.Orientation), bytes)
@@ -78,29 +78,27 @@ def _opened(content: bytes | memoryview) -> Image.Image:
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 1:
         return image
-    # By itself Pillow mixes up samples of 16 bits whose planes lie apart; libtiff does not.
-    by_itself, TiffImagePlugin.READ_LIBTIFF = TiffImagePlugin.READ_LIBTIFF, True
+    # Pillow's own decoder mixes up 16-bit samples in separate planes; libtiff does not.
+    before, TiffImagePlugin.READ_LIBTIFF = TiffImagePlugin.READ_LIBTIFF, True
     try:
         return opened(content)
     finally:
-        TiffImagePlugin.READ_LIBTIFF = by_itself
+        TiffImagePlugin.READ_LIBTIFF = before
 
 
 def _in_eight_bits(image: Image.Image) -> Image.Image:
-    """The image in grey or RGB; of longer samples the highest 8 bits."""
+    """The image in grey or RGB, with the highest 8 bits of longer samples."""
     mode = image.mode
     if mode.startswith("I;16") or (mode == "I" and image.format == "PPM"):
         return Image.fromarray((np.asarray(image).astype(np.int32) >> (_bits(image) - 8)).astype(np.uint8))
     if mode in ("I", "F"):
-        raise BadImageError(
-            "its samples are numbers whose range nothing tells; save it with 8 or 16 bits a sample"
-        )
+        raise BadImageError("its samples are numbers of unknown range; save it with 8 or 16 bits a sample")
     if mode in ("La", "RGBa"):
         image = image.convert(mode.upper())
     return image.convert("L" if mode in ("1", "L", "LA", "La") else "RGB")
 
 
 def _bits(image: Image.Image) -> int:
-    """Of a sample, as Pillow gives it: TIFF's 12 are not scaled to 16."""
+    """Bits per sample in Pillow's pixels. Pillow does not scale TIFF's 12 bits to 16."""
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     return tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]

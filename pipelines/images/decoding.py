@@ -1,4 +1,4 @@
-"""Which encoded images do not decode, and why: one after another, here or in a process of its own."""
+"""Find the encoded images that do not decode, one by one, in this process or in a separate one."""
 
 import atexit
 import sys
@@ -24,7 +24,7 @@ def undecodable(
     *,
     gpu: int | None = None,
 ) -> dict[int, str]:
-    """Why each image cannot be used whose pixels do not decode, or not to its size; one after another."""
+    """The reason, by position, for each image that does not decode or decodes to another size."""
     reasons = {}
     for position, (image, size) in enumerate(zip(images, stored_sizes.tolist(), strict=True)):
         try:
@@ -40,28 +40,28 @@ def undecodable(
 def faults(
     images: Iterable[bytes], *, converted: bool = False, gpu: int | None = None
 ) -> Iterator[str | None]:
-    """Why each image does not decode as it would for training, None where it does.
+    """Yield the reason why each image does not decode, or None, decoding as training does.
 
-    They are decoded in another process: an image that ends it does not decode either. `converted` ones are as
-    they come to DALI; of the others Pillow takes its own first.
+    Decodes in another process; an image that crashes it does not decode. `converted`: the images that need
+    Pillow are PNG already, else they are converted first.
     """
     for fault in _in_another_process().each((image, converted, gpu) for image in images):
         yield str(fault) if isinstance(fault, Crash) else fault
 
 
 def screened(tables: Iterable[pa.Table], rows: int, *, gpu: int | None = None) -> Iterator[pa.Table]:
-    """The same tables (reader.SCHEMA); of the first `rows` images those are bad that have faults."""
+    """The tables (reader.SCHEMA), with images that do not decode marked as bad; checks the first `rows`."""
     left = rows
     for table in tables:
-        looked_at, left = table.slice(0, max(0, left)), left - len(table)
-        good = np.flatnonzero(looked_at["bad"].is_null().to_numpy())
-        images = (looked_at["image"][row].as_py() for row in good.tolist())
+        checked, left = table.slice(0, max(0, left)), left - len(table)
+        good = np.flatnonzero(checked["bad"].is_null().to_numpy())
+        images = (checked["image"][row].as_py() for row in good.tolist())
         found = zip(good.tolist(), faults(images, converted=True, gpu=gpu), strict=True)
         yield _with_bad(table, {row: fault for row, fault in found if fault})
 
 
 def known_bad(tables: Iterable[pa.Table], known: Mapping[Identity, str]) -> Iterator[pa.Table]:
-    """The same tables (reader.SCHEMA); the images that are known are bad, for that reason."""
+    """The tables (reader.SCHEMA), with the images in `known` marked as bad, for the given reasons."""
     for table in tables:
         columns = (table[name].to_pylist() for name in ("path", "key", "sample"))
         images = zip(*columns, strict=True) if known else ()
@@ -86,7 +86,7 @@ def _in_another_process() -> Isolated[tuple[bytes, bool, int | None], str | None
 
 
 def _fault(item: tuple[bytes, bool, int | None]) -> str | None:
-    """Why the image does not decode, None where it does."""
+    """The reason why the image does not decode, or None."""
     content, converted, gpu = item
     try:
         header = read_header(content, max_pixels=sys.maxsize)
@@ -99,17 +99,17 @@ def _fault(item: tuple[bytes, bool, int | None]) -> str | None:
 
 
 def _written(size: Sequence[int]) -> str:
-    """Height and width as people write them."""
+    """A size (height, width) as text: width x height."""
     return f"{size[1]} x {size[0]}"
 
 
 @lru_cache(maxsize=1)
 def _decoder(gpu: int | None) -> Any:
-    """Built when first needed; images are seldom broken."""
+    """The decoder, built on first use: images are seldom broken."""
     return build_decoder(gpu=gpu)
 
 
 def _first_line(error: RuntimeError) -> str:
-    """The fault alone, out of a message of DALI's that names the operator and its place too."""
+    """The cause in a message of DALI's, without the operator and the stack trace."""
     lines = str(error).rpartition("encountered:")[2].split("\n")
     return next((line.strip(" :") for line in lines if line.strip()), "unknown")

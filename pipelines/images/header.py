@@ -1,4 +1,4 @@
-"""An encoded image's size, how it is turned and whether it is whole, without decoding it."""
+"""Read an encoded image's size, orientation and completeness without decoding it."""
 
 from typing import Any, NamedTuple
 
@@ -14,10 +14,10 @@ from pipelines.images.orientation import (
 )
 from pipelines.images.pillow import BadImageError, opened, quiet, reason_of
 
-# DALI decodes most kinds of the first five; Pillow the others, and what is left.
+# DALI decodes most kinds of the first five; Pillow decodes the rest.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
 
-# JPEG markers (ITU-T T.81, table B.1): frame headers are C0 to CF but for three; these stand alone.
+# JPEG markers (ITU-T T.81, table B.1): frame headers are C0 to CF except three; _ALONE have no segment.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ALONE = frozenset([0x01, *range(0xD0, 0xD8)])
 _APP1, _APP14, _SCAN, _FILL = 0xE1, 0xEE, 0xDA, 0xFF
@@ -27,11 +27,11 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 # Flags of a WebP's VP8X chunk.
 _HAS_EXIF, _HAS_XMP, _ANIMATED = 8, 4, 2
 
-# TIFF tags that Pillow names otherwise, or not at all.
+# TIFF tags of the offsets and sizes of strips and of tiles (Pillow has no names for the latter).
 _PIXELS = ((TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.STRIPBYTECOUNTS), (324, 325))
 
-# The kinds of TIFF that DALI decodes as Pillow does, as tests/pipelines/test_pixels.py measures: bits of each
-# sample, photometric interpretation and the meaning of a fourth sample, for these compressions.
+# The kinds of TIFF that DALI decodes like Pillow, measured by tests/pipelines/test_pixels.py: bits of each
+# sample, photometric interpretation and meaning of a fourth sample, for _TIFF_COMPRESSIONS.
 _TIFF_KINDS = {
     *(((bits,), photo, ()) for bits in (8, 16) for photo in (0, 1)),
     ((8,), 3, ()),
@@ -39,7 +39,7 @@ _TIFF_KINDS = {
     *(((bits,) * 4, 2, extra) for bits in (8, 16) for extra in ((), (0,), (2,))),
     ((8,) * 4, 5, ()),
 }
-# Those that Pillow decodes right where each sample has a plane of its own; DALI decodes few.
+# Kinds with a separate plane for each sample that Pillow decodes correctly; DALI decodes few of them.
 _TIFF_PLANAR_KINDS = {
     *(((bits,) * 3, 2, ()) for bits in (8, 16)),
     *(((bits,) * 4, 2, (extra,)) for bits in (8, 16) for extra in (0, 1, 2)),
@@ -53,9 +53,9 @@ _BMP_RAW, _BMP_BITS, _BMP_HEADERS = 0, (1, 4, 8, 24, 32), (12, 40, 108, 124)
 
 
 class Header(NamedTuple):
-    """Height and width of an image as it is shown, and EXIF's orientation, as which it is stored.
+    """Height and width of an image as shown, and the EXIF orientation in which it is stored.
 
-    for_pillow: whether Pillow must decode it (pipelines.conversion), since DALI does not or does it wrong.
+    for_pillow: whether Pillow must decode it (pipelines.images.conversion), because DALI cannot or is wrong.
     """
 
     height: int
@@ -65,20 +65,20 @@ class Header(NamedTuple):
 
     @property
     def stored_size(self) -> tuple[int, int]:
-        """Height and width that it decodes to."""
+        """Height and width of the decoded pixels."""
         return (self.width, self.height) if self.orientation in SIDEWAYS else (self.height, self.width)
 
     @property
     def upright(self) -> "Header":
-        """Of the same image, saved upright."""
+        """The header of the same image, saved upright."""
         return Header(self.height, self.width)
 
 
 def read_header(content: bytes | memoryview | None, *, max_pixels: int) -> Header:
-    """The header of the image.
+    """Read the header of an image.
 
-    Raises BadImageError, and nothing else, for what is no image, not whole, in a format that is not decoded,
-    or has more than max_pixels pixels.
+    Raises BadImageError, and nothing else, if the content is not an image, is truncated, is in a format that
+    is not decoded, or has more than max_pixels pixels.
     """
     if not content:
         raise BadImageError("no bytes")
@@ -86,7 +86,7 @@ def read_header(content: bytes | memoryview | None, *, max_pixels: int) -> Heade
         header = _read(content)
     except BadImageError:
         raise
-    except Exception as error:  # Of bytes that are broken, Pillow and struct may raise anything.
+    except Exception as error:  # Pillow and struct may raise anything for broken bytes.
         raise BadImageError(f"its header is broken ({reason_of(error)})") from error
     if header.height < 1 or header.width < 1:
         raise BadImageError(f"{header.width} x {header.height} pixels")
@@ -98,7 +98,7 @@ def read_header(content: bytes | memoryview | None, *, max_pixels: int) -> Heade
 
 
 def image_format(content: bytes | memoryview) -> str:
-    """The format's name, as PIL's, or "unknown"."""
+    """PIL's name of the image's format, or "unknown"."""
     try:
         return opened(content).format or "unknown"
     except BadImageError:
@@ -129,7 +129,7 @@ def _jpeg(content: bytes | memoryview) -> Header:
             raise BadImageError("truncated JPEG")
         marker = content[at + 1]
         if content[at] != _FILL or not marker:
-            return _by_pillow(opened(content))  # It passes over the bytes between two markers; DALI does not.
+            return _by_pillow(opened(content))  # Pillow skips bytes between two markers; DALI does not.
         if marker == _SCAN:
             break
         if marker in _ALONE:
@@ -137,7 +137,7 @@ def _jpeg(content: bytes | memoryview) -> Header:
         if marker == _FILL:
             at += 1
             continue
-        # Bytes one by one: slices would take half of the time of a small image's header.
+        # Index single bytes: slices would take half of the time for a small image's header.
         length = content[at + 2] << 8 | content[at + 3]
         if marker in _FRAMES:
             height = content[at + 5] << 8 | content[at + 6]
@@ -149,18 +149,18 @@ def _jpeg(content: bytes | memoryview) -> Header:
         elif marker == _APP14:
             adobe = adobe or (length >= _ADOBE_LENGTH and content[at + 4 : at + 9] == _ADOBE)
         at += 2 + length
-    # The end may be followed by padding or another picture, and a thumbnail has an end of its own.
+    # Padding or another picture may follow the end marker; search after `at`, as a thumbnail has one too.
     if content[-2:] != b"\xff\xd9" and b"\xff\xd9" not in bytes(content[at:]):
         raise BadImageError("truncated JPEG")
     if size is None:
         raise BadImageError("broken JPEG: no frame header")
-    # DALI takes four colours for inverted ones, as Adobe's are, whoever wrote them.
+    # DALI treats every JPEG of four colours as inverted, but only Adobe's are.
     for_pillow = colours == 4 and not adobe
     return _turned(*size, orientation_in(metadata), for_pillow=for_pillow)
 
 
 def _note(metadata: dict[Any, bytes], segment: bytes) -> None:
-    """Keep of a JPEG's segment what Pillow keeps: EXIF data may come in several."""
+    """Keep the metadata in a JPEG segment as Pillow does; EXIF data may span several segments."""
     if segment.startswith(_EXIF):
         metadata["exif"] = metadata["exif"] + segment[len(_EXIF) :] if "exif" in metadata else segment
     elif segment.startswith(_XMP):
@@ -169,13 +169,13 @@ def _note(metadata: dict[Any, bytes], segment: bytes) -> None:
 
 def _png(content: bytes | memoryview) -> Header:
     if content[12:16] != b"IHDR":
-        raise BadImageError("a PNG that does not begin with its size, as an iPhone's own; save it anew")
+        raise BadImageError("a PNG that does not begin with its size, like those of iPhones; save it again")
     width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
     at, chunks, pixels, animated = 8, [], False, False
     while (kind := bytes(content[at + 4 : at + 8])) != b"IEND":
         length = int.from_bytes(content[at : at + 4], "big")
         if not kind:
-            # After the pixels, the end may stand where a broken chunk hides it.
+            # The end chunk may still be there after the pixels, hidden by a broken chunk.
             if not pixels or b"IEND" not in bytes(content[8:]):
                 raise BadImageError("truncated PNG")
             break
@@ -186,7 +186,7 @@ def _png(content: bytes | memoryview) -> Header:
         at += 12 + length
     if not pixels:
         raise BadImageError("broken PNG: no pixels")
-    # Of an animated one DALI shows another picture than the first.
+    # DALI does not show the first picture of an animated PNG.
     return _turned(height, width, orientation_in_png(chunks), for_pillow=animated)
 
 
@@ -213,7 +213,7 @@ def _webp(content: bytes | memoryview) -> Header:
         at += 8 + length + length % 2
     if size is None:
         raise BadImageError("broken WEBP: no frame header")
-    # DALI looks for EXIF data without the byte that follows a chunk of odd length, and gives up.
+    # DALI misses EXIF data after a chunk of odd length: it ignores the padding byte.
     for_pillow = bool(flags & _ANIMATED or (flags & _HAS_EXIF and padded))
     return _turned(size[1], size[0], orientation_in(metadata), for_pillow=for_pillow)
 
@@ -230,10 +230,10 @@ def _tiff(image: TiffImagePlugin.TiffImageFile, content: bytes | memoryview) -> 
     width, height = tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH]
     if set(tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))) != {1}:
         raise BadImageError(
-            "its samples are signed or floating-point numbers, whose range nothing tells; "
+            "its samples are signed or floating-point numbers of unknown range; "
             "save it with 8 or 16 bits a sample"
         )
-    # DALI turns some kinds by itself, whatever it is told, and breaks down over others.
+    # DALI turns some kinds whatever adjust_orientation says, and fails on others.
     told = ExifTags.Base.Orientation in _tags(content)
     upright = not told or tags.get(ExifTags.Base.Orientation) == UPRIGHT
     orientation, plain = orientation_of(image), _is_plain_tiff(tags)
@@ -241,7 +241,7 @@ def _tiff(image: TiffImagePlugin.TiffImageFile, content: bytes | memoryview) -> 
 
 
 def _tags(content: bytes | memoryview) -> set[int]:
-    """The tags of a TIFF's first picture, those without a value too, which Pillow passes over."""
+    """The tags of a TIFF's first picture, including those without a value, which Pillow skips."""
     order = "little" if content[:2] == b"II" else "big"
     start = int.from_bytes(content[4:8], order)
     entries = (start + 2 + 12 * n for n in range(int.from_bytes(content[start : start + 2], order)))
@@ -249,7 +249,7 @@ def _tags(content: bytes | memoryview) -> set[int]:
 
 
 def _is_plain_tiff(tags: Any) -> bool:
-    """Whether DALI decodes it right. Raises BadImageError where Pillow does not either."""
+    """Whether DALI decodes the TIFF correctly. Raises BadImageError if Pillow does not either."""
     samples = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
     bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
     bits = bits * samples if len(bits) == 1 else bits
@@ -258,7 +258,7 @@ def _is_plain_tiff(tags: Any) -> bool:
     if samples > 1 and tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) != 1:
         if kind not in _TIFF_PLANAR_KINDS:
             raise BadImageError(
-                "its samples lie in planes apart, which is not decoded; save it with one plane"
+                "its samples lie in separate planes, which is not decoded; save it with one plane"
             )
         return False
     compression = tags.get(TiffImagePlugin.COMPRESSION, 1)
@@ -277,7 +277,7 @@ def _bmp(image: Image.Image, content: bytes | memoryview) -> Header:
     header = int.from_bytes(content[14:18], "little")
     bits = int.from_bytes(content[24:26] if header == 12 else content[28:30], "little")
     start = int.from_bytes(content[10:14], "little")
-    # DALI goes wrong with 16 bits a pixel, runs or masks, and where a palette is said to be pixels.
+    # DALI fails on 16 bits per pixel, run lengths and masks, and when the pixels start within the palette.
     is_plain = header in _BMP_HEADERS and bits in _BMP_BITS and image.info.get("compression") == _BMP_RAW
     if not is_plain or start < 14 + header or (bits <= 8 and not _has_palette(content, header, bits, start)):
         return _by_pillow(image)
@@ -287,7 +287,7 @@ def _bmp(image: Image.Image, content: bytes | memoryview) -> Header:
 
 
 def _has_palette(content: bytes | memoryview, header: int, bits: int, start: int) -> bool:
-    """Whether as many colours as a BMP says lie between its header and its pixels, and not too many."""
+    """Whether the palette between a BMP's header and its pixels has as many colours as the header says."""
     used = int.from_bytes(content[46:50], "little") if header > _BMP_HEADERS[0] else 0
     colours = (start - 14 - header) // (4 if header > _BMP_HEADERS[0] else 3)
     return colours == (used or 1 << bits) <= 1 << bits
@@ -303,7 +303,7 @@ def _by_pillow(image: Image.Image) -> Header:
 
 
 def _turned(height: int, width: int, orientation: int, *, for_pillow: bool = False) -> Header:
-    """The header of an image that is stored so high and wide."""
+    """The header of an image that is stored with this height and width."""
     if orientation in SIDEWAYS:
         height, width = width, height
     return Header(height, width, orientation, for_pillow)

@@ -1,4 +1,4 @@
-"""A process of its own for work that may crash: a decoder's crash then costs one image, and names it."""
+"""Run work that may crash in a separate process, so that a decoder's crash costs only one image."""
 
 import os
 import pickle
@@ -15,7 +15,7 @@ from typing import IO, Any, Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# How the reason begins for which an image is bad that has ended a process.
+# How the reason begins for an image that crashed a process.
 ENDS_PROCESS = "decoding it ends the process"
 
 _LENGTH = struct.Struct("<Q")
@@ -25,7 +25,7 @@ _SERVE = "from pipelines.images.isolation import serve; serve({})"
 
 @dataclass(frozen=True)
 class Crash:
-    """The end of the process that worked on an item; `signal` is its number, None where it exited."""
+    """The process ended while it worked on an item. signal: the signal's number, None if it exited."""
 
     signal: int | None
 
@@ -35,22 +35,22 @@ class Crash:
 
 
 class Isolated(Generic[Item, Result]):
-    """`work` in a process of its own, which is started when first needed and again after each crash.
+    """Runs `work` in a separate process, started on first use and again after each crash.
 
-    `work` is a function at the top of a module that imports nothing that is not needed.
+    `work` is a function at the top level of a module, which should import little.
     """
 
     def __init__(self, work: Callable[[Item], Result]) -> None:
         self._work = work
         self._process: _Process | None = None
         self._lock = Lock()
-        # A process that is forked off this one must not talk to the same one as this.
+        # A fork of this process must not share the worker process.
         os.register_at_fork(after_in_child=self._forget)
 
     def each(self, items: Iterable[Item]) -> Iterator[Result | Crash]:
-        """For each item, in order, what `work` returns, or the crash that it has caused.
+        """Yield the result of `work` for each item, in order, or the crash that it caused.
 
-        Raises what `work` raises.
+        Raises the errors that `work` raises.
         """
         for item in items:
             with self._lock:
@@ -60,7 +60,7 @@ class Isolated(Generic[Item, Result]):
             yield answer
 
     def close(self) -> int | None:
-        """End the process; its exit code, the number of a signal being negative."""
+        """End the process. Returns its exit code; a signal is negative, None means no process."""
         process, self._process = self._process, None
         return process.end() if process else None
 
@@ -76,17 +76,17 @@ class Isolated(Generic[Item, Result]):
         except (BrokenPipeError, EOFError):
             code = self.close() or 0
             return Crash(-code if code < 0 else None)
-        except BaseException:  # Of an interrupt: the next answer would be this item's.
+        except BaseException:  # After an interrupt, the next answer would belong to this item.
             self._process.kill()
             self.close()
             raise
 
 
 class _Process:
-    """A process that does `work`; it ends when its input does."""
+    """A process that runs `work`; it ends when its input ends."""
 
     def __init__(self, work: Callable[[Any], Any]) -> None:
-        source, sink = os.pipe()  # Whatever a library prints is not among the answers.
+        source, sink = os.pipe()  # Not stdout, where libraries may print.
         command = [sys.executable, "-P", "-c", _SERVE.format(sink)]
         self._process = subprocess.Popen(
             command, env=os.environ | {"PYTHONPATH": _python_path()},
@@ -101,7 +101,7 @@ class _Process:
             self.kill()
             self.end()
             if isinstance(error, (BrokenPipeError, EOFError)):
-                raise RuntimeError(f"{sys.executable} ends before it can work on anything") from error
+                raise RuntimeError(f"{sys.executable} exits before it can do any work") from error
             raise
 
     def ask(self, item: Any) -> Any:
@@ -112,34 +112,34 @@ class _Process:
         self._process.kill()
 
     def end(self) -> int:
-        """Its exit code."""
+        """Close its input, wait for its end, return its exit code."""
         self._close()
         return self._process.wait()
 
     def forget(self) -> None:
-        """Leave it to the process that this one was forked off."""
+        """Leave it to the parent of this forked process."""
         self._close()
         self._process.returncode = 0
 
     def _close(self) -> None:
-        with suppress(BrokenPipeError):  # It is gone, and something was left to write.
+        with suppress(BrokenPipeError):  # It has ended before reading all of its input.
             self._items.close()
         self._answers.close()
 
 
 def _python_path() -> str:
-    """Where this process finds packages; -P has the other look nowhere else."""
+    """The search path of this process; with -P the other process searches nothing else."""
     found = []
     for path in sys.path:
-        with suppress(FileNotFoundError):  # The folder at hand may be deleted.
+        with suppress(FileNotFoundError):  # The working directory may have been deleted.
             found.append(path or os.getcwd())
     return os.pathsep.join(found)
 
 
 def serve(answers: int) -> None:
-    """Answer items on standard input until it ends, to that file descriptor: the work of the process."""
+    """The process's main loop: read items from standard input, write results to file descriptor `answers`."""
     source, sink = sys.stdin.buffer, os.fdopen(answers, "wb")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for the answers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent process.
     work = _receive(source)
     _send(sink, "ready")
     while True:

@@ -1,4 +1,4 @@
-"""How an image is stored and how it is shown: EXIF's orientations 1 to 8, of which 1 is upright."""
+"""EXIF orientations 1 to 8: how a stored image must be turned or mirrored to be shown; 1 is upright."""
 
 import io
 import zlib
@@ -12,10 +12,10 @@ from pipelines.images.pillow import quiet
 
 UPRIGHT = 1
 
-# Those whose rows are columns as they are shown.
+# Orientations whose stored rows are columns of the image as shown.
 SIDEWAYS = (5, 6, 7, 8)
 _IS_SIDEWAYS = np.isin(np.arange(9), SIDEWAYS)
-# Those that are shown backwards along the stored rows, and along the stored columns.
+# For each orientation, whether the shown image runs backwards along the stored rows, and the stored columns.
 _BACKWARDS = np.stack([np.isin(np.arange(9), (3, 4, 6, 7)), np.isin(np.arange(9), (2, 3, 7, 8))], axis=1)
 
 TRANSPOSES = {
@@ -28,40 +28,40 @@ TRANSPOSES = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Chunks of a PNG out of which Pillow takes an orientation: EXIF, and texts by their keys.
+# PNG chunks in which Pillow looks for an orientation besides eXIf: texts with these keys.
 _TEXTS = (b"iTXt", b"tEXt", b"zTXt")
 _KEYS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"exif\0", b"xmp\0")
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The orientation that Pillow finds in the image's EXIF data, a single BYTE too, or else in its XMP.
+    """The orientation that Pillow finds in the image's EXIF data, else in its XMP; else upright.
 
-    Where neither can be read the image is shown as it is stored.
+    Unlike Pillow, accepts a single BYTE.
     """
     xmp = {key: value for key, value in image.info.items() if "xmp" in str(key)}
     for source in (image, _holding(xmp)):
         try:
             with quiet():
                 found = source.getexif().get(ExifTags.Base.Orientation)
-        except Exception:  # Pillow may raise anything; XMP may still be whole.
+        except Exception:  # Pillow may raise anything; the XMP may still be intact.
             continue
         if isinstance(found, bytes) and len(found) == 1:
-            found = found[0]  # Written as a BYTE, which Pillow takes for no number.
-        # It may be of any type, and be any number.
+            found = found[0]  # A BYTE, which Pillow does not convert to a number.
+        # The value may be of any type.
         return next((known for known in TRANSPOSES if known == found), UPRIGHT)
     return UPRIGHT
 
 
 def orientation_in(metadata: dict[Any, Any]) -> int:
-    """The same of what Pillow would keep as an image's `info`."""
+    """The orientation in `metadata`, in the form of Pillow's Image.info."""
     return orientation_of(_holding(metadata)) if metadata else UPRIGHT
 
 
 def orientation_in_png(chunks: list[tuple[bytes, bytes]]) -> int:
-    """The same of a PNG's chunks for which `tells_orientation`, before or after the pixels."""
+    """The orientation in a PNG's chunks, those for which `tells_orientation` is true."""
     if not chunks:
         return UPRIGHT
-    # Of the smallest picture, since Pillow looks at the size of what it opens.
+    # In a picture of one pixel, because Pillow checks the size of what it opens.
     pixel = (b"IHDR", bytes([0, 0, 0, 1, 0, 0, 0, 1, 8, 0, 0, 0, 0]))
     whole = b"".join(_chunk(kind, data) for kind, data in [pixel, *chunks, (b"IDAT", b"")])
     try:
@@ -73,7 +73,7 @@ def orientation_in_png(chunks: list[tuple[bytes, bytes]]) -> int:
 
 
 def tells_orientation(kind: bytes, start: bytes) -> bool:
-    """Whether a PNG's chunk that starts so may hold an orientation."""
+    """Whether a PNG chunk that starts with `start` may hold an orientation."""
     return kind == b"eXIf" or (kind in _TEXTS and start.startswith(_KEYS))
 
 
@@ -83,12 +83,12 @@ def is_sideways(orientation: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
 
 
 def backwards(orientation: Int[np.ndarray, " n"]) -> Bool[np.ndarray, "n 2"]:
-    """Whether the shown image runs backwards along the stored one's rows, and along its columns."""
+    """Whether the shown image runs backwards along the stored rows, and along the stored columns."""
     return _BACKWARDS[orientation]
 
 
 def turned(pairs: Int[np.ndarray, "n 2"], orientation: Int[np.ndarray, " n"]) -> Int[np.ndarray, "n 2"]:
-    """Pairs along the shown image's axes as pairs along the stored one's, or the other way round."""
+    """Convert pairs along the axes of the shown image to those of the stored image, or back."""
     return np.where(is_sideways(orientation)[:, None], pairs[:, ::-1], pairs)
 
 

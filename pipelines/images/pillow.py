@@ -1,4 +1,4 @@
-"""Pillow, told to say nothing and to leave the limit of pixels to us, and what is wrong with an image."""
+"""Open images with Pillow, without its warnings and its pixel limit, and with one-line reasons for errors."""
 
 import io
 import threading
@@ -10,7 +10,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 _lock = threading.RLock()
 
-# By the brand in its first box; Pillow does not know the format.
+# Brands in the first box of a HEIC file, a format that Pillow does not know.
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 
 
@@ -20,7 +20,7 @@ class BadImageError(ValueError):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings of Pillow's, and no limit of pixels but data.max_pixels."""
+    """Turn off Pillow's warnings and its pixel limit: data.max_pixels is the only limit."""
     with _lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -31,7 +31,7 @@ def quiet() -> Iterator[None]:
 
 
 def opened(content: bytes | memoryview) -> Image.Image:
-    """The image, of which only the header has been read."""
+    """The image, with only its header read. Raises BadImageError."""
     try:
         with quiet():
             return Image.open(io.BytesIO(content))
@@ -41,11 +41,11 @@ def opened(content: bytes | memoryview) -> Image.Image:
         if bytes(content[:4]) in TiffImagePlugin.PREFIXES:
             raise BadImageError("a kind of TIFF that is not decoded, or truncated") from error
         raise BadImageError("no image in a known format, or truncated") from error
-    except Exception as error:  # Of bytes that are broken, Pillow may raise anything.
+    except Exception as error:  # Pillow may raise anything for broken bytes.
         raise BadImageError(f"its header is broken ({reason_of(error)})") from error
 
 
 def reason_of(error: Exception) -> str:
     """The message of an exception in one line."""
-    said = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    message = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

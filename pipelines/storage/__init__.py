@@ -1,4 +1,4 @@
-"""Files by URI, on this machine or in object storage."""
+"""Read and write files by URI, on this machine or in object storage."""
 
 from pipelines.storage.files import (
     check_folder,

@@ -1,4 +1,4 @@
-"""Files by URI, on this machine or in object storage, each written whole or not at all."""
+"""Read, write and list files by URI, on this machine or in object storage. Writes are atomic."""
 
 import errno
 import os
@@ -42,26 +42,26 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-# Where a file is written before it gets its name.
+# The temporary name under which a file is written.
 _PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{32}\.partial")
 
 
 def join(uri: str, *parts: str) -> str:
-    """The URI of what lies below `uri`."""
+    """`uri` extended by `parts`, separated by slashes."""
     return "/".join([uri.rstrip("/"), *parts])
 
 
-# Every function below waits for a storage that is away, and raises `retrying`'s errors.
+# Every function below retries during a storage outage, and raises the errors of `retrying`.
 
 
 def read(uri: str) -> bytes | None:
-    """The file's content, or None where there is none."""
+    """The file's content, or None if there is no such file."""
     filesystem, path = resolve(uri)
 
     def content() -> bytes | None:
         if filesystem.get_file_info(path).type != fs.FileType.File:
             return None
-        # In one request: a stream takes one for each 256 KiB, one after the other.
+        # In one request: a stream would take one for every 256 KiB, in sequence.
         with filesystem.open_input_file(path) as file:
             return file.read()
 
@@ -69,9 +69,10 @@ def read(uri: str) -> bytes | None:
 
 
 def read_as(parse: Callable[[bytes], _T], uri: str) -> _T | None:
-    """What `parse` makes of the file's content, or None where there is no file.
+    """The result of `parse` for the file's content, or None if there is no such file.
 
-    Read anew while `parse` raises ValueError, as bits may flip on the way; then that error is raised.
+    If `parse` raises ValueError, the file is read again, because bits may have flipped on the way. Raises the
+    error if it persists.
     """
 
     def parsed() -> _T | None:
@@ -82,9 +83,9 @@ def read_as(parse: Callable[[bytes], _T], uri: str) -> _T | None:
 
 
 def write(uri: str, content: bytes) -> None:
-    """Write `content` whole or not at all: readers see the old file or the new one."""
+    """Write `content` atomically: readers see the old file or the new one."""
     filesystem, path = resolve(uri)
-    buffer = pa.py_buffer(content)  # Refuses what is no bytes before anything is opened.
+    buffer = pa.py_buffer(content)  # Raises for anything but bytes before a file is opened.
     if isinstance(filesystem, fs.LocalFileSystem):
         _write_local(Path(path), buffer)
     elif isinstance(filesystem, fs.AzureFileSystem):
@@ -94,16 +95,16 @@ def write(uri: str, content: bytes) -> None:
 
 
 def make_folder(uri: str) -> None:
-    """Make the folder and those above it; object storage has none."""
+    """Make the folder and its parents. Does nothing in object storage."""
     filesystem, path = resolve(uri)
     if isinstance(filesystem, fs.LocalFileSystem):
         Path(path).mkdir(parents=True, exist_ok=True)
 
 
 def check_folder(uri: str) -> None:
-    """FileNotFoundError where a folder of this machine has vanished.
+    """Raise FileNotFoundError if a folder on this machine has vanished.
 
-    A write would make it anew: on another disk, where its own was unmounted.
+    A write would create it again, on the wrong disk if its own was unmounted.
     """
     filesystem, path = resolve(uri)
     if isinstance(filesystem, fs.LocalFileSystem) and not Path(path).is_dir():
@@ -111,7 +112,7 @@ def check_folder(uri: str) -> None:
 
 
 def names(uri: str) -> list[str]:
-    """Sorted names of the files directly below `uri`; none where it does not exist."""
+    """Sorted names of the files directly below `uri`; empty if it does not exist."""
     filesystem, path = resolve(uri)
     selector = fs.FileSelector(path, allow_not_found=True)
     found = retrying(lambda: filesystem.get_file_info(selector), f"listing {uri}")
@@ -119,9 +120,9 @@ def names(uri: str) -> list[str]:
 
 
 def listing(uri: str) -> list[fs.FileInfo]:
-    """Every file at or below `uri`, sorted by path, which is the file system's: see `resolve`.
+    """All files at or below `uri`, sorted by path within the file system (see `resolve`).
 
-    Raises FileNotFoundError where there is neither file nor folder.
+    Raises FileNotFoundError if there is no file or folder.
     """
     filesystem, path = resolve(uri)
 
@@ -138,7 +139,7 @@ def listing(uri: str) -> list[fs.FileInfo]:
         return sorted(files, key=lambda info: info.path)
     except UnicodeDecodeError as error:
         name = error.object.decode("utf-8", "backslashreplace")
-        raise ValueError(f"the name of {name} is not UTF-8; give the file another") from error
+        raise ValueError(f"the name of {name} is not UTF-8; rename the file") from error
 
 
 def exists(uri: str) -> bool:
@@ -149,11 +150,11 @@ def exists(uri: str) -> bool:
 
 
 def remove(uri: str) -> None:
-    """Delete the file; where there is none, nothing happens, as in object storage."""
+    """Delete the file, if it exists."""
     filesystem, path = resolve(uri)
 
     def delete() -> None:
-        # Not an error: a first try whose answer was lost may have deleted it.
+        # A missing file is not an error: an earlier try whose response was lost may have deleted it.
         if filesystem.get_file_info(path).type != fs.FileType.NotFound:
             filesystem.delete_file(path)
 
@@ -161,10 +162,10 @@ def remove(uri: str) -> None:
 
 
 def remove_partials(uri: str, *, of: str = "", older_than: float = 0.0) -> None:
-    """Delete half-written files that killed writers have left below `uri`, or only those of a name.
+    """Delete partial files that killed writers left below `uri`; with `of`, only those of that file name.
 
-    Those written to within the last `older_than` seconds stay, as their writers may live. S3 and GCS keep
-    nothing of a write that was broken off.
+    Keeps files changed within the last `older_than` seconds, whose writers may be alive. S3 and GCS keep
+    nothing of an interrupted write.
     """
     filesystem, path = resolve(uri)
     azure = isinstance(filesystem, fs.AzureFileSystem)
@@ -177,7 +178,7 @@ def remove_partials(uri: str, *, of: str = "", older_than: float = 0.0) -> None:
         found = _PARTIAL.fullmatch(place.name) if info.type == fs.FileType.File else None
         old = not older_than or time.time() - (info.mtime_ns or 0) / 1e9 > older_than
         if found and old and of in ("", found[1]):
-            with suppress(FileNotFoundError):  # Its writer lives, and has renamed it just now.
+            with suppress(FileNotFoundError):  # Its writer is alive and has just renamed it.
                 retrying(lambda path=str(place): delete(path), f"deleting {place}")
 
 
@@ -185,25 +186,25 @@ def _missing(filesystem: fs.FileSystem, path: str, uri: str) -> str:
     bucket = path.partition("/")[0]
     remote = not isinstance(filesystem, fs.LocalFileSystem)
     if remote and filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
-        return f"the bucket of {uri} does not exist; create it or mend its name"
+        return f"the bucket of {uri} does not exist; create it or check the spelling"
     return f"{uri} does not exist; give a file or a folder that does"
 
 
 def _put(filesystem: fs.FileSystem, path: str, content: pa.Buffer) -> None:
     with filesystem.open_output_stream(path, compression=None) as file:
-        file.write(content)  # S3 and GCS show an object once it is closed.
+        file.write(content)  # S3 and GCS show an object only once it is closed.
 
 
 def _write_azure(filesystem: fs.FileSystem, path: str, content: pa.Buffer) -> None:
-    """Write beside the blob, then copy within the account: pyarrow's stream empties a blob as it opens it."""
+    """Write beside the blob, then copy within the account: pyarrow empties a blob when it opens it."""
     folder, _, name = path.rpartition("/")
-    # A folder, because its deletion takes one request, a file's four, one of which may hang for seconds.
+    # In a folder, which takes one request to delete. A file takes four, and one may hang for seconds.
     partial = f"{folder}/.{name}.{uuid.uuid4().hex}.partial"
     try:
         _put(filesystem, f"{partial}/content", content)
         filesystem.copy_file(f"{partial}/content", path)
     finally:
-        with suppress(OSError, pa.ArrowException):  # The write's own error says more.
+        with suppress(OSError, pa.ArrowException):  # The error of the write says more.
             filesystem.delete_dir(partial)
 
 
@@ -217,8 +218,8 @@ def _write_local(target: Path, content: pa.Buffer) -> None:
             os.fsync(file.fileno())
         partial.replace(target)
     except OSError as error:
-        # A full disk's error names no file, the others name the partial one.
+        # The error of a full disk names no file, the others name the partial one.
         raise OSError(error.errno, error.strerror, str(target)) from error
     finally:
-        with suppress(OSError):  # Gone after a success; after a failure the error above says more.
+        with suppress(OSError):  # Missing after a success; after a failure the error above says more.
             partial.unlink()

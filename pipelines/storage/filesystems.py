@@ -1,4 +1,4 @@
-"""A URI to the pyarrow file system that holds it, set up from the environment alone."""
+"""Find the pyarrow file system for a URI, configured only by the environment."""
 
 import base64
 import binascii
@@ -15,7 +15,7 @@ from pyarrow import fs
 
 from pipelines.storage.retry import CREDENTIALS, first_line, retrying
 
-# Set by `diptych submit` in the job that it sends.
+# Set by `diptych submit` in its job.
 IN_A_JOB = "DIPTYCH_JOB"
 
 _KNOWN = "use a path, file://, s3://, gs://, az:// or abfs://"
@@ -24,10 +24,10 @@ _AZURE = ("az", "abfs", "abfss")
 _CLIENTS = {"s3": "AWS", "gs": "google", **dict.fromkeys(_AZURE, "Azure")}
 _PREFIXES = ("AWS_", "GOOGLE_", "STORAGE_EMULATOR_HOST", "AZURE_")
 
-# Faults go back to `retrying`, which knows how long to wait; a client hides only the shortest.
+# Clients retry only briefly: `retrying` does the rest, and knows how long to wait.
 _S3_ATTEMPTS, _S3_CONNECT_SECONDS, _GCS_RETRY_SECONDS = 2, 5, 1
 
-# Azurite's account, which its documentation publishes; `UseDevelopmentStorage=true` stands for it.
+# Azurite's account, published in its documentation; `UseDevelopmentStorage=true` means this one.
 _EMULATOR = (
     "DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;AccountKey=Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzF"
     "T50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==;BlobEndpoint=http://127.0.0.1:10000/devstoreaccount1"
@@ -37,9 +37,9 @@ _EMULATOR = (
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     """The file system that holds `uri`, and the path within it: in object storage, bucket/key as written.
 
-    Nothing is asked over the network, unless an Amazon bucket's region must be found out. One file system
-    serves all who ask for it in a process. Raises ValueError for an unknown scheme, for credentials or
-    options within the URI, and where the environment lacks an account.
+    Sends no request, except to find the region of an Amazon bucket. File systems are cached for the process.
+    Raises ValueError for an unknown scheme, for credentials or options in the URI, and if the environment
+    names no account.
     """
     if "://" not in uri:
         return fs.LocalFileSystem(), absolute(uri)
@@ -55,9 +55,9 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def absolute(uri: str) -> str:
-    """`uri`, or where it is a path, that path from the root: workers have another working directory.
+    """`uri`; a path is made absolute, because workers have another working directory.
 
-    Raises ValueError for a path that is not from the root already in a job that was sent to a cluster.
+    Raises ValueError for a relative path in a submitted job.
     """
     if os.environ.get(IN_A_JOB):
         check_shared(uri)
@@ -65,9 +65,9 @@ def absolute(uri: str) -> str:
 
 
 def check_shared(uri: str, called: str | None = None) -> None:
-    """Raises ValueError where `uri` is a path within a working directory, which no other machine has.
+    """Raise ValueError if `uri` is a relative path: other machines do not have that working directory.
 
-    The message is about what `uri` is `called`, if that is more than itself.
+    called: the name for `uri` in the message; unset: `uri` itself.
     """
     if "://" not in uri and not Path(uri).expanduser().is_absolute():
         raise ValueError(
@@ -77,12 +77,12 @@ def check_shared(uri: str, called: str | None = None) -> None:
 
 
 def check_no_secret(uri: str) -> None:
-    """Raises ValueError where a URI of object storage carries credentials or options."""
+    """Raise ValueError if a URI of object storage contains credentials or options."""
     scheme, _, place = uri.partition("://")
     if scheme not in _CLIENTS or not place:
         return
     bucket, account = _bucket(scheme, place)
-    # A config is stored and shown, so a secret must not stand in it, nor may this message repeat it.
+    # A config is stored and shown, so it must not contain a secret; this message must not repeat it either.
     if "@" in bucket + account or ":" in bucket or "?" in place:
         raise ValueError(
             f"the {scheme}:// URI carries credentials or options; leave them out and set "
@@ -91,11 +91,11 @@ def check_no_secret(uri: str) -> None:
 
 
 def _bucket(scheme: str, place: str) -> tuple[str, str]:
-    """Of what follows the scheme, the bucket and Azure's account, where that is named."""
+    """The bucket and, if it is named, the Azure account in the part of a URI after the scheme."""
     bucket = place.partition("/")[0]
     if scheme not in _AZURE:
         return bucket, ""
-    # abfs://container@account.dfs.core.windows.net/path is how Azure itself writes them.
+    # Azure's own form is abfs://container@account.dfs.core.windows.net/path.
     bucket, _, account = bucket.partition("@")
     return bucket, account
 
@@ -106,9 +106,9 @@ def _remote(scheme: str, place: str) -> tuple[fs.FileSystem, str]:
     if not bucket:
         raise ValueError(f"{scheme}://{place} names no bucket; write {scheme}://BUCKET/PATH")
     if scheme == "s3" and _s3_endpoint(os.environ):
-        # Servers other than Amazon's often know no trailing checksums: MinIO's miss the body's length then.
-        # Without them an upload over http is signed with its SHA-256, and refused where that is another. Of
-        # downloads checksums are always asked for; files of diptych's have their own besides.
+        # Servers other than Amazon's often do not support trailing checksums: MinIO then misses the body's
+        # length. Without them an upload over http is signed with its SHA-256 and refused if that differs.
+        # Downloads always ask for checksums, and diptych's files have their own.
         os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(_PREFIXES)))
     path = f"{bucket}/{key}".rstrip("/")
@@ -120,9 +120,9 @@ def _remote(scheme: str, place: str) -> tuple[fs.FileSystem, str]:
     return _azure(account, settings, os.getpid()), path
 
 
-# The caches below know the process, as clients do not survive a fork, and the settings, as tests and
-# notebooks change them. All three file systems are pyarrow's own, which read without Python's lock; fsspec's
-# would add three packages and their dependencies for nothing that is needed here.
+# The cache keys below include the process, because clients do not survive a fork, and the settings, because
+# tests and notebooks change them. pyarrow's file systems read without Python's lock; fsspec would add three
+# packages and their dependencies without a benefit here.
 _Settings = tuple[tuple[str, str], ...]
 
 
@@ -133,7 +133,7 @@ def _s3(region: str, settings: _Settings, process: int) -> fs.FileSystem:
         endpoint_override=_s3_endpoint(dict(settings)),  # pyarrow's constructor reads no AWS_ENDPOINT_URL.
         connect_timeout=_S3_CONNECT_SECONDS,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
-        allow_delayed_open=True,  # A small object is one request, with no upload to abort when it fails.
+        allow_delayed_open=True,  # Writes a small object in one request, with no upload to abort on failure.
     )
 
 
@@ -196,7 +196,7 @@ def _connection_options(connection: str) -> dict[str, Any]:
     if fields.get("UseDevelopmentStorage") == "true":
         return _connection_options(_EMULATOR)
     if "SharedAccessSignature" in fields:
-        # pyarrow's messages show the whole signature, so that it would end in logs.
+        # pyarrow's messages show the whole signature, which would then be in logs.
         raise ValueError(
             "AZURE_STORAGE_CONNECTION_STRING holds a shared access signature; give an AccountKey"
         )
@@ -205,7 +205,7 @@ def _connection_options(connection: str) -> dict[str, Any]:
     if not endpoint:
         return options | _authorities(fields.get("EndpointSuffix", "core.windows.net"))
     scheme, host = urlsplit(endpoint)[:2]
-    # pyarrow puts the account before an authority that starts with a dot, and else into the path.
+    # pyarrow prepends the account to an authority that starts with a dot, and otherwise adds it to the path.
     host = host.removeprefix(account or "") if host.startswith(f"{account}.") else host
     return options | {
         "blob_storage_authority": host,

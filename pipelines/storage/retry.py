@@ -1,4 +1,4 @@
-"""Storage faults: which pass by themselves, how long they are waited for, and the way out of the others."""
+"""Retry calls during storage outages, and explain the other storage errors in one line."""
 
 import errno
 import logging
@@ -17,34 +17,33 @@ import pyarrow as pa
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
-# Seconds that a storage may be away before a run gives up; DIPTYCH_STORAGE_TIMEOUT in the environment
-# sets another number.
+# Default seconds of a storage outage after which a run gives up; see DIPTYCH_STORAGE_TIMEOUT.
 _TIMEOUT_SECONDS = 120.0
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.25, 5.0
 
-# A server that comes back may not know its users for so long. The first that is heard of its absence can be
-# that it denies a request: the client itself waits a little for one that does not answer.
+# A restarting server may deny requests for this long because it does not know its users yet. A denial may
+# even be the first sign of an outage: clients themselves wait a little for a server that does not respond.
 _RETURN_SECONDS = 5.0
 
-# Buckets that this process has had an answer of: a denial before that is wrong credentials, and told at once.
+# Buckets that this process has reached. A denial before that means wrong credentials and fails immediately.
 _answered: set[str] = set()
 _BUCKET = re.compile(r" (?:\w+://)?([\w.-]+)")
 
-# How long a call waits at most within `briefly`, and whether this thread is.
+# The longest wait of a call within `briefly`, and whether this thread is within it.
 _BRIEF_SECONDS = 1.0
 _brief: ContextVar[bool] = ContextVar("brief", default=False)
 
-# How often what arrives damaged is read before it counts as damaged.
+# How often damaged content is read before it counts as damaged in the storage.
 _READS = 3
 
-# pyarrow tells faults apart by their text alone, so this is what pyarrow 26 says when a server is stopped,
-# resets, breaks off, answers 408, 429 or 5xx, or its name is not found. Certificates (curl's 60 and its
-# kin) and a full disk (507) do not mend themselves.
+# pyarrow's errors differ only in their text. These are the messages of pyarrow 26 when a server is stopped,
+# resets or closes the connection, responds with 408, 429 or 5xx, or its name is not found. Bad certificates
+# (curl's 60 and similar) and a full disk (507) are not transient.
 _TRANSIENT = re.compile(
     r"AWS Error NETWORK_CONNECTION (?!.*curlCode: (?:1|3|51|58|60|77)\b)"
     r"|AWS Error (?:SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT)"
     r"|AWS Error UNKNOWN \(HTTP status (?:408|429|50[0234])\)"
-    # What came over the network is not what was sent.
+    # The content was changed on the way.
     r"|XAmzContentSHA256Mismatch|XAmzContentChecksumMismatch|BadDigest|Response checksums mismatch"
     r"|google::cloud::Status\((?:UNAVAILABLE|INTERNAL|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED)"
     r"(?!.*CURL error \[(?:1|3|51|58|60|77)\])"
@@ -58,14 +57,14 @@ _DENIED = re.compile(
     r"AWS Error (?:ACCESS_DENIED|SIGNATURE_DOES_NOT_MATCH|INVALID_ACCESS_KEY_ID|UNRECOGNIZED_CLIENT)"
     r"|ExpiredToken|Status\((?:PERMISSION_DENIED|UNAUTHENTICATED)|Azure Error: \[\w*\] 40[13]"
 )
-# A HEAD request's answer has no body to tell an expired token from a wrong region.
+# A HEAD response has no body that could tell an expired token from a wrong region.
 _REFUSED = re.compile(r"HTTP status (?:301|400)\)")
 _CLIENT = re.compile(
     r"AWS Error|google::cloud::Status|Azure Error:|DefaultAzureCredential|Bucket '.*' not found"
     r"|Path does not exist '"
 )
 
-# The environment's variables that hold the credentials of the client whose name stands in a message.
+# Environment variables with the credentials, by the client's name in error messages.
 CREDENTIALS = {
     "AWS": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "google": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -74,19 +73,19 @@ CREDENTIALS = {
 
 
 def retrying(call: Callable[[], _T], what: str) -> _T:
-    """What `call` returns, tried again while the storage is away; `what` says it, as in "reading s3://b/key".
+    """Return the result of `call`, calling it again during a storage outage.
 
-    `call` must do the same when called twice, and open anew whatever it reads. Waits up to
-    DIPTYCH_STORAGE_TIMEOUT seconds (120), ever longer, with one warning at the start and one at the end; a
-    second and without a word within `briefly`.
-    Raises FileNotFoundError, PermissionError or OSError with one line that opens with `what` and says the way
-    out, at once for faults that do not pass; errors that are not the storage's go through as they are.
+    what: describes the call, as in "reading s3://b/key". `call` must be repeatable and open its files itself.
+    Retries with growing waits for up to DIPTYCH_STORAGE_TIMEOUT seconds (120), with a warning at the start
+    and one at the end; within `briefly`, for one second without warnings.
+    Raises FileNotFoundError, PermissionError or OSError with one line that starts with `what` and gives the
+    way out, immediately for errors that are not transient. Errors from elsewhere are raised unchanged.
     """
     started, waited, wait = time.monotonic(), False, _FIRST_WAIT_SECONDS
     denied: float | None = None
     bucket = found[1] if (found := _BUCKET.search(what)) else ""
     brief = _brief.get()
-    chance = random.Random()  # Workers that lost the storage together must not come back together.
+    chance = random.Random()  # Jitter, so that workers do not all retry at the same moment.
     while True:
         try:
             result = call()
@@ -102,12 +101,12 @@ def retrying(call: Callable[[], _T], what: str) -> _T:
                     raise
                 raise explained from error
             if late:
-                raise OSError(_away(error, what, brief)) from error
+                raise OSError(_outage(error, what, brief)) from error
             if not waited and not brief:
                 _log.warning("%s: waiting for the storage (%s)", what, first_line(error))
         else:
             if waited and not brief:
-                _log.warning("%s: goes on after %.0f s", what, time.monotonic() - started)
+                _log.warning("%s: the storage is back after %.0f s", what, time.monotonic() - started)
             _answered.add(bucket)
             return result
         waited = True
@@ -117,9 +116,9 @@ def retrying(call: Callable[[], _T], what: str) -> _T:
 
 @contextmanager
 def briefly() -> Iterator[None]:
-    """Calls of this thread wait a second at most for a storage that is away until the block ends.
+    """Within the block, calls of this thread wait at most a second during a storage outage.
 
-    For callers that try again by themselves: the waits of several calls in a row would add up.
+    For callers that retry themselves: the waits of several calls would add up.
     """
     token = _brief.set(True)
     try:
@@ -128,19 +127,19 @@ def briefly() -> Iterator[None]:
         _brief.reset(token)
 
 
-def _away(error: Exception, what: str, brief: bool) -> str:
+def _outage(error: Exception, what: str, brief: bool) -> str:
     if brief:
-        return f"{what}: the storage is away ({first_line(error)})"
+        return f"{what}: the storage is unavailable ({first_line(error)})"
     return (
-        f"{what}: the storage was away for {patience():g} s ({first_line(error)}); check it and the network, "
-        "or set DIPTYCH_STORAGE_TIMEOUT to more seconds"
+        f"{what}: the storage was unavailable for {patience():g} s ({first_line(error)}); check it and the "
+        "network, or set DIPTYCH_STORAGE_TIMEOUT to more seconds"
     )
 
 
 def reading_again(call: Callable[[], _T], what: str, damage: Callable[[Exception], bool]) -> _T:
-    """What `call` returns, called up to three times while it raises an error that `damage` takes for one.
+    """Return the result of `call`, calling it up to three times if it raises an error that `damage` accepts.
 
-    Bits that have flipped on the way come right when they are read again; others are damaged where they lie.
+    Reading again helps if bits have flipped on the way, not if the stored file is damaged.
     """
     for reads in range(1, _READS + 1):
         try:
@@ -150,33 +149,33 @@ def reading_again(call: Callable[[], _T], what: str, damage: Callable[[Exception
                 raise
         else:
             if reads > 1:
-                _log.warning("%s: it arrived damaged, and whole when it was read again", what)
+                _log.warning("%s: it arrived damaged, but intact when read again", what)
             return result
     raise AssertionError("the last read returns or raises")
 
 
 def transient(error: BaseException) -> bool:
-    """Whether the fault may pass by itself: a server that is away or overloaded, not one that says no."""
+    """Whether the error may pass by itself: the server is unavailable or overloaded, and did not refuse."""
     text = str(error)
     if _NO_CREDENTIALS.search(text):
-        # With a key file only the network can be at fault; without one there is nobody to ask for a token.
+        # With a key file only the network can be the cause; without one, credentials are missing.
         return "OAuth2" in text and "GOOGLE_APPLICATION_CREDENTIALS" in os.environ
     if isinstance(error, (ConnectionError, TimeoutError)):
         return True
     if type(error) is ValueError:
-        # All that pyarrow says when the first read of an open GCS object fails.
+        # pyarrow's whole message when the first read of an open GCS object fails.
         return text == "I/O operation on closed file"
     return isinstance(error, (OSError, pa.ArrowException)) and _TRANSIENT.search(text) is not None
 
 
 def first_line(error: BaseException) -> str:
-    """An error's message without the pages that storage clients add to it."""
+    """The first line of an error's message, without the details that storage clients add."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return line.partition(" error_info={")[0]
 
 
 def _explained(error: Exception, what: str) -> OSError | None:
-    """The error in one line with its way out, or None where it is no storage client's and none is known."""
+    """The error in one line with the way out, or None if it is not a known error of a storage client."""
     text = str(error)
     if not _CLIENT.search(text):
         if isinstance(error, PermissionError):
@@ -186,7 +185,7 @@ def _explained(error: Exception, what: str) -> OSError | None:
     if _NO_CREDENTIALS.search(text):
         return PermissionError(f"{what}: no credentials were found; set {variables}")
     if _NO_BUCKET.search(text):
-        return FileNotFoundError(f"{what}: the bucket does not exist; create it or mend its name")
+        return FileNotFoundError(f"{what}: the bucket does not exist; create it or check the spelling")
     if "ExpiredToken" in text:
         return PermissionError(
             f"{what}: the credentials have expired; set fresh AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
@@ -200,12 +199,12 @@ def _explained(error: Exception, what: str) -> OSError | None:
             "the bucket's, and whether AWS_SESSION_TOKEN has expired"
         )
     if isinstance(error, FileNotFoundError):
-        return FileNotFoundError(f"{what}: there is no such file")
+        return FileNotFoundError(f"{what}: the file does not exist")
     return OSError(f"{what}: {first_line(error)}")
 
 
 def patience() -> float:
-    """Seconds that a storage may be away, or take no writes; ValueError where they are no number."""
+    """Seconds to wait during a storage outage or while writes fail. Raises ValueError if not a number."""
     value = os.environ.get("DIPTYCH_STORAGE_TIMEOUT", _TIMEOUT_SECONDS)
     try:
         return float(value)
@@ -226,14 +225,14 @@ _WAYS_OUT = {
 
 
 def way_out(error: OSError) -> str:
-    """What to do about a write that failed, as a command to the user."""
+    """The way out for a failed write, as a command to the user."""
     if error.errno == errno.ENOSPC:
         return "delete small files there" if _no_inodes(error.filename) else "free space there"
     return _WAYS_OUT.get(error.errno or 0, "check the storage")
 
 
 def _no_inodes(path: str | None) -> bool:
-    """Whether the file system at `path` has room for no further file, though perhaps for bytes."""
+    """Whether the file system at `path` has no inodes left, although it may have space."""
     if path is None:
         return False
     place = next((parent for parent in Path(path).parents if parent.is_dir()), None)

@@ -1,4 +1,4 @@
-"""Folders for the files of one process: removed at its end, or by a later one where it was killed."""
+"""Temporary folders of a process, removed when it ends or, if it was killed, by a later process."""
 
 import fcntl
 import os
@@ -11,18 +11,18 @@ from pathlib import Path
 
 PREFIX = "diptych-"
 
-# Locked for as long as the folder's owner lives; the kernel lets go of it, however the process ends.
-# It has the names of the owner's machine.
+# The lock file is locked while the folder's owner lives; the kernel releases the lock however the process
+# ends. It contains the names of the owner's machine, at most _MOST bytes.
 _LOCK, _MOST = ".owner", 1000
 
 
 @contextmanager
 def scratch_folder(within: str | None = None, *, keep_failed: bool = False) -> Iterator[str]:
-    """A new folder in `within`, unset: the system's temporary folder, that no other user can enter.
+    """A new private folder in `within` (unset: the system's temporary folder), removed at the end.
 
-    It is removed at the end. With `keep_failed` it stays where the block ends with an error, which its files
-    may explain, until the next call with the same `within`. That removes the folders of this user's processes
-    that were killed, too. Raises OSError where no folder can be made.
+    With `keep_failed` it stays after an error, which its files may explain, until the next call with the same
+    `within`. Every call also removes the folders of this user's killed processes. Raises OSError if the
+    folder cannot be made.
     """
     within = within or tempfile.gettempdir()
     _remove_abandoned(within)
@@ -35,17 +35,17 @@ def scratch_folder(within: str | None = None, *, keep_failed: bool = False) -> I
         raise
     finally:
         if not kept:
-            with suppress(OSError):  # Someone else has removed it.
+            with suppress(OSError):  # Already removed.
                 _remove(folder)
         os.close(lock)
 
 
 def _lock(folder: str) -> int:
-    """Mark the folder as this process's; the descriptor that holds the lock."""
-    # Under another name until it is locked: a lock that is free says that the owner is dead.
+    """Mark the folder as owned by this process; returns the descriptor that holds the lock."""
+    # Under another name until it is locked: a free lock means that the owner is dead.
     unnamed = os.path.join(folder, f"{_LOCK}-")
     lock = os.open(unnamed, os.O_CREAT | os.O_RDWR, 0o600)
-    with suppress(OSError):  # A file system without locks: nobody removes the folder but this process.
+    with suppress(OSError):  # On a file system without locks, only this process removes the folder.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(lock, " ".join(_machine()).encode())
         os.rename(unnamed, os.path.join(folder, _LOCK))
@@ -53,7 +53,7 @@ def _lock(folder: str) -> int:
 
 
 def _machine() -> set[str]:
-    """Its name, which a container has of its own, and Linux's of this start, which the next one changes."""
+    """The host name, which differs between containers, and Linux's boot id, which changes at each start."""
     names = {socket.gethostname()}
     with suppress(OSError):  # Not on Linux.
         names.add(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -66,7 +66,7 @@ def _remove_abandoned(within: str) -> None:
         for entry in entries:
             ours = entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False)
             if ours and entry.stat(follow_symlinks=False).st_uid == os.getuid():
-                with suppress(OSError):  # It has no lock, or its owner lives, or may elsewhere.
+                with suppress(OSError):  # No lock, or the owner is alive, perhaps on another machine.
                     _remove_unlocked(entry.path)
 
 
@@ -74,7 +74,7 @@ def _remove_unlocked(folder: str) -> None:
     lock = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A file system that machines share may keep each one's locks to itself.
+        # A shared file system may not share its locks: remove only this machine's folders.
         if _machine() & set(os.read(lock, _MOST).decode().split()):
             _remove(folder)
     finally:
@@ -82,12 +82,12 @@ def _remove_unlocked(folder: str) -> None:
 
 
 def _remove(folder: str) -> None:
-    """Remove the folder; one that others still write to keeps its lock, so that a later call tries again."""
+    """Remove the folder. If others still write to it, its lock stays, so that a later call retries."""
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
         if name != _LOCK:
             shutil.rmtree(path, ignore_errors=True)
-            with suppress(OSError):  # It was a folder.
+            with suppress(OSError):  # A folder, removed above.
                 os.unlink(path)
     if set(os.listdir(folder)) <= {_LOCK}:
         shutil.rmtree(folder, ignore_errors=True)

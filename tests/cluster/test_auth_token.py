@@ -11,7 +11,7 @@ from ray._private.authentication.authentication_token_setup import generate_and_
 from strangers import needs_root, open_home, stranger_reads
 
 from cluster.auth_token import ensure_token, open_to_others
-from cluster.doctor.node_checks import token_findings
+from cluster.doctor.node_checks import token_results
 
 _RAY_FINDS = """
 from ray._raylet import AuthenticationTokenLoader
@@ -29,8 +29,8 @@ def _modes(home: Path) -> list[int]:
     return [(home / path).stat().st_mode & 0o777 for path in (".ray", ".ray/auth_token")]
 
 
-def _finding(exposed: str | None) -> tuple[str, str]:
-    (one,) = token_findings({"a": {"open_token": exposed}})
+def _result(exposed: str | None) -> tuple[str, str]:
+    (one,) = token_results({"a": {"open_token": exposed}})
     return one.level, one.found
 
 
@@ -60,7 +60,7 @@ def test_one_that_ray_has_made_is_taken_from_others(home: Path, capsys: pytest.C
     assert _modes(home) == [0o700, 0o600]
     assert path.read_text() == token
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"diptych: {path} has mode 0644: others of this machine could read")
+    assert line.startswith(f"diptych: {path} has mode 0644: other users of this machine could read")
 
 
 def test_doctor_tells_of_one_that_others_can_read_or_replace(
@@ -70,14 +70,14 @@ def test_doctor_tells_of_one_that_others_can_read_or_replace(
     generate_and_save_token()
     path = home / ".ray" / "auth_token"
     path.chmod(0o640)
-    assert _finding(open_to_others()) == ("told", f"{path} has mode 0640")
+    assert _result(open_to_others()) == ("warning", f"{path} has mode 0640")
     ensure_token()
     path.parent.chmod(0o770)
-    assert _finding(open_to_others()) == ("told", f"{path.parent} has mode 0770")
+    assert _result(open_to_others()) == ("warning", f"{path.parent} has mode 0770")
     ensure_token()
-    assert _finding(open_to_others())[0] == "ok"
+    assert _result(open_to_others())[0] == "ok"
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert _finding(None) == ("told", "it wants none")
+    assert _result(None) == ("warning", "not required")
 
 
 def test_an_empty_one_is_none(home: Path) -> None:
@@ -94,13 +94,15 @@ def test_one_that_the_environment_names_is_used_as_it_is(
 ) -> None:
     mine = home / "mine"
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(mine))
-    with pytest.raises(ValueError, match=f"RAY_AUTH_TOKEN_PATH={mine} has no token; leave it out, or write"):
+    with pytest.raises(ValueError, match=f"RAY_AUTH_TOKEN_PATH={mine} has no token; unset it, or write"):
         ensure_token()
     mine.write_text("token")
     mine.chmod(0o644)
     ensure_token()
     assert mine.stat().st_mode & 0o777 == 0o644
-    assert f"{mine} has mode 0644: others of this machine can read Ray's token" in capsys.readouterr().err
+    assert (
+        f"{mine} has mode 0644: other users of this machine can read Ray's token" in capsys.readouterr().err
+    )
     assert home.stat().st_mode & 0o777 == 0o755
     monkeypatch.setenv("RAY_AUTH_TOKEN", "token")
     mine.unlink()

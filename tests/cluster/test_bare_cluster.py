@@ -1,4 +1,4 @@
-"""A job on a cluster that has never heard of diptych: its code goes along, and pip installs what it lacks."""
+"""A job on a cluster that has never heard of diptych: its code is sent, and pip installs what it lacks."""
 
 import os
 import shutil
@@ -94,7 +94,7 @@ def test_a_run_brings_its_code_and_what_it_lacks(bare: str, tmp_path: Path) -> N
     listed = _submit(bare, "--dry-run", "--", *command)
     assert listed.returncode == 0, listed.stderr
     first, *files, total, _ = listed.stdout.splitlines()
-    assert "the cluster has no diptych: its code goes along; pip installs what is missing there" in first
+    assert "the cluster has no diptych: the code is sent; pip adds what is missing there" in first
     assert all(f"{name}==" in first for name in _LACKING)
     assert "torch==" not in first
     assert any(line.endswith("cluster/__main__.py") for line in files)

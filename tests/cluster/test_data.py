@@ -289,7 +289,7 @@ def test_a_preview_shows_images_with_their_views(
         (["pack", "torchvision:CIFAR1?root=x", "{tmp}/out"], "did you mean CIFAR10?"),
         (["pack", "{folder}", "{folder}/out"], "lies within"),
         (["pack", "{folder}", "{folder}/pear"], "lies within"),
-        (["pack", "{folder}", "{tmp}"], "is taken: "),
+        (["pack", "{folder}", "{tmp}"], "is not empty: "),
         (["pack", "{folder}", "{tmp}/file/out"], "cannot write {tmp}/file/out"),
         (["pack", "{folder}", "{tmp}/out", "--rows-per-shard", "0"], "rows-per-shard"),
         (["pack", "{folder}", "{tmp}/out", "--shuffle", "yes"], "--shuffle"),
@@ -297,7 +297,7 @@ def test_a_preview_shows_images_with_their_views(
         (["inspect", "{tmp}/none"], "{tmp}/none does not exist"),
         (["preview", "{folder}", "-o", "{tmp}/p.png", "--recipe", "simcrl"], "no recipe 'simcrl'; there are"),
         (["preview", "{folder}", "-o", "{tmp}/file/p.png"], "cannot write {tmp}/file/p.png"),
-        (["embed", "{tmp}/none", "{folder}", "{tmp}/out"], "{tmp}/none is no run"),
+        (["embed", "{tmp}/none", "{folder}", "{tmp}/out"], "{tmp}/none is not a run"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_nothing_is_written(

@@ -57,8 +57,13 @@ def test_the_command_says_how_torchvision_loads_the_file(
     main(["export", str(tmp_path / "run"), str(dest), "--format", "torchvision", "--checkpoint", "30"])
     said = capsys.readouterr().out
     assert "resnet18 after 30 steps" in said
-    assert "images of 224 x 224 pixels on a scale of 0 to 1, less the mean (0.485, 0.456, 0.406)" in said
-    call = said.splitlines()[-1].partition(" takes it")[0].replace("PATH", repr(str(dest)))
+    assert "input: 224 x 224 pixels scaled to 0 to 1, minus the mean (0.485, 0.456, 0.406)" in said
+    call = (
+        said.splitlines()[-1]
+        .removeprefix("load it with ")
+        .partition("; ")[0]
+        .replace("PATH", repr(str(dest)))
+    )
     eval(call, {"torch": torch, "torchvision": torchvision})
     model = torchvision.models.resnet18(weights=None)
     model.load_state_dict(torch.load(dest, weights_only=True), strict=True)
@@ -70,7 +75,7 @@ def test_what_cannot_be_exported_is_one_line_and_nothing_is_written(
 ) -> None:
     run, dest = str(tmp_path / "run"), tmp_path / "out" / "file"
     onnx = ["export", run, str(dest), "--format", "onnx"]
-    assert f"{run} is no run" in _refused(onnx, capsys)
+    assert f"{run} is not a run" in _refused(onnx, capsys)
     _save(run, "resnet8")
     torchvisions = ["export", run, str(dest), "--format", "torchvision"]
     assert "torchvision has no resnet8; try --format safetensors" in _refused(torchvisions, capsys)

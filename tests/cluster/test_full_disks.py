@@ -59,8 +59,8 @@ def test_a_run_whose_disk_has_no_room_for_one_more_ends_in_one_line_and_resumes_
             "diptych: no checkpoint could be written for 2 s: [Errno 28] No space left on "
         )
         way_out = f"free space there, then: diptych train --resume {disk}/run"
-        assert said.endswith(f"; that of step 4 is whole; {way_out}")
-        assert "going on from there" not in ended.stderr  # That is another attempt to train.
+        assert said.endswith(f"; that of step 4 is complete; {way_out}")
+        assert "resuming from this step" not in ended.stderr  # That is another attempt to train.
         assert sorted(_checkpoints(disk)) == [2, 4]
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         again = diptych("train", "--resume", f"{disk}/run")

@@ -30,7 +30,7 @@ from cluster.jobs import Jobs
 from cluster.staging import requirements, stage
 jobs, config, *names = Jobs(), *sys.argv[1:]
 commands = [("train", config, "--name", name) for name in names]
-there = jobs.there(requirements(commands[0]))
+there = jobs.probe(requirements(commands[0]))
 print(*[jobs.submit(stage(command, there)) for command in commands])
 """
 
@@ -131,7 +131,7 @@ def test_five_jobs_where_one_fits_end_well_one_after_another(queued: dict[str, s
     waited = re.compile(r"waiting for 4 CPUs; [\d.]+ of the cluster's 4 are in use by 1 other run")
     assert sum(bool(waited.search(log)) for log in queued.values()) == len(queued) - 1
     assert any("3 others wait before it" in log for log in queued.values())
-    assert not any("going on from there" in log for log in queued.values())
+    assert not any("resuming from this step" in log for log in queued.values())
     for name in queued:
         _assert_same(runs / name, runs / "queued-0")
 
@@ -152,10 +152,10 @@ def test_a_second_job_of_the_same_name_is_refused_and_one_stopped_while_it_saves
     stopping = Thread(target=lambda: said.append(diptych("jobs", "stop", first).stdout))
     with held(training_workers().keys() - others):  # Else it may have finished before the signal comes.
         stopping.start()
-        _wait(lambda: "once more ends at once" in _log(cluster, first), lambda: _log(cluster, first))
+        _wait(lambda: "a second signal ends it at once" in _log(cluster, first), lambda: _log(cluster, first))
     stopping.join()
     assert said == [f"{first}: stopped\n"]
-    assert f"of {_STEPS}; go on with: diptych train --resume {runs}/twice" in _log(cluster, first)
+    assert f"of {_STEPS}; resume with: diptych train --resume {runs}/twice" in _log(cluster, first)
     resumed = diptych("submit", "--", "train", "--resume", str(runs / "twice"))
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     _assert_same(runs / "twice", runs / "queued-0")
@@ -214,6 +214,6 @@ def test_a_run_on_a_cluster_whose_head_is_killed_says_how_to_resume_and_leaves_n
     with held(workers := training_workers().keys() - others):
         os.kill(head, signal.SIGKILL)
         assert process.wait(30) == 1
-    told = "diptych: the head of the Ray cluster no longer answers; go on with: diptych train --resume "
+    told = "diptych: the head of the Ray cluster no longer answers; resume with: diptych train --resume "
     assert f"{told}{runs}/headless\n" in log.read_text()
     _wait(lambda: not running(workers), lambda: f"{running(workers)} are left", 10)

@@ -171,14 +171,14 @@ def disturbed(cluster: dict[str, str], config: Path, runs: str) -> str:
 
     wait(lambda: _EVERY in _saved(run))
     _kill_a_node_that_trains(cluster)
-    wait(lambda: "going on from there, for worker" in _log(cluster, job))
+    wait(lambda: "resuming from this step: worker" in _log(cluster, job))
     reached = _saved(run)[-1]
     wait(lambda: _saved(run)[-1] > reached)
     with held(_workers(cluster)):
         stopping = Thread(target=lambda: said.append(diptych("jobs", "stop", job).stdout))
         said = list[str]()
         stopping.start()
-        wait(lambda: "once more ends at once" in _log(cluster, job))
+        wait(lambda: "a second signal ends it at once" in _log(cluster, job))
     stopping.join()
     assert said == [f"{job}: stopped\n"]
     saved = _saved(run)[-1]
@@ -294,7 +294,7 @@ def test_a_job_that_knows_of_its_relative_path_alone_fails_and_its_exit_code_is_
     assert "exit code  2\n" in diptych("jobs", "show", job).stdout
     unknown = diptych("jobs", "show", "nix")
     assert (unknown.returncode, unknown.stderr) == (
-        2, f"diptych: no job 'nix' at {cluster['dashboard']}; diptych jobs list names them\n"
+        2, f"diptych: no job 'nix' at {cluster['dashboard']}; diptych jobs list shows the IDs\n"
     )  # fmt: skip
 
 
@@ -354,7 +354,7 @@ def test_its_nodes_are_listed_and_a_second_cluster_is_refused(
         main(["cluster", "up"])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
-        f"diptych: a cluster is running already at {cluster['address']}; diptych cluster down ends it\n"
+        f"diptych: a cluster is already running at {cluster['address']}; diptych cluster down ends it\n"
     )
 
 
@@ -387,7 +387,7 @@ def test_without_the_token_it_is_closed(cluster: dict[str, str], elsewhere: str)
     ):
         turned_away = diptych(*command, **stranger, **state)
         assert turned_away.returncode == 2
-        assert f"the Ray cluster at {there} wants its token" in turned_away.stderr
+        assert f"the Ray cluster at {there} requires its token" in turned_away.stderr
 
 
 class _Relay:

@@ -92,7 +92,7 @@ class _Command:
     def _assert_told(self) -> None:
         """The way to resume is said, at the latest a moment after the command's end."""
         deadline = time.monotonic() + _ORPHAN_SECONDS
-        told = f"go on with: diptych train --resume {self.run}\n"
+        told = f"resume with: diptych train --resume {self.run}\n"
         while told not in (said := self.said[self._read :]):  # Ray may log something behind it.
             assert time.monotonic() < deadline, said
             time.sleep(0.1)

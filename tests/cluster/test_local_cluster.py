@@ -27,7 +27,7 @@ def test_an_address_that_is_none_of_this_machines_is_refused(
         main(["cluster", "up", "--host", "192.0.2.254"])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
-        "diptych: host=192.0.2.254 is no address of this machine; leave it out, or give one\n"
+        "diptych: host=192.0.2.254 is not this machine's address; leave it out, or give one\n"
     )
 
 

@@ -238,9 +238,11 @@ def test_no_credential_of_this_machine_is_in_it(
     assert not re.search(r"(secret_?access_?key|password|account_?key) *[:=]", text, re.I)
 
 
-def test_wishes_are_where_they_belong(capsys: pytest.CaptureFixture[str]) -> None:
-    wishes = ["--workers", "8", "--min-workers", "2", "--name", "mine", "--gpus-per-node", "4", *IMAGE]
-    resource = yaml.safe_load(written(["kuberay", *wishes, "--cpus-per-node", "40", "--secret", "s"], capsys))
+def test_settings_are_where_they_belong(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["--workers", "8", "--min-workers", "2", "--name", "mine", "--gpus-per-node", "4", *IMAGE]
+    resource = yaml.safe_load(
+        written(["kuberay", *settings, "--cpus-per-node", "40", "--secret", "s"], capsys)
+    )
     (group,) = resource["spec"]["workerGroupSpecs"]
     (worker,) = group["template"]["spec"]["containers"]
     assert resource["metadata"]["name"] == "mine"
@@ -250,7 +252,7 @@ def test_wishes_are_where_they_belong(capsys: pytest.CaptureFixture[str]) -> Non
     assert worker["resources"]["requests"] == {"cpu": 40, "memory": "160Gi", "nvidia.com/gpu": 4}
     assert worker["envFrom"] == [{"secretRef": {"name": "s"}}]
     for kind in (AWS, GCP):
-        config = yaml.safe_load(written([*kind, *wishes], capsys))
+        config = yaml.safe_load(written([*kind, *settings], capsys))
         gpu = config["available_node_types"]["gpu"]
         assert (config["cluster_name"], config["docker"]["image"]) == ("mine", IMAGE[1])
         assert (gpu["min_workers"], gpu["max_workers"]) == (2, 8)
@@ -315,30 +317,33 @@ def test_a_file_that_cannot_be_written_is_one_line(
         ([*AWS, "--secret", "storage"], "--secret has no effect on aws; it is for kuberay"),
         ([*GCP, "--job", "train"], "--job has no effect on gcp; it is for kuberay"),
         ([*GCP, "--cpus-per-node", "9"], "--cpus-per-node has no effect on gcp; it is for kuberay"),
-        (["aws", "--gpu-type", "l4"], "aws needs --region, as --region us-west-2"),
-        (["aws", "--region", "us-west-2"], "aws needs --gpu-type, as --gpu-type a10g"),
-        (["gcp", "--project", "p"], "gcp needs --zone, as --zone us-central1-a"),
+        (["aws", "--gpu-type", "l4"], "aws needs --region, such as --region us-west-2"),
+        (["aws", "--region", "us-west-2"], "aws needs --gpu-type, such as --gpu-type a10g"),
+        (["gcp", "--project", "p"], "gcp needs --zone, such as --zone us-central1-a"),
         (
             [*AWS[:-1], "v100"],
-            "--gpu-type v100 is unknown here; there are t4, a10g, l4, l40s, a100, a100-80gb",
+            "--gpu-type v100 is unknown here; choose one of t4, a10g, l4, l40s, a100, a100-80gb",
         ),
-        ([*GCP[:-1], "a10g"], "--gpu-type a10g is unknown here; there are t4, l4, a100"),
-        ([*AWS, "--gpus-per-node", "3"], "--gpus-per-node 3: no machine has so many a10g; try 1 or 4 or 8"),
+        ([*GCP[:-1], "a10g"], "--gpu-type a10g is unknown here; choose one of t4, l4, a100"),
+        ([*AWS, "--gpus-per-node", "3"], "--gpus-per-node 3: no machine has that many a10g; try 1 or 4 or 8"),
         ([*AWS, "--zone", "eu-west-1a"], "--zone eu-west-1a is not in --region us-west-2"),
         ([*AWS, "--spot"], "--spot needs an --image that has diptych"),
         (["kuberay", "--workers", "0"], "workers=0: Input should be greater than or equal to 1"),
         (["kuberay", "--workers", "2", "--min-workers", "3"], "--min-workers 3 is more than --workers 2"),
-        (["kuberay", "--name", "Mine"], "name=Mine is no name; take small letters"),
+        (["kuberay", "--name", "Mine"], "name=Mine is not a valid name; use lowercase letters"),
         (["kuberay", "--gpu-type", "a="], "--gpu-type a= has no value; write KEY=VALUE"),
         (["kuberay", "--job", JOB], "--job needs an --image that has diptych"),
-        (["kuberay", *IMAGE, "--job", "train 'a"], "--job train 'a is no command line: No closing quotation"),
+        (
+            ["kuberay", *IMAGE, "--job", "train 'a"],
+            "--job train 'a is not a command line: No closing quotation",
+        ),
         (["kuberay", *IMAGE, "--job", "train mine.toml"], "--job: the image has no mine.toml"),
         (["kuberay", *IMAGE, "--job", f"{JOB} --epoch 3"], "Unknown option: --epoch"),
         (
             ["kuberay", *IMAGE, "--job", JOB.rpartition(" --output")[0]],
             "runs is a path in the job's own folder",
         ),
-        ([*GCP[:3], "--zone", "uscentral", *GCP[5:]], "--zone uscentral is no zone of Google Cloud"),
+        ([*GCP[:3], "--zone", "uscentral", *GCP[5:]], "--zone uscentral is not a zone of Google Cloud"),
         (["azure"], 'Invalid value "azure" for KIND'),
     ],
 )
@@ -408,7 +413,7 @@ def check_command(words: list[str]) -> None:
             check_command(["diptych", *words[words.index("--") + 1 :]])
         if words[1:3] == ["cluster", "manifest"]:
             kind, *_ = bound.args
-            yaml.safe_load(render(kind, bound.kwargs["wishes"]))
+            yaml.safe_load(render(kind, bound.kwargs["settings"]))
     elif program == "ray":
         from ray.scripts.scripts import cli
 

@@ -40,7 +40,7 @@ def test_images_stored_by_class_are_warned_of(tmp_path: Path, capsys: pytest.Cap
     shown = capsys.readouterr()
     assert "classes among 40 images of a batch: " in shown.out
     assert (
-        "are stored by class, and batches are mixed badly: shuffle them with `diptych data pack`" in shown.err
+        "are stored by class, so batches are poorly mixed: shuffle them with `diptych data pack`" in shown.err
     )
 
 
@@ -56,7 +56,7 @@ def test_what_is_not_measured_is_said_too(tmp_path: Path, capsys: pytest.Capture
         (tmp_path / "folder" / f"{number}.png").write_bytes(b"image")
     unlabelled = pa.table({"image": [b"image"] * 40})
     pq.write_table(unlabelled, tmp_path / "unlabelled.parquet", row_group_size=10)
-    for name, said in (("folder", "those of a full shuffle"), ("unlabelled.parquet", "not known")):
+    for name, said in (("folder", "by a full shuffle"), ("unlabelled.parquet", "unknown")):
         config = _config(str(tmp_path / name))
         assert say_mixing(config, build_index(config.data.train, config.data)) is None
         shown = capsys.readouterr()

@@ -121,7 +121,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 _SAID = (
-    r"worker \d failed: Ray ended it, since its node ran out of memory, \S+ of \S+ being used; take nodes "
+    r"worker \d failed: Ray ended it because its node ran out of memory, \S+ of \S+ being used; use nodes "
     r"with more, a smaller --data.window-bytes or --micro-batch-size \(traceback: "
 )
 
@@ -133,7 +133,7 @@ def test_a_run_whose_worker_is_ended_for_its_memory_says_so_and_ends_as_an_undis
     disturbed = _train(confined, folder, "disturbed", *_eating(_STEPS // 2, eaten))
     assert disturbed.returncode == 0, disturbed.stdout + disturbed.stderr
     assert eaten.exists()
-    assert re.search(f"going on from there, for {_SAID}", disturbed.stdout), disturbed.stdout
+    assert re.search(f"resuming from this step: {_SAID}", disturbed.stdout), disturbed.stdout
     assert "(raylet)" not in disturbed.stdout + disturbed.stderr
     undisturbed = _train(confined, folder, "undisturbed", "--objective-options.after", str(_STEPS))
     assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr

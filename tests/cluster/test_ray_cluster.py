@@ -19,7 +19,7 @@ pytestmark = pytest.mark.ray
 
 
 def _noted(folder: Path, address: str) -> dict[str, Any]:
-    """An environment in which `ray start` has noted a cluster, and diptych none."""
+    """An environment in which `ray start` has recorded a cluster, and diptych none."""
     (folder / "ray").mkdir(exist_ok=True)
     (folder / "ray" / "ray_current_cluster").write_text(address)
     return {"RAY_TMPDIR": str(folder), "XDG_STATE_HOME": str(folder)}
@@ -30,8 +30,8 @@ def test_auto_without_a_cluster_is_one_line(tmp_path: Path) -> None:
     done = diptych("cluster", "status", RAY_ADDRESS="auto", **there)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "diptych: RAY_ADDRESS=auto finds no Ray cluster here; start one with diptych cluster up, or leave it "
-        "out to run on this machine\n"
+        "diptych: RAY_ADDRESS=auto finds no Ray cluster here; start one with diptych cluster up, or unset "
+        "it to run on this machine\n"
     )
 
 
@@ -54,7 +54,7 @@ def test_auto_is_left_to_ray_where_it_no_longer_tells_what_it_has_noted(
 def test_a_cluster_that_was_noted_and_is_gone_is_one_line(tmp_path: Path) -> None:
     done = diptych("cluster", "status", RAY_ADDRESS="auto", **_noted(tmp_path, "127.0.0.1:1"))
     assert done.returncode == 2
-    assert done.stderr.startswith("diptych: no Ray cluster answers at 127.0.0.1:1; see RAY_ADDRESS")
+    assert done.stderr.startswith("diptych: no Ray cluster answers at 127.0.0.1:1; check RAY_ADDRESS")
 
 
 def test_local_is_no_cluster(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,14 @@ def address(ray_cluster: None) -> str:
     return ray.get_runtime_context().gcs_address
 
 
-def _start(arguments: list[str], address: str, log: Path, **environment: str) -> subprocess.Popen:
+def _start(
+    arguments: list[str], address: str, log: Path, *, before: str = "", **environment: str
+) -> subprocess.Popen:
     """A real `diptych` on the cluster at `address`; what it says goes to `log`."""
     environment = os.environ | {"RAY_ADDRESS": address} | environment
     with log.open("ab") as out:
         return subprocess.Popen(
-            [sys.executable, "-c", f"from cluster.cli.main import main; main({arguments!r})"],
+            [sys.executable, "-c", f"{before}from cluster.cli.main import main; main({arguments!r})"],
             env=environment, stdout=out, stderr=out,
         )  # fmt: skip
 
@@ -149,9 +151,9 @@ def test_a_run_whose_workers_and_driver_are_killed_ends_bit_for_bit_as_an_undist
     process = _start(_training(images, tmp_path, "run", "2", timeout=8), address, log)
     for reached, ending in ((1, signal.SIGKILL), (2, signal.SIGSTOP)):
         _wait(_has(run, reached * _EVERY), process, log)
-        before = log.read_text().count("going on from there, for worker")
+        before = log.read_text().count("resuming from this step: worker")
         os.kill(max(training_workers().keys() - others), ending)
-        _wait(lambda: log.read_text().count("going on from there, for worker") > before, process, log)  # noqa: B023
+        _wait(lambda: log.read_text().count("resuming from this step: worker") > before, process, log)  # noqa: B023
     _wait(_has(run, 3 * _EVERY), process, log)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -166,7 +168,8 @@ def test_a_run_whose_workers_and_driver_are_killed_ends_bit_for_bit_as_an_undist
     saved = max(int(path.stem[5:]) for path in (run / "checkpoints").glob("*.pt"))
     assert 3 * _EVERY < saved < _STEPS
     assert (
-        f"stopped after step {saved} of {_STEPS}; go on with: diptych train --resume {run}" in log.read_text()
+        f"stopped after step {saved} of {_STEPS}; resume with: diptych train --resume {run}"
+        in log.read_text()
     )
     assert [line["step"] for line in _lines(run) if "loss" in line] == list(range(1, saved + 1))
 
@@ -188,10 +191,54 @@ def test_a_run_is_in_the_cluster_s_metrics_and_ctrl_c_twice_ends_it_at_once(
     (worker,) = training_workers().keys() - others
     os.kill(worker, signal.SIGSTOP)  # The first Ctrl-C alone would wait for it.
     process.send_signal(signal.SIGINT)
-    _wait(lambda: "once more ends at once" in (tmp_path / "log").read_text(), process, tmp_path / "log")
+    _wait(
+        lambda: "a second signal ends it at once" in (tmp_path / "log").read_text(), process, tmp_path / "log"
+    )
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 128 + signal.SIGINT, (tmp_path / "log").read_text()
-    assert "interrupted; the same command goes on" in (tmp_path / "log").read_text()
+    assert "interrupted; the same command resumes" in (tmp_path / "log").read_text()
+
+
+# On this machine nobody takes the lease of a process that is alive.
+_ELSEWHERE = "from training import lease; lease._machine = lambda: 'another machine'; "
+
+
+def _files(run: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def _lease_key(run: Path) -> str:
+    return json.loads((run / "lease.json").read_text())["key"]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_taken_over_ends_with_one_line_and_leaves_the_other_undisturbed(
+    images: Path, address: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    log, theirs, run = tmp_path / "log", tmp_path / "theirs", tmp_path / "run"
+    others = training_workers().keys()
+    first = _start(_training(images, tmp_path, "run", "2", timeout=600), address, log)
+    _wait(_has(run, _EVERY), first, log)
+    key = _lease_key(run)
+    with ExitStack() as later:
+        with held([first.pid]):
+            with held(training_workers().keys() - others):
+                second = _start(["train", "--resume", str(run)], address, theirs, before=_ELSEWHERE)
+                _wait(lambda: _lease_key(run) != key, second, theirs)
+                # It writes nothing itself until the first has ended.
+                later.enter_context(held([second.pid]))
+                before = _files(run)
+            # They look at the lease themselves, while their driver is still halted.
+            _workers_left(others, 0)
+        assert first.wait(120) == 1, log.read_text()
+        assert _files(run) == before
+    line = f"diptych: process {second.pid} on {socket.gethostname()} has taken {run} over; wait for its end"
+    assert line in log.read_text().splitlines()
+    assert log.read_text().count("has taken") == 1
+    assert "Traceback" not in log.read_text()
+    assert second.wait(600) == 0, theirs.read_text()
+    _assert_same_run(run, undisturbed)
+    assert not (run / "lease.json").exists()
 
 
 _TWICE = """
@@ -226,7 +273,7 @@ def test_a_script_whose_cluster_is_lost_trains_on_another_of_its_own(
     os.kill(head, signal.SIGKILL)
     assert process.wait(300) == 0, log.read_text()
     said = log.read_text()
-    assert f"no longer answers; go on with: diptych train --resume {run}\n" in said
+    assert f"no longer answers; resume with: diptych train --resume {run}\n" in said
     assert said.endswith("the end\n")
     _assert_same_run(run, undisturbed)
 
@@ -259,7 +306,7 @@ def test_a_run_leaves_a_drained_node_takes_a_new_one_and_goes_on_without_one_tha
             check=True,
             capture_output=True,
         )
-    _wait(lambda: "saved, and going on from there on other nodes" in log.read_text(), process, log)
+    _wait(lambda: "saved, resuming on other nodes" in log.read_text(), process, log)
     _wait(lambda: _parts(run) == [2, 1], process, log)
     with held(training_workers().keys() - others):
         third = nodes.add_node(num_cpus=2)
@@ -269,7 +316,7 @@ def test_a_run_leaves_a_drained_node_takes_a_new_one_and_goes_on_without_one_tha
     nodes.remove_node(third, allow_graceful=False)
     assert process.wait(600) == 0, log.read_text()
     assert _parts(run) == [2, 1, 2, 1]
-    assert "going on from there, for worker" in log.read_text()
+    assert "resuming from this step: worker" in log.read_text()
     np.testing.assert_allclose(_losses(run), _losses(undisturbed), rtol=1e-3)
     assert first.remaining_processes_alive()
 
@@ -369,5 +416,5 @@ def test_a_run_asks_a_cluster_that_grows_by_itself_for_its_nodes_and_for_those_t
     raylet = next(raylet for worker, raylet in training_workers().items() if worker not in others)
     os.kill(raylet, signal.SIGKILL)
     assert process.wait(600) == 0, log.read_text()
-    assert "going on from there, for worker" in log.read_text()
+    assert "resuming from this step: worker" in log.read_text()
     assert [line["step"] for line in _lines(run) if "loss" in line] == list(range(1, 2 * _EVERY + 1))

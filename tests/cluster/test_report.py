@@ -22,7 +22,7 @@ def run(tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["/nowhere/run"], "/nowhere/run is no run: there is no config.toml; give OUTPUT/NAME of one"),
+        (["/nowhere/run"], "/nowhere/run is not a run: it has no config.toml; give OUTPUT/NAME of one"),
         (["ftp://bucket/run"], "unknown scheme ftp://"),
         (["s3://key:secret@bucket/run"], "the s3:// URI carries credentials or options"),
         (["{run}", "{run}"], "is named twice"),

@@ -20,7 +20,7 @@ def _configs(folder: Path) -> dict[str, TrainConfig]:
 def test_a_family_is_written_and_what_it_costs_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     main(["scale", _BASE, "--train", "/data", "--output", str(tmp_path), "--phi", "0", "--phi", "2"])
     said = capsys.readouterr().out
-    assert "by the equation multiply-adds grow 1.92 times with each phi" in said
+    assert "by the equation, multiply-adds grow 1.92 times with each phi" in said
     # 224 pixels give last maps of 7 x 7, and 258 of 9 x 9.
     zero, one = (
         encoder_cost(EncoderConfig(name="efficientnet", alpha=1.2, beta=1.1, phi=phi), size).multiply_adds
@@ -55,7 +55,7 @@ def test_a_family_of_a_family_s_config_starts_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([_BASE], "does not say what it trains on; give --train URI"),
+        ([_BASE], "names no training images; give --train URI"),
         ([_BASE, "--train", "/data", "--dimension", "depth", "--beta", "2"], "--beta has no effect with"),
         (["simclr-cifar10-resnet20", "--train", "/data"], "encoder.name=resnet20 cannot be scaled"),
         (["nowhere"], "no config 'nowhere': neither a TOML file nor one of"),

@@ -56,7 +56,7 @@ def test_the_code_that_goes_along_is_all_that_a_bare_python_needs_to_find_diptyc
 def test_what_is_missing_there_is_installed_as_it_is_here() -> None:
     job = stage(["doctor"], _there(fingerprint=None, unmet=["cyclopts>=5.4", "no-such-package>=3"]))
     assert job.install == (f"cyclopts=={metadata.version('cyclopts')}", "no-such-package>=3")
-    assert "pip installs what is missing there" in job.why
+    assert "pip adds what is missing there" in job.why
 
 
 def test_a_command_s_trackers_and_formats_are_needed_too(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x.toml").write_text("")
-    with pytest.raises(ValueError, match=r"two files of the command are named x\.toml; rename one"):
+    with pytest.raises(ValueError, match=r"two files in the command are named x\.toml; rename one"):
         stage(["train", f"{tmp_path}/a/x.toml", f"{tmp_path}/b/x.toml"], _there())
 
 
@@ -112,6 +112,6 @@ def test_a_probe_finds_what_is_missing_and_what_extras_want() -> None:
 
 
 def test_a_probe_that_failed_says_why() -> None:
-    with pytest.raises(ValueError, match="could not be asked what it has: python: not found"):
+    with pytest.raises(ValueError, match="the probe of the cluster failed: python: not found"):
         read_probe("Running entrypoint\npython: not found\n")
     assert read_probe('noise\n{"python": "3.11.7"}\n') == {"python": "3.11.7"}

@@ -43,7 +43,7 @@ def test_a_hard_limit_is_told_with_the_way_out() -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         "ValueError: this process may open 256 files, and a Ray cluster needs 1,024: run ulimit -n 1024 in a "
-        "new shell, or have the hard limit raised"
+        "new shell, or ask for a higher hard limit"
     )
 
 
@@ -107,4 +107,4 @@ def test_a_place_that_fills_up_meanwhile_is_told_once(short: Path, monkeypatch: 
             Event().wait(0.2)  # Several looks more.
     (message,) = said
     assert message.startswith(f"Ray's temporary folder in {place} has ")
-    assert message.endswith(": without room there, a run may stand still")
+    assert message.endswith(": until then, a run may stall")

@@ -82,7 +82,7 @@ def test_a_service_that_fails_at_the_end_is_told_of(caplog: pytest.LogCaptureFix
             raise ConnectionError("gone")
 
     Trackers({"wandb": Refusing()}).close(finished=True)
-    assert "wandb did not hear of this run's end: gone" in caplog.text
+    assert "wandb could not be told that this run ended: gone" in caplog.text
 
 
 def test_a_service_that_does_not_take_the_run_is_named_before_it_starts(
@@ -91,7 +91,7 @@ def test_a_service_that_does_not_take_the_run_is_named_before_it_starts(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with (
-        pytest.raises(ValueError, match="mlflow does not take this run"),
+        pytest.raises(ValueError, match="mlflow refuses this run"),
         open_trackers(_config(tmp_path, "mlflow")),
     ):
         pass
@@ -109,7 +109,7 @@ def test_a_service_that_fails_is_told_of_once_and_the_training_goes_on() -> None
 
     refusing = Refusing()
     trackers = Trackers({"wandb": refusing})
-    assert trackers.show(_LINE) == ["wandb no longer hears of this run: gone"]
+    assert trackers.show(_LINE) == ["wandb gets no more metrics of this run: gone"]
     assert trackers.show(_LINE) == []
     trackers.close(finished=True)
     assert not refusing.closed

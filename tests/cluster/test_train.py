@@ -183,7 +183,7 @@ def test_a_run_is_fine_tuned_in_a_run_of_its_own_and_the_result_kept(
     ("arguments", "message"),
     [
         (["workers1", "--protocol", "finetune", "--features", "projector"], "has no effect with protocol"),
-        (["nowhere"], "nowhere is no run: there is no config.toml"),
+        (["nowhere"], "nowhere is not a run: it has no config.toml"),
         (["workers1", "--checkpoint", "5"], "has no checkpoint of step 5; it has 6"),
         (["workers1", "--labels", "1.5"], "labels=1.5: Input should be less than or equal to 1"),
         (["workers1", "--test", "/nowhere"], "/nowhere does not exist"),

@@ -20,7 +20,7 @@ with watched(("train", "--resume", "/my runs/first"), sys.argv[1], sys.argv[2]):
     sys.stdin.read()
 """
 
-_SAID = "go on with: diptych train --resume '/my runs/first'\n"
+_SAID = "resume with: diptych train --resume '/my runs/first'\n"
 
 
 def _command(folder: Path, ray: Path) -> subprocess.Popen:

@@ -40,7 +40,7 @@ def decode() -> Callable[[bytes], Image.Image]:
 
 @pytest.fixture(scope="session")
 def pngs() -> list[bytes]:
-    """Lossless pictures of several sizes: no two decoders differ over them."""
+    """Lossless pictures of several sizes, which all decoders decode alike."""
     return [_encoded(_picture(*_SIZES[seed % len(_SIZES)], seed), "PNG") for seed in range(24)]
 
 
@@ -65,7 +65,7 @@ def kinds() -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def encoded(pngs: list[bytes], kinds: dict[str, bytes]) -> list[bytes]:
-    """What the data set at `uri` holds: many sizes, every seventh image a JPEG out of `kinds`."""
+    """The images of the data set at `uri`: many sizes, every seventh image a JPEG out of `kinds`."""
     jpegs = [content for kind, content in kinds.items() if "JPEG" in kind]
     return [jpegs[n // 7 % 4] if n % 7 == 0 else pngs[n % len(pngs)] for n in range(_IMAGES)]
 

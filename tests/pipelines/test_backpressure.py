@@ -1,4 +1,4 @@
-"""Without the names that Ray Data keeps private it reads as far ahead as it likes."""
+"""Without its private names, Ray Data still works, without a limit on reading ahead."""
 
 import pytest
 from ray.data import DataContext

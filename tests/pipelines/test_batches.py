@@ -1,4 +1,4 @@
-"""Batches are the plan's, and another image of the window stands in for one that is bad."""
+"""Batches follow the plan, and another image of the window stands in for a bad one."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -94,9 +94,9 @@ def test_images_that_do_not_decode_are_replaced_as_if_their_headers_had_told(
     found = []
     for batch in _batches(index, data, plan, 0, {}):
         places = [place for place, sample in enumerate(batch.rows.sample) if int(sample) in bad]
-        mended = batch.without(dict.fromkeys(places, "torn"))
-        assert [image.reason for image in mended.rows.quarantined] == ["torn"] * len(places)
-        found.append(_content(mended.rows))
+        repaired = batch.without(dict.fromkeys(places, "torn"))
+        assert [image.reason for image in repaired.rows.quarantined] == ["torn"] * len(places)
+        found.append(_content(repaired.rows))
     assert found == told
 
 
@@ -122,15 +122,15 @@ def test_a_stand_in_that_does_not_decode_is_replaced_in_turn():
     window = _window(8, [1])
     batch = Batch((window,), 0, 4)
     assert [int(image[0]) for image in batch.rows.image] == [0, 5, 2, 3]
-    mended = batch.without({1: "broken"})
-    assert [int(image[0]) for image in mended.rows.image] == [0, 6, 2, 3]
+    repaired = batch.without({1: "broken"})
+    assert [int(image[0]) for image in repaired.rows.image] == [0, 6, 2, 3]
     # Row 5 itself is reported in its own turn.
-    assert [image.key for image in mended.rows.quarantined] == ["k1"]
+    assert [image.key for image in repaired.rows.quarantined] == ["k1"]
     assert [image.key for image in Batch((window,), 4, 8).rows.quarantined] == ["k5"]
 
 
 def test_a_window_without_a_good_image_ends_the_run_by_name():
-    with pytest.raises(ValueError, match=r"none of 4 images that are read together is good: k0 of f: torn"):
+    with pytest.raises(ValueError, match=r"all 4 images that are read together are bad: k0 of f: torn"):
         _window(4, [0, 1, 2, 3]).batch(0, 2)
 
 

@@ -15,7 +15,7 @@ from pipelines.choice import held_out_places, packed, sampled_places, unpacked
 from pipelines.config import DataConfig
 from pipelines.index import Index, build_index
 from pipelines.labels import with_labels
-from pipelines.plan import sweep
+from pipelines.plan import evaluation_windows
 from pipelines.reader import Reading, read_windows
 
 _seeded = settings(deadline=None, derandomize=True)
@@ -39,7 +39,7 @@ def test_each_class_is_held_out_in_proportion_and_none_is_lost(labels: np.ndarra
     held = Counter(labels[places].tolist())
     for label, size in sizes.items():
         assert held[label] < size
-    # There is a share that each class gives, rounded up or down; but for those that give all but one.
+    # Every class gives the same share, rounded up or down, except those that give all but one.
     least = [(held[label] - 1) / size for label, size in sizes.items()]
     most = [(held[label] + 1) / size for label, size in sizes.items() if held[label] < size - 1]
     assert not most or max(least) < min(most)
@@ -109,7 +109,7 @@ def test_imagenet_in_class_order_keeps_all_classes_in_proportion():
     bank = kept.sample(100_000, seed=0)
     assert set(np.bincount(labels[bank.samples], minlength=1000)) <= {99, 100, 101}
     assert not set(bank.samples.tolist()) & set(held_out.samples.tolist())
-    # And small, as it travels to every worker: a bit a row, without the labels.
+    # And small, because every worker gets it: one bit per row, without the labels.
     assert len(pickle.dumps(held_out)) < 300_000
 
 
@@ -124,7 +124,7 @@ def test_packed_places_come_back(places: list[int]):
 def test_a_job_over_a_large_row_group_is_a_span_and_a_bit_a_row():
     fragments = pa.table({"path": ["f"], "rows": [100_000], "row_group": [0], "first_sample": [0]})
     kept, _ = Index("u", "parquet", fragments).split(0.1, seed=0)
-    (window, *_) = sweep(kept.rows, 0, 1, window_rows=100_000)
+    (window, *_) = evaluation_windows(kept.rows, 0, 1, window_rows=100_000)
     assert len(pickle.dumps(Reading.of(kept, window.pieces))) < 20_000
 
 
@@ -166,7 +166,7 @@ def test_any_grouping_of_the_same_rows_gives_the_same_sets(
 
 
 def _sweep(index: Index, rank: int, workers: int):
-    return sweep(index.rows, rank, workers, window_rows=20, rows_read=index.rows_read)
+    return evaluation_windows(index.rows, rank, workers, window_rows=20, rows_read=index.rows_read)
 
 
 def test_labels_are_kept_with_an_index_and_not_read_again(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""A recipe fills what the user leaves unset, and what is not known is refused."""
+"""A recipe fills unset fields, and unknown fields are refused."""
 
 from dataclasses import FrozenInstanceError, asdict, replace
 from typing import Any

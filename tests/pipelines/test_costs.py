@@ -1,4 +1,4 @@
-"""Requests and bytes that reading takes of a real S3 server: as many as files and images ask for, no more."""
+"""Reading from a real S3 server takes no more requests and bytes than its files and images need."""
 
 import io
 import tarfile

@@ -1,4 +1,4 @@
-"""A network between diptych and a real S3 server that fails, breaks off, is slow and flips bits."""
+"""A network to a real S3 server that fails, drops connections, is slow and flips bits."""
 
 import logging
 import uuid
@@ -22,7 +22,7 @@ from training.config import TrainConfig
 from training.metrics import MetricsLog, read_metrics
 from training.run_folder import claim_run, keep_index, kept_index, read_config
 
-_AGAIN = "it arrived damaged, and whole when it was read again"
+_AGAIN = "it arrived damaged, but intact when read again"
 
 
 @pytest.fixture

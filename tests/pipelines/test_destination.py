@@ -1,4 +1,4 @@
-"""What a command has begun, only the same command goes on with."""
+"""Only the same command may resume what a command has begun."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def test_what_differs_is_named_with_both_values(tmp_path: Path):
 
 def test_a_folder_with_other_files_is_taken(tmp_path: Path):
     (tmp_path / "mine.txt").write_text("keep me")
-    with pytest.raises(ValueError, match=r"is taken: .*mine\.txt is there already"):
+    with pytest.raises(ValueError, match=r"is not empty: it holds .*mine\.txt"):
         shards.claim(str(tmp_path), "pack", {})
 
 

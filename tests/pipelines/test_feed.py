@@ -10,7 +10,7 @@ import torch
 from pipelines.config import DataConfig, ViewRecipe
 from pipelines.feed import Device, evaluation_recipe, evaluation_views, training_views
 from pipelines.index import Index
-from pipelines.plan import Plan, lanes_of, sweep
+from pipelines.plan import Plan, evaluation_windows, lanes_of
 from pipelines.reader import read_windows
 from pipelines.views import Views
 
@@ -42,7 +42,7 @@ def _tables(
 
 
 def _steps(index: Index, data: DataConfig, plan: Plan, lanes: range, start: int, stop: int) -> list[Step]:
-    """What the worker that serves `lanes` trains on."""
+    """The views that the worker serving `lanes` trains on."""
     tables = _tables(index, data, plan, lanes, start, stop)
     views = training_views(tables, plan, lanes, _RECIPES, _DEVICE, start_step=start, stop_step=stop)
     return [_by_sample(step) for step in views]
@@ -50,7 +50,7 @@ def _steps(index: Index, data: DataConfig, plan: Plan, lanes: range, start: int,
 
 @pytest.fixture(scope="module")
 def alone(index: Index, data: DataConfig, plan: Plan) -> list[Step]:
-    """What one worker trains on for two epochs and a bit."""
+    """The views that a single worker trains on for a little over two epochs."""
     return _steps(index, data, plan, range(4), 0, 10)
 
 
@@ -118,7 +118,7 @@ def test_evaluation_yields_every_row_once_with_a_short_last_batch(
 ):
     samples, sizes = [], []
     for rank in range(workers):
-        windows = sweep(index.rows, rank, workers, window_rows=10)
+        windows = evaluation_windows(index.rows, rank, workers, window_rows=10)
         tables = read_windows(index, data, windows)
         for views in evaluation_views(tables, data, _DEVICE, batch_size=4):
             (images,) = views.images
@@ -135,7 +135,7 @@ def test_evaluation_sees_the_same_view_whoever_reads_it(index: Index, data: Data
     for workers, batch_size in ((1, 37), (3, 5)):
         views_of = {}
         for rank in range(workers):
-            windows = sweep(index.rows, rank, workers, window_rows=9)
+            windows = evaluation_windows(index.rows, rank, workers, window_rows=9)
             tables = read_windows(index, data, windows)
             for views in evaluation_views(tables, data, _DEVICE, batch_size=batch_size):
                 pairs = zip(views.samples.tolist(), views.images[0], strict=True)
@@ -147,7 +147,7 @@ def test_evaluation_sees_the_same_view_whoever_reads_it(index: Index, data: Data
 def test_evaluation_tells_of_every_bad_image_also_where_a_whole_batch_or_the_end_is_bad(
     index: Index, data: DataConfig
 ):
-    windows = sweep(index.rows, 0, 1, window_rows=100)
+    windows = evaluation_windows(index.rows, 0, 1, window_rows=100)
     table = pa.concat_tables(read_windows(index, data, windows))
     torn, refused = range(4, 8), range(33, 37)
     images, reasons = table["image"].to_pylist(), [None] * 37

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.config import DataConfig
 from pipelines.index import Index, build_index
-from pipelines.plan import sweep
+from pipelines.plan import evaluation_windows
 from pipelines.reader import read_windows
 
 _DATA = DataConfig(train="")
@@ -193,11 +193,11 @@ def test_a_split_keeps_the_samples_numbers_and_reads_each_row_in_one_part(index:
     total = int(index.rows.sum())
     kept, held_out = index.split(0.25, seed=1)
     assert [part.rows.sum() for part in (kept, held_out)] == [total - round(total / 4), round(total / 4)]
-    (table,) = read_windows(index, data, sweep(index.rows, 0, 1, window_rows=total))
+    (table,) = read_windows(index, data, evaluation_windows(index.rows, 0, 1, window_rows=total))
     images = dict(zip(table["sample"].to_pylist(), table["image"].to_pylist(), strict=True))
     found = {}
     for part in (kept, held_out):
-        windows = sweep(part.rows, 0, 1, window_rows=7, rows_read=part.rows_read)
+        windows = evaluation_windows(part.rows, 0, 1, window_rows=7, rows_read=part.rows_read)
         rows = pa.concat_tables(read_windows(part, data, windows))
         assert rows["sample"].to_pylist() == part.samples.tolist()
         found |= dict(zip(rows["sample"].to_pylist(), rows["image"].to_pylist(), strict=True))

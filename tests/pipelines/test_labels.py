@@ -1,4 +1,4 @@
-"""A share of each class's images: which, and that those are read and no others, of every layout."""
+"""A share of each class's images is chosen, and no others are read, in every layout."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pipelines import storage
 from pipelines.config import DataConfig
 from pipelines.index import Index, build_index
 from pipelines.labels import labelled_part, labelled_share, read_labels
-from pipelines.plan import Plan, sweep
+from pipelines.plan import Plan, evaluation_windows
 from pipelines.reader import read_windows
 
 _COUNTS: list[tuple[int, int]] = []
@@ -23,7 +23,7 @@ def _progress(done: int, of: int) -> None:
 
 def _rows(index: Index, data: DataConfig) -> dict[int, tuple[int, str, bytes]]:
     """Label, key and image of every sample that evaluation would read."""
-    windows = sweep(index.rows, 0, 1, window_rows=7)
+    windows = evaluation_windows(index.rows, 0, 1, window_rows=7)
     return {
         row["sample"]: (row["label"], row["key"], row["image"])
         for table in read_windows(index, data, windows)

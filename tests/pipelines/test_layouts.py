@@ -184,7 +184,7 @@ def test_an_image_file_that_is_gone_is_named(tmp_path: Path, images: Images):
 
 def test_a_torn_tar_is_refused_by_name(tmp_path: Path, images: Images):
     (tmp_path / "0.tar").write_bytes(b"no tar" * 200)
-    with pytest.raises(ValueError, match=r"cannot read .*0\.tar: .*; write it anew"):
+    with pytest.raises(ValueError, match=r"cannot read .*0\.tar: .*; write it again"):
         build_index(str(tmp_path), _DATA)
 
 

@@ -1,4 +1,4 @@
-"""Mixing is that of the plan's own batches; what a full shuffle would give is the hypergeometric's."""
+"""Mixing describes the plan's own batches; a full shuffle follows the hypergeometric distribution."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The counter-based numbers are Random123's, uniform, and each its own."""
+"""The counter-based numbers equal Random123's, are uniform, and each depends only on its own index."""
 
 import numpy as np
 import pytest

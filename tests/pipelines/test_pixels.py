@@ -1,4 +1,4 @@
-"""Of every kind of image the pixels are Pillow's within three levels, or there is a reason: never others."""
+"""Every kind of image decodes to Pillow's pixels within three levels, or gives a reason why not."""
 
 import io
 import itertools
@@ -212,7 +212,7 @@ _ALL = {"TIFF": _tiffs, "JPEG": _jpegs, "PNG": _pngs, "BMP": _bmps, "other": _ot
 
 
 def _pillows(content: bytes) -> np.ndarray | None:
-    """The picture as Pillow shows it; the high byte of 16 bits. None where it cannot, or no one can."""
+    """The picture as Pillow shows it, with the high byte of 16 bits. None if it cannot be decoded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -241,7 +241,7 @@ def decoder():
 
 
 def _ours(content: bytes, decoder) -> np.ndarray | str:
-    """The picture as training gets it, or why it does not."""
+    """The picture as training sees it, or the reason why it is bad."""
     try:
         header = read_header(content, max_pixels=10_000)
         if header.for_pillow:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.mixing import batch_rows
 from pipelines.philox import permutation
-from pipelines.plan import Line, Plan, Window, check_lanes, lanes_of, sweep
+from pipelines.plan import Line, Plan, Window, check_lanes, evaluation_windows, lanes_of
 
 _seeded = settings(derandomize=True, deadline=None, max_examples=60)
 _fragments = st.lists(st.integers(0, 40), min_size=1, max_size=9).map(np.array)
@@ -37,7 +37,7 @@ def _read(rows: np.ndarray, window: Window) -> list[int]:
 
 
 def _batches(plan: Plan, lanes: range, start: int, stop: int) -> list[list[int]]:
-    """What a worker that serves `lanes` trains on in each step: a fixed number of rows of every lane."""
+    """The rows that the worker of `lanes` trains on in each step: a fixed number of every lane."""
     left: dict[int, list[int]] = {lane: [] for lane in lanes}
     lines: dict[int, list[int]] = {lane: [] for lane in lanes}
     for lane, window in zip(cycle(lanes), plan.windows(lanes, start, stop), strict=False):
@@ -242,7 +242,7 @@ def test_a_data_set_smaller_than_the_lanes_is_not_told_a_batch_size_that_fails_t
 def test_a_sweep_visits_every_row_once_in_order_over_the_workers(rows: np.ndarray, workers: int, window: int):
     visited = []
     for rank in range(workers):
-        for read in sweep(rows, rank, workers, window_rows=window):
+        for read in evaluation_windows(rows, rank, workers, window_rows=window):
             assert read.rows <= 2 * window
             assert read.rows == read.rows_read
             visited += _read(rows, read)
@@ -251,10 +251,12 @@ def test_a_sweep_visits_every_row_once_in_order_over_the_workers(rows: np.ndarra
 
 def test_a_sweep_of_a_few_rows_of_each_fragment_reads_no_more_at_once_than_a_window():
     few, whole = np.full(500, 3), np.full(500, 100)
-    windows = list(sweep(few, 0, 1, window_rows=1000, rows_read=whole))
+    windows = list(evaluation_windows(few, 0, 1, window_rows=1000, rows_read=whole))
     assert sum(window.rows for window in windows) == 1500
     assert {sum(int(whole[piece.fragment]) for piece in window.pieces) for window in windows} == {1000}
     # One that is larger than a window is read alone, and once.
-    assert [len(window.pieces) for window in sweep(few, 0, 1, window_rows=50, rows_read=whole)] == [1] * 500
-    (window,) = sweep(np.array([9000]), 0, 1, window_rows=50, rows_read=np.array([100_000]))
+    assert [
+        len(window.pieces) for window in evaluation_windows(few, 0, 1, window_rows=50, rows_read=whole)
+    ] == [1] * 500
+    (window,) = evaluation_windows(np.array([9000]), 0, 1, window_rows=50, rows_read=np.array([100_000]))
     assert window.rows == 9000

@@ -1,4 +1,4 @@
-"""A contact sheet shows the images upright, and below them the very views that training sees."""
+"""A contact sheet shows the images upright, and below them the same views as in training."""
 
 import io
 from collections.abc import Callable

@@ -10,7 +10,7 @@ from pipelines.batches import Rows
 from pipelines.config import DataConfig
 from pipelines.images.isolation import ENDS_PROCESS
 from pipelines.index import Index, build_index
-from pipelines.plan import sweep
+from pipelines.plan import evaluation_windows
 from pipelines.quarantine import Quarantine, Quarantined, decode, encode, read_quarantine
 from pipelines.reader import read_windows
 
@@ -51,7 +51,7 @@ def test_images_of_one_file_with_one_key_are_as_many_as_they_are(
     pq.write_table(same, tmp_path / "images" / "0.parquet", row_group_size=5)
     repeated = DataConfig(train=str(tmp_path / "images"))
     listed = build_index(repeated.train, repeated)
-    tables = read_windows(listed, repeated, sweep(listed.rows, 0, 1, window_rows=5))
+    tables = read_windows(listed, repeated, evaluation_windows(listed.rows, 0, 1, window_rows=5))
     bad = [image for part in tables for image in Rows.of(part).quarantined]
     expected = [row for row in range(len(table)) if row % 4 == 0]
     quarantine = Quarantine(str(tmp_path))
@@ -61,7 +61,7 @@ def test_images_of_one_file_with_one_key_are_as_many_as_they_are(
     again = Quarantine(str(tmp_path))
     again.add(bad)
     assert len(again) == len(expected)
-    with pytest.raises(ValueError, match=f"^{len(expected)} of {len(table)} images are no good"):
+    with pytest.raises(ValueError, match=f"^{len(expected)} of {len(table)} images are bad"):
         again.check(listed, 0.2)
 
 
@@ -89,6 +89,6 @@ def test_more_bad_training_images_than_allowed_end_the_run_with_the_way_out(tmp_
     quarantine.write()
     quarantine.check(_index(300), 0.01)  # Three of 300; the test set's image does not count.
     with pytest.raises(
-        ValueError, match=r"3 of 299 images are no good, .*max_bad_share=0.01; the first is cat/0 of "
+        ValueError, match=r"3 of 299 images are bad, .*max_bad_share=0.01; the first is cat/0 of "
     ):
         quarantine.check(_index(299), 0.01)

@@ -1,4 +1,4 @@
-"""A window's table holds the very bytes of its rows, with the sizes that are shown and the labels."""
+"""A window's table has the exact bytes of its rows, the sizes as shown, and the labels."""
 
 import io
 from collections.abc import Callable

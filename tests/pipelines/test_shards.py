@@ -1,4 +1,4 @@
-"""Shards hold the very bytes that were given, in shards and row groups of the sizes asked for."""
+"""Shards hold the exact bytes of their images, in shards and row groups of the requested sizes."""
 
 from collections.abc import Iterator
 from pathlib import Path

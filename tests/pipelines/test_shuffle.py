@@ -1,4 +1,4 @@
-"""A shuffle's order is that of one permutation of all rows, whatever its jobs; parts are nobody's images."""
+"""A shuffle's order is one permutation of all rows, for any division into jobs; nobody reads its parts."""
 
 import io
 import tarfile
@@ -219,7 +219,7 @@ def _as_torchvision(folder: Path) -> str:
 
 
 def _mixing(uri: str) -> Mixing:
-    """Of small batches and windows, and by its labels, each of which is read."""
+    """Measured on small batches and windows, reading every label."""
     data = DataConfig(train=uri)
     index = build_index(uri, data)
     labels = read_labels(index, data, lambda done, of: None)

@@ -53,7 +53,7 @@ def test_a_shard_with_a_flipped_bit_is_named(ray_cluster: None, shards: Streamed
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
     with pytest.raises(
-        ValueError, match=r"^cannot read .*00001\.parquet, row group \d: .*CRC checksum.*anew"
+        ValueError, match=r"^cannot read .*00001\.parquet, row group \d: .*CRC checksum.*again"
     ):
         list(stream_windows(index, data, windows))
 

@@ -1,4 +1,4 @@
-"""A survey's counts are those of the images that were put in; broken pixels are found by decoding."""
+"""A survey counts its input images correctly; decoding finds broken pixels."""
 
 import io
 from collections import Counter

@@ -1,4 +1,4 @@
-"""A window's rows follow from the index and the config alone, and fit into the bytes that are asked for."""
+"""A window's rows depend only on the index and the config, and fit into the requested bytes."""
 
 import io
 from pathlib import Path

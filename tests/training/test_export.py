@@ -195,7 +195,7 @@ def test_the_newest_checkpoint_is_read_or_the_one_asked_for(
 
 def test_a_checkpoint_or_a_run_that_is_not_there_is_refused(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
-    with pytest.raises(ValueError, match=re.escape(f"{run} is no run: there is no config.toml")):
+    with pytest.raises(ValueError, match=re.escape(f"{run} is not a run: it has no config.toml")):
         read_trained(run, None)
     claim_run(run, _config())
     with pytest.raises(ValueError, match=re.escape(f"{run} has no checkpoint yet")):

@@ -181,7 +181,7 @@ def test_a_disk_that_takes_no_writes_for_a_while_costs_nothing(
     said = _warnings(config)
     first = next(text for text in said if text.startswith(_FIRST_FAILURE))
     assert first.startswith("the checkpoint of step 3 could not be written: [Errno ")
-    assert first.endswith("; that of step 2 is whole; the write is tried again")
+    assert first.endswith("; that of step 2 is complete; the write is retried")
     assert sum(text.startswith("checkpoints can be written again: that of step ") for text in said) == 1
     assert any(text.startswith(_PAUSE) for text in said) == (until == _PAUSE)
 
@@ -204,7 +204,7 @@ def test_one_that_takes_none_for_long_ends_the_run_which_resumes_as_if_nothing_h
     begin = partial(_begin, harmed, config, 2)
     with _before_step(3, begin) as trained, pytest.raises(UnsavedError) as ended:
         _train(config)
-    start, end = str(ended.value).split("; that of step 2 is whole; ")
+    start, end = str(ended.value).split("; that of step 2 is complete; ")
     assert start.startswith("no checkpoint could be written for 0.5 s: [Errno ")
     assert reason in start
     assert end == f"{way_out}, then: diptych train --resume {run_uri(config)}"
@@ -237,7 +237,7 @@ def test_older_checkpoints_stay_where_the_disk_has_no_room_for_one_more(
     checkpoint = Path(run_uri(whole), "checkpoints", f"step-{_STEPS:09}.pt").stat().st_size
     with small_disk(tmp_path / "disk", f"size={int(2.7 * checkpoint)}") as disk:
         config = _config(data, disk)
-        with pytest.raises(UnsavedError, match="that of step 2 is whole; free space there, then: diptych"):
+        with pytest.raises(UnsavedError, match="that of step 2 is complete; free space there, then: diptych"):
             _train(config)
         assert _saved(config) == [1, 2]
         for step in (1, 2):

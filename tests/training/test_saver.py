@@ -96,11 +96,11 @@ def test_one_that_was_refused_is_told_once_and_written_as_it_was(tmp_path: Path,
         assert saver.failed_saves == 1
         (warning,) = warnings
         assert warning.startswith("the checkpoint of step 2 could not be written: [Errno ")
-        assert warning.endswith("; that of step 0 is whole; the write is tried again")
+        assert warning.endswith("; that of step 0 is complete; the write is retried")
     saver.look()
     assert saver.wait()
     assert torch.equal(Checkpoints(str(tmp_path), 2).load(2)["model"]["weight"], torch.ones(3))
-    assert warnings[1:] == ["checkpoints can be written again: that of step 2 is whole"]
+    assert warnings[1:] == ["checkpoints can be written again: that of step 2 is complete"]
     assert (saver.whole, saver.failed_saves, saver.fault) == (2, 0, None)
 
 
@@ -147,7 +147,7 @@ def test_a_storage_that_refuses_for_too_long_ends_it_with_the_newest_whole_one(
         with pytest.raises(
             UnsavedError,
             match=r"^no checkpoint could be written for 0.1 s: \[Errno .*step-000000003.pt'; that of step "
-            rf"1 is whole; .*, then: diptych train --resume {tmp_path}$",
+            rf"1 is complete; .*, then: diptych train --resume {tmp_path}$",
         ):
             saver.insist(0.1)
 

@@ -100,7 +100,7 @@ def test_other_ranks_wait_for_one_patience_and_no_longer(
         "the checkpoint of step 2 could not be ",
     ):
         (warning,) = (text for text in said if text.startswith(start))
-        assert ": the storage is away (" in warning
+        assert ": the storage is unavailable (" in warning
     assert "checkpoints can be written again: that of step " in said[-1]
     lines = read_metrics(run_uri(config))
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, _STEPS + 1))
@@ -120,7 +120,7 @@ def test_one_that_does_not_come_back_ends_the_run_with_what_is_whole_and_how_to_
             _train(config, away, "never")
         assert str(ended.value).startswith("no checkpoint could be written for 3 s: writing s3://")
         assert str(ended.value).endswith(
-            f"; that of step 1 is whole; check the storage, then: diptych train --resume {run_uri(config)}"
+            f"; that of step 1 is complete; check the storage, then: diptych train --resume {run_uri(config)}"
         )
         away.unlink()
         said = _train(config, away, "the checkpoint of step ")

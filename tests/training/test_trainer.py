@@ -353,7 +353,7 @@ def test_an_image_that_ends_the_worker_is_found_and_left_out_ever_after(
 
 def test_too_many_bad_images_end_the_run_and_are_all_written_down(broken: DataConfig, tmp_path: Path) -> None:
     config = _config(replace(broken, max_bad_share=0.01), tmp_path)
-    with pytest.raises(ValueError, match=r"of 149 images are no good, more than data.max_bad_share=0.01"):
+    with pytest.raises(ValueError, match=r"of 149 images are bad, more than data.max_bad_share=0.01"):
         _train(config)
     assert len(_left_out(config)) >= 2
 
@@ -369,7 +369,7 @@ def test_a_supervised_runs_classifier_is_judged_on_the_test_images(
     data: DataConfig, run_ranks: Callable, tmp_path: Path
 ) -> None:
     fields: dict[str, Any] = {
-        "objective": "supervised", "supervised": {"classes": 10}, "temperature": None, "projector": {},
+        "objective": "supervised", "supervised": {"classes": 10}, "temperature": 0.1, "projector": {},
         "optimizer": {"name": "adamw", "learning_rate": 0.01, "scaling": "none"}, "steps": 60,
     }  # fmt: skip
     alone, together = (_config(data, tmp_path / name, **fields) for name in ("one", "two"))
@@ -444,7 +444,7 @@ def test_a_run_starts_from_another_ones_encoder(
     data: DataConfig, whole: tuple[TrainConfig, Samples], tmp_path: Path
 ) -> None:
     checkpoint = str(Path(run_uri(whole[0]), "checkpoints", f"step-{_STEPS:09}.pt"))
-    fields: dict[str, Any] = {"objective": "supervised", "temperature": None, "projector": {}, "steps": 1}
+    fields: dict[str, Any] = {"objective": "supervised", "temperature": 0.1, "projector": {}, "steps": 1}
     config = _config(data, tmp_path, init=checkpoint, supervised={"classes": 10}, **fields)
     _train(config)
     first, *_, last = [line["alignment"] for line in _accuracies(whole[0])]

@@ -106,7 +106,7 @@ def test_a_run_goes_on_on_another_device(
     assert all(value.device.type == "cpu" for value in _saved(moving, _STEPS)["model"].values())
 
 
-@pytest.mark.parametrize("fields", [{}, {"objective": "byol", "temperature": None}, {"micro_batch_size": 8}])
+@pytest.mark.parametrize("fields", [{}, {"objective": "byol", "temperature": 0.1}, {"micro_batch_size": 8}])
 def test_a_run_in_bfloat16_learns_what_one_in_float32_does(
     fields: dict[str, Any], data: DataConfig, tmp_path: Path
 ):

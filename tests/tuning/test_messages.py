@@ -35,10 +35,10 @@ _TRAINING: list[tuple[dict[str, Any], str]] = [
     ),
     ({"optimizer": {"nesterov": True}}, "nesterov has no effect with optimizer.name=lars; leave it out"),
     ({"micro_batch_size": 100}, "micro_batch_size=100 must be a multiple of lanes=8 and divide batch_size"),
-    ({"batch_size": 1}, "batch_size=1 leaves SimCLR no other image to tell an image from; try"),
-    ({"batch_size": 1, "objective": "byol"}, "batch_size=1 leaves batch norm one image alone; try"),
-    ({"lanes": 1, "micro_batch_size": 1}, "micro_batch_size=1 leaves batch norm one image alone; try"),
-    ({"objective": "byol", "temperature": 0.1}, "temperature has no effect with objective=byol; leave it"),
+    ({"batch_size": 1}, "batch_size=1 leaves SimCLR no other image to compare an image with; try"),
+    ({"batch_size": 1, "objective": "byol"}, "batch_size=1 gives batch norm a single image; try"),
+    ({"lanes": 1, "micro_batch_size": 1}, "micro_batch_size=1 gives batch norm a single image; try"),
+    ({"objective": "byol", "temperature": 0.2}, "temperature has no effect with objective=byol; leave it"),
     ({"objective_options": {"a": 1}}, "objective_options has no effect with objective=simclr; leave it out"),
     ({"encoder": {"name": "resnet20", "stem": "cifar"}}, "encoder.stem has no effect on resnet20; leave it"),
     ({"encoder": {"name": "resnet50", "width": 1.5}}, "encoder.width=1.5 on resnet50 must be whole; try 1"),
@@ -51,7 +51,7 @@ _TRAINING: list[tuple[dict[str, Any], str]] = [
 _SPACE = {"temperature": {"uniform": [0.1, 0.5]}}
 _EACH = {"evaluation": {"every_epochs": 1}}
 
-# Likewise a search's.
+# The same for a search's.
 _SEARCHES: list[tuple[dict[str, Any], str]] = [
     ({"train": {"data": _DATA | {"test": "/tests"}}}, "train.data.test: a search never sees the test images"),
     ({"train": {"evaluation": {"held_out": 0.1}}}, "train.evaluation.held_out: a search has its own"),
@@ -98,7 +98,7 @@ def test_a_search_says_what_does_not_go_together_alone(fields: dict[str, Any], s
 
 # Functions of those modules that look at one field, or are no part of a config's own check.
 _OF_ONE_FIELD = {
-    "_recipe_name", "_number_or_range", "_objective_name", "_known", "_metric", "_scheduler",
+    "_recipe_name", "_checked_workers", "_objective_name", "_checked_name", "_metric", "_scheduler",
     "_ascending", "_at_most_one", "_within_a_turn", "efficientnet_resolution", "worker_counts",
     "shipped_config",
 }  # fmt: skip
@@ -141,7 +141,7 @@ def test_fine_tunings_and_trials_that_cannot_be_say_so_alone() -> None:
     run = _training({"lanes": 1})
     settings = FinetuneConfig(batch_size=1)
     line = _line(lambda: finetune_config(run, "/c.pt", settings, share=1.0, images=99, classes=3))
-    assert line == "batch_size=1 leaves batch norm one image alone; try --batch-size 2"
+    assert line == "batch_size=1 gives batch norm a single image; try --batch-size 2"
     space = {"optimizer.nesterov": {"choice": [False, True]}, "optimizer.name": {"choice": ["sgd", "lars"]}}
     search = _search({"space": space, "train": _EACH | {"optimizer": {"name": "sgd"}}})
     line = _line(lambda: trial_config(search, {"optimizer.nesterov": True, "optimizer.name": "lars"}))

@@ -232,7 +232,7 @@ def test_what_is_no_search_is_one_line(command: str, tmp_path: Path, capsys: pyt
     with pytest.raises(SystemExit):
         main(["tune", command, str(tmp_path)])
     assert capsys.readouterr().err == (
-        f"diptych: {tmp_path} is no search: there is no search.toml; give OUTPUT/NAME of one\n"
+        f"diptych: {tmp_path} is not a search: there is no search.toml; give OUTPUT/NAME of one\n"
     )
 
 
@@ -339,7 +339,7 @@ def test_a_search_ends_in_time_or_when_interrupted_and_is_resumed(
     )  # fmt: skip
     with pytest.raises(SystemExit):
         main(["tune", str(file)])
-    assert "was evaluated: no time was left for one" in capsys.readouterr().err
+    assert "was evaluated: there was no time for one" in capsys.readouterr().err
     short = tmp_path / "short"
     kept = (short / "search.toml").read_text()
     (short / "search.toml").write_text(re.sub("max_minutes = 0.01\n|# crc32: .*\n", "", kept))

@@ -1,4 +1,4 @@
-"""What the user can set about the encoder, and what EfficientNet's coefficients come to."""
+"""Settings of the encoder, and the sizes that EfficientNet's coefficients give."""
 
 from difflib import get_close_matches
 from typing import Annotated, Literal, NamedTuple
@@ -38,12 +38,12 @@ ENCODERS = (*RESNETS, *EFFICIENTNETS, SCALED)
 
 _COEFFICIENTS = ("alpha", "beta", "gamma")
 
-# What an unset field comes to, where it has an effect at all.
+# Values of unset fields, on the encoders that use them.
 _DROP_PATH, _BASE_SIZE, _PHI = 0.2, 224, 1.0
 
 
-def _known(name: str) -> str:
-    """Names of torchvision's models are checked where torchvision is imported: that takes seconds."""
+def _checked_name(name: str) -> str:
+    """The name, if there is such an encoder; torchvision's are checked later: its import takes seconds."""
     if name in ENCODERS or name.startswith(TORCHVISION):
         return name
     near = get_close_matches(name, ENCODERS, 3) or ("resnet50", "plain34", "efficientnet-b0")
@@ -55,34 +55,34 @@ Multiplier = Annotated[float, Field(gt=0)]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EncoderConfig:
-    """The network whose features are wanted."""
+    """The network that turns images into features."""
 
-    name: Annotated[str, AfterValidator(_known)] = "resnet50"
-    """resnet18 to 152 (ImageNet's), resnet8 to 110 (CIFAR's), plain... (the same without shortcuts),
-    efficientnet-b0 to -b7, efficientnet (scaled freely), or torchvision:NAME."""
+    name: Annotated[str, AfterValidator(_checked_name)] = "resnet50"
+    """The network: resnet18 to 152 (ImageNet's), resnet8 to 110 (CIFAR's), plain... (the same without
+    shortcuts), efficientnet-b0 to -b7, efficientnet (scaled freely), or torchvision:NAME."""
     stem: Literal["imagenet", "cifar"] | None = None
-    """First layers of the ImageNet ResNets and plain nets: 7x7 with pooling (imagenet) or 3x3 (cifar);
-    unset: imagenet."""
+    """First layers of an ImageNet ResNet or plain net: a 7x7 convolution and pooling (imagenet), or a 3x3
+    convolution alone (cifar). Unset: imagenet."""
     zero_init_residual: bool | None = None
-    """Scale of the last batch norm in each block of a ResNet starts at 0, so that the block passes its input
-    on, as in SimCLR's and BYOL's code (Goyal et al. 2017, section 5.1); unset: it starts at 1."""
+    """Start the scale of the last batch norm in each ResNet block at 0, so that the block first outputs its
+    input, as in SimCLR's and BYOL's code (Goyal et al. 2017, section 5.1). Unset: start it at 1."""
     width: Multiplier | None = None
-    """Multiplies all channels of a ResNet or plain net (a whole number) or of efficientnet; unset: 1."""
+    """Factor on all channels of a ResNet or plain net (a whole number) or of efficientnet. Unset: 1."""
     depth: Multiplier | None = None
-    """Multiplies the layers of each of efficientnet's stages; unset: 1."""
+    """Factor on the number of layers in each stage of efficientnet. Unset: 1."""
     alpha: Multiplier | None = None
-    """Compound scaling of efficientnet: depth is alpha ** phi; unset: `depth` says it."""
+    """Compound scaling of efficientnet: its depth is alpha ** phi. Unset: `depth`."""
     beta: Multiplier | None = None
-    """Compound scaling of efficientnet: width is beta ** phi; unset: `width` says it."""
+    """Compound scaling of efficientnet: its width is beta ** phi. Unset: `width`."""
     gamma: Multiplier | None = None
-    """Compound scaling of efficientnet: data.view.size must be base_size * gamma ** phi; unset: any."""
+    """Compound scaling of efficientnet: data.view.size must be base_size * gamma ** phi. Unset: any size."""
     phi: float | None = None
-    """Compound scaling of efficientnet: exponent of alpha, beta and gamma; unset: 1."""
+    """Compound scaling of efficientnet: the exponent of alpha, beta and gamma. Unset: 1."""
     base_size: Annotated[int, Field(ge=8)] | None = None
-    """Side of the views, in pixels, that gamma scales; unset: 224."""
+    """Side of the views that gamma scales, in pixels. Unset: 224."""
     drop_path: Probability | None = None
-    """Stochastic depth: probability that an EfficientNet skips its last block in training, 0 at the first;
-    unset: 0.2."""
+    """Stochastic depth: the probability that training skips the last block of an EfficientNet; it rises from
+    0 at the first block. Unset: 0.2."""
 
     def __post_init__(self) -> None:
         idle = {field for field, value in vars(self).items() if value is not None} - _settings(self.name)
@@ -94,14 +94,14 @@ class EncoderConfig:
 
 
 def depth_of(name: str) -> int:
-    """The layers with weights of a ResNet or plain net, which its name says."""
+    """Number of layers with weights in a ResNet or plain net, as in its name."""
     return int(name.removeprefix("resnet").removeprefix("plain"))
 
 
 def scaling(config: EncoderConfig) -> Scaling:
     """An EfficientNet's multipliers and resolution: d = alpha^phi, w = beta^phi, r = gamma^phi.
 
-    Tan and Le 2019, eq. 3. What B0 to B7 have is tabled.
+    Tan and Le 2019, eq. 3. Those of B0 to B7 come from a table.
     """
     if config.name in EFFICIENTNETS:
         return EFFICIENTNETS[config.name]
@@ -113,7 +113,7 @@ def scaling(config: EncoderConfig) -> Scaling:
 
 
 def efficientnet_resolution(config: EncoderConfig) -> int:
-    """The side of the views, in pixels, that an EfficientNet is meant for; ValueError for other encoders."""
+    """Side of the views that an EfficientNet is designed for, in pixels; ValueError for other encoders."""
     if config.name != SCALED and config.name not in EFFICIENTNETS:
         raise ValueError(f"{config.name} has no resolution of its own; only EfficientNets have")
     return scaling(config).resolution
@@ -125,10 +125,10 @@ def drop_path(config: EncoderConfig) -> float:
 
 
 def check_view_size(config: EncoderConfig, size: int) -> None:
-    """ValueError where the encoder does not take views of `size` pixels a side, or asks for another size."""
+    """Raise ValueError where the encoder does not accept views of `size` pixels a side."""
     if config.name.startswith(TORCHVISION):
         from training.models.torchvision_models import (
-            check_size,  # Seconds to import, which others need not wait.
+            check_size,  # Takes seconds to import.
         )
 
         check_size(config.name.removeprefix(TORCHVISION), size)
@@ -140,10 +140,10 @@ def check_view_size(config: EncoderConfig, size: int) -> None:
 
 
 def _settings(name: str) -> set[str]:
-    """The fields that have an effect on the encoder of that name."""
+    """Fields that have an effect on the encoder of that name."""
     if name in RESNETS:
         stem = {"stem"} if depth_of(name) in IMAGENET_DEPTHS else set()
-        # A plain net of zeros would pass nothing on.
+        # A plain net whose scales start at 0 would output nothing.
         shortcuts = set() if name.startswith("plain") else {"zero_init_residual"}
         return {"name", "width", *stem, *shortcuts}
     if name == SCALED:
@@ -158,11 +158,11 @@ def _no_effect(field: str, name: str) -> str:
 
 
 def _check_coefficients(config: EncoderConfig) -> None:
-    """Each multiplier is said once, and what a coefficient needs is there."""
+    """Raise ValueError where a multiplier is set twice, or a field lacks the coefficient that it needs."""
     for coefficient, multiplier in (("alpha", "depth"), ("beta", "width")):
         if getattr(config, coefficient) is not None and getattr(config, multiplier) is not None:
             raise ValueError(
-                f"encoder.{coefficient} and encoder.{multiplier} both say the {multiplier}; leave out one"
+                f"encoder.{coefficient} and encoder.{multiplier} both set the {multiplier}; leave out one"
             )
     if config.phi is not None and all(getattr(config, name) is None for name in _COEFFICIENTS):
         raise ValueError("encoder.phi has no effect without alpha, beta or gamma; set one or leave it out")

@@ -1,7 +1,7 @@
-"""What the user can set about the objective and its heads, and which of it has an effect."""
+"""Settings of the objective and its heads; a setting that has no effect is refused."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import suppress
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -14,19 +14,19 @@ from pipelines.config import STRICT, Probability, Share
 
 Count = Annotated[int, Field(ge=1)]
 
-# Objectives by what people call them.
+# Titles of the objectives.
 OBJECTIVES: Mapping[str, str] = {"simclr": "SimCLR", "byol": "BYOL", "supervised": "Supervised"}
 
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def objective_title(objective: str) -> str:
-    """What people call it."""
+    """The objective's name in a report, as SimCLR."""
     return OBJECTIVES.get(objective) or objective.rpartition(":")[2]
 
 
 def is_own(objective: str) -> bool:
-    """Whether that is a class of the user's own, MODULE:CLASS."""
+    """Whether the objective is a custom class, MODULE:CLASS."""
     return ":" in objective
 
 
@@ -42,7 +42,7 @@ ObjectiveName = Annotated[str, AfterValidator(_objective_name)]
 
 
 def _as_written(value: Any) -> Any:
-    """A flag's text as the number, or the truth, that it says."""
+    """A flag's text as a number or a boolean, if it is one."""
     if value in ("true", "false"):
         return value == "true"
     if isinstance(value, str):
@@ -61,123 +61,98 @@ ProjectorKind = Literal["non-linear", "linear", "none"]
 # At lower ones NT-Xent's exponentials leave float64.
 Temperature = Annotated[float, Field(ge=0.002)]
 
-# What unset fields come to, where they have an effect at all.
-_LOSS: ContrastiveLoss = "nt-xent"
-_KIND: ProjectorKind = "non-linear"
-_TEMPERATURE, _MARGIN, _TAU_BASE, _LABEL_SMOOTHING = 0.1, 0.4, 0.996, 0.0
-
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ProjectorConfig:
     """The head between features and loss."""
 
-    kind: ProjectorKind | None = None
-    """non-linear, linear, or none, where the loss takes the features themselves; unset: non-linear."""
-    layers: Annotated[int, Field(ge=2)] | None = None
-    """Linear layers of the non-linear head, the last included; unset: 2."""
+    kind: ProjectorKind = "non-linear"
+    """non-linear, linear, or none: the loss then compares the features themselves."""
+    layers: Annotated[int, Field(ge=2)] = 2
+    """Linear layers of the non-linear head, including the last."""
     hidden_dim: Count | None = None
-    """Width of the non-linear head's other layers; unset: as wide as the features, BYOL's 4096."""
+    """Width of the non-linear head's other layers; unset: the features' width, with BYOL 4096."""
     dim: Count | None = None
-    """Width of a projection; unset: 128, BYOL's 256."""
+    """Width of a projection; unset: 128, with BYOL 256."""
+
+    def widths(self, objective: str, features_dim: int) -> tuple[int, ...]:
+        """Output widths of the head's linear layers; none with kind=none.
+
+        Unset widths are those of the papers. SimCLR: hidden layers as wide as the features, 128 (Chen et al.
+        2020, section 4.2, and the authors' code). BYOL: 4096, 256 (Grill et al. 2020, section 3.3).
+        """
+        hidden_dim, dim = (4096, 256) if objective == "byol" else (features_dim, 128)
+        if self.kind == "none":
+            return ()
+        hidden = (self.hidden_dim or hidden_dim,) * (self.layers - 1 if self.kind == "non-linear" else 0)
+        return (*hidden, self.dim or dim)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SimCLRConfig:
-    """What SimCLR alone has. Chen et al. 2020."""
+    """Settings of SimCLR alone. Chen et al. 2020."""
 
-    loss: ContrastiveLoss | None = None
+    loss: ContrastiveLoss = "nt-xent"
     """nt-xent, dcl (the same without the positive in the denominator; Yeh et al. 2022), nt-logistic, margin
-    (triplets), or one of the latter two over each row's nearest semi-hard negative alone,
-    nt-logistic-semi-hard or margin-semi-hard; unset: nt-xent."""
-    margin: Annotated[float, Field(ge=0, le=2)] | None = None
-    """By how much the cosine similarity of a positive should exceed a negative's in triplets; unset: 0.4."""
+    (triplets); nt-logistic-semi-hard and margin-semi-hard use each row's nearest semi-hard negative alone."""
+    margin: Annotated[float, Field(ge=0, le=2)] = 0.4
+    """By how much the cosine similarity of a positive should exceed a negative's in triplets."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BYOLConfig:
-    """What BYOL alone has. Grill et al. 2020."""
+    """Settings of BYOL alone. Grill et al. 2020."""
 
-    tau_base: Probability | None = None
-    """How much of itself the target keeps at the first step, rising to all at the last; unset: 0.996."""
-    predictor_hidden_dim: Count | None = None
-    """Width of the predictor's hidden layer; unset: 4096."""
-    views_apart: bool | None = None
+    tau_base: Probability = 0.996
+    """Share of itself that the target keeps at the first step; it rises to 1 at the last."""
+    predictor_hidden_dim: Count = 4096
+    """Width of the predictor's hidden layer."""
+    views_apart: bool = True
     """Each view goes through the networks by itself and is normalised by its own batch's statistics, as in
-    the paper's code; false: both together; unset: true."""
+    the paper's code; false: both together."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SupervisedConfig:
-    """What training with labels alone has."""
+    """Settings of training with labels alone."""
 
     classes: Annotated[int, Field(ge=2)] | None = None
     """Labels are whole numbers from 0 to classes - 1; unset: any labels, which are counted."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Share of a label's probability that is spread over all classes; unset: 0."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a label's probability that is spread over all classes."""
     labels: Share | None = None
-    """Train on this share of the images that are not held out, as many of each class as far as it has them;
+    """Train on this share of the images that are not held out, with as many of each class as possible;
     unset: all."""
 
 
-def contrastive_loss(config: SimCLRConfig) -> ContrastiveLoss:
-    """The loss that SimCLR minimises."""
-    return config.loss or _LOSS
-
-
-def margin(config: SimCLRConfig) -> float:
-    """The margin of triplets."""
-    return _MARGIN if config.margin is None else config.margin
-
-
-def temperature(given: float | None) -> float:
-    """The temperature of NT-Xent or NT-Logistic."""
-    return _TEMPERATURE if given is None else given
-
-
-def tau_base(config: BYOLConfig) -> float:
-    """BYOL's tau at the first step."""
-    return _TAU_BASE if config.tau_base is None else config.tau_base
-
-
-def views_apart(config: BYOLConfig) -> bool:
-    """Whether BYOL's views go through the networks one after the other."""
-    return config.views_apart is not False
-
-
-def label_smoothing(config: SupervisedConfig) -> float:
-    """The share of a label's probability that all classes get."""
-    return _LABEL_SMOOTHING if config.label_smoothing is None else config.label_smoothing
-
-
-def projector_kind(config: ProjectorConfig) -> ProjectorKind:
-    """Which head stands between features and loss."""
-    return config.kind or _KIND
+def changed_fields(name: str, part: Any) -> set[str]:
+    """The fields of `part` that differ from their defaults, as name.field."""
+    default = asdict(type(part)())
+    return {f"{name}.{key}" for key, value in asdict(part).items() if value != default[key]}
 
 
 def check_objective(
     objective: str,
     *,
     options: Mapping[str, Option],
-    temperature: float | None,
     projector: ProjectorConfig,
     simclr: SimCLRConfig,
-    byol: BYOLConfig,
-    supervised: SupervisedConfig,
+    changed: Set[str],
 ) -> None:
-    """ValueError where something is set that has no effect on the objective."""
+    """Raise ValueError if a changed field has no effect on the objective.
+
+    `changed` names the fields, as projector.dim, whose value is not the default. A field with its default is
+    accepted everywhere: a stored config has all of them.
+    """
     if options and not is_own(objective):
         raise ValueError(f"objective_options has no effect with objective={objective}; leave it out")
-    parts = {"projector": projector, "simclr": simclr, "byol": byol, "supervised": supervised}
-    given: dict[str, Any] = {"temperature": temperature}
-    given |= {f"{name}.{key}": value for name, part in parts.items() for key, value in asdict(part).items()}
-    causes = _idle(objective, contrastive_loss(simclr), projector_kind(projector))
-    for field, value in given.items():
-        if value is not None and field in causes:
-            raise ValueError(f"{field} has no effect with {causes[field]}; leave it out")
+    causes = _without_effect(objective, simclr.loss, projector.kind)
+    for field in sorted(changed & set(causes)):
+        raise ValueError(f"{field} has no effect with {causes[field]}; leave it out")
 
 
-def _idle(objective: str, loss: ContrastiveLoss, kind: ProjectorKind) -> Mapping[str, str]:
-    """The fields that have no effect, and why."""
+def _without_effect(objective: str, loss: ContrastiveLoss, kind: ProjectorKind) -> Mapping[str, str]:
+    """Fields that have no effect, each with the reason."""
     heads = {"non-linear": (), "linear": ("layers", "hidden_dim"), "none": ("layers", "hidden_dim", "dim")}
     idle = {f"projector.{field}": f"projector.kind={kind}" for field in heads[kind]}
     idle["temperature" if loss.startswith("margin") else "simclr.margin"] = f"simclr.loss={loss}"

@@ -1,4 +1,4 @@
-"""What the user can set about a training run."""
+"""Settings of a training run."""
 
 import hashlib
 import json
@@ -21,6 +21,7 @@ from training.config.objective import (
     SimCLRConfig,
     SupervisedConfig,
     Temperature,
+    changed_fields,
     check_objective,
     is_own,
 )
@@ -28,7 +29,7 @@ from training.config.objective import (
 Positive = Annotated[float, Field(gt=0)]
 
 
-def _number_or_range(workers: int | str) -> int | str:
+def _checked_workers(workers: int | str) -> int | str:
     numbers = str(workers).split(":")
     if len(numbers) > 2 or not all(number.isdecimal() and int(number) for number in numbers):
         raise ValueError(f"needs a number from 1 or FEWEST:MOST, as 1:4, got {workers}")
@@ -37,7 +38,7 @@ def _number_or_range(workers: int | str) -> int | str:
     return workers if len(numbers) == 2 else int(workers)
 
 
-Workers = Annotated[int | str, AfterValidator(_number_or_range)]
+Workers = Annotated[int | str, AfterValidator(_checked_workers)]
 
 ProtocolName = Literal["knn", "linear", "finetune"]
 FeatureName = Literal["encoder", "projector"]
@@ -46,27 +47,27 @@ TrackerName = Literal["mlflow", "wandb"]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OptimizerConfig:
-    """How weights are updated: warm-up, then cosine decay to zero, by step."""
+    """How weights are updated. The learning rate warms up, then decays to zero along a cosine, by step."""
 
     name: Literal["lars", "sgd", "adamw"] = "lars"
     """LARS (You et al. 2017), SGD with momentum, or AdamW."""
     learning_rate: Positive = 0.3
-    """Peak learning rate at 256 images a batch; SimCLR's is 0.3, or 1.2 with scaling=sqrt."""
+    """Peak learning rate for a batch of 256 images. SimCLR uses 0.3, or 1.2 with scaling=sqrt."""
     scaling: Literal["linear", "sqrt", "none"] = "linear"
-    """How the learning rate follows batch_size / 256."""
+    """How the learning rate grows with batch_size / 256: linearly, with its square root, or not at all."""
     weight_decay: Strength = 1e-6
-    """Weight decay; biases and batch norm have none."""
+    """Weight decay. Biases and batch norm have none."""
     momentum: Share = 0.9
-    """Momentum of LARS and SGD; AdamW's first beta."""
+    """Momentum of LARS and SGD; the first beta of AdamW."""
     warmup_epochs: Strength = 10.0
-    """Epochs in which the learning rate rises from zero; at most a tenth of the run."""
+    """Epochs in which the learning rate rises from zero, limited to a tenth of the run."""
     nesterov: bool = False
-    """Nesterov's momentum, of SGD."""
+    """Use Nesterov momentum, with SGD alone."""
     clip_norm: Positive | None = None
-    """Shorten gradients, all taken together, to this length where they are longer; unset: never."""
+    """Largest norm of all gradients together; larger ones are scaled down to it. Unset: no clipping."""
     average_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Keep a moving average of the weights, of which each step leaves this share; evaluations, exports and
-    embeddings then use the average. Unset: no average."""
+    """Keep a moving average of the weights, with this decay per step. Evaluations, exports and embeddings
+    then use the average. Unset: no average."""
 
     def __post_init__(self) -> None:
         if self.nesterov and self.name != "sgd":
@@ -75,30 +76,30 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluationConfig:
-    """How a run is watched: kNN accuracy of the features (Wu et al. 2018, section 3.4) and diagnostics."""
+    """Evaluation during a run: kNN accuracy of the features (Wu et al. 2018, section 3.4), diagnostics."""
 
     every_epochs: Annotated[int, Field(ge=0)] = 0
-    """Evaluate after every so many epochs; 0 evaluates before the first step and after the last."""
+    """Epochs between evaluations. 0: evaluate only before the first step and after the last."""
     held_out: Share | None = None
-    """Share of the training images, of each class where they have labels, that is not trained on but
-    evaluated; the test images are then looked at after the last step alone. Unset: the test images are
-    evaluated each time."""
+    """Share of the training images to hold out for evaluation, of each class where they have labels. The test
+    images are then evaluated only after the last step. Unset: hold out none, and evaluate the test images
+    each time."""
     diagnostic_images: Annotated[int, Field(ge=0)] = 512
-    """Training images for alignment, uniformity and effective rank, which need no labels; 0: no such."""
+    """Training images for alignment, uniformity and effective rank, which need no labels. 0: skip these."""
     neighbours: Count | None = None
-    """Neighbours that vote, at most the training images at hand. Unset: 200, or a third of the smallest
-    class's training images where that is fewer; metrics.jsonl says how many it was."""
+    """Neighbours that vote, at most all training images. Unset: 200, or a third of the smallest class's
+    training images if that is fewer; metrics.jsonl records the number."""
     temperature: Positive = 0.1
-    """A neighbour's vote weighs exp(cosine similarity / temperature)."""
+    """Temperature of the votes: a neighbour's vote weighs exp(cosine similarity / temperature)."""
     train_images: Count | None = None
-    """Use only so many labelled training images as neighbours, of each class in proportion; unset: all. They
-    lie all over the data set, most of which is read once for them."""
+    """Labelled training images to use as neighbours, of each class in proportion. They are spread over the
+    whole data set, most of which is read once to collect them. Unset: all."""
     test_images: Count | None = None
-    """Classify only so many test images, of each class in proportion; unset: all."""
+    """Test images to classify, of each class in proportion. Unset: all."""
     batch_size: Count = 256
-    """Images that a worker embeds at once."""
+    """Images that each worker embeds at a time."""
     linear: bool = False
-    """Train a linear probe on the features each time too, which takes a while."""
+    """Also train a linear probe on the features at each evaluation, which takes longer."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -108,99 +109,101 @@ class ProbeConfig:
     learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (
         0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0,
     )  # fmt: skip
-    """Learning rates to try; the best on held-out training images is tested."""
+    """Learning rates to try. The best one on held-out training images is tested."""
     epochs: Count = 90
     """Passes over the features."""
     batch_size: Count = 1024
-    """Features in a step."""
+    """Features per step."""
     held_out: Share = 0.1
-    """Share of the training features by which the learning rate is chosen."""
+    """Share of the training features to hold out for choosing the learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class FinetuneConfig:
-    """Training on with labels. Chen et al. 2020, appendix B.5: SGD with Nesterov's momentum, no weight decay,
-    no warm-up, random crops and flips alone."""
+    """Fine-tuning with labels, as in Chen et al. 2020, appendix B.5: SGD with Nesterov momentum, no weight
+    decay, no warm-up, and no augmentation but random crops and flips."""
 
     epochs: Count | None = None
-    """Passes over the labelled images; unset: 60 with at most 2 % of the labels, else 30."""
+    """Passes over the labelled images. Unset: 60 with at most 2 % of the labels, otherwise 30."""
     learning_rate: Positive = 0.05
-    """Peak learning rate at 256 images a batch."""
+    """Peak learning rate for a batch of 256 images."""
     batch_size: Count | None = None
-    """Images in a step; unset: at most 256, and such that an epoch has some eight steps."""
+    """Images per step. Unset: about an eighth of the images, at most 256."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CheckpointConfig:
-    """What is saved while training."""
+    """When checkpoints are saved, and how many are kept."""
 
     every_steps: Count = 500
-    """Save after every so many steps, and after the last."""
+    """Steps between checkpoints. The last step is always saved."""
     every_minutes: Positive | None = None
-    """Save after so many minutes too; unset: never."""
+    """Minutes between checkpoints, in addition to every_steps. Unset: save by steps alone."""
     keep: Count = 2
-    """Keep so many of the newest checkpoints, and the one that was best on held-out images."""
+    """Number of the newest checkpoints to keep. The best one on held-out images is kept as well."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainConfig:
-    """One training run. Its result depends on this alone, and not on where and on what it runs: name, output,
-    workers, cpus_per_worker, gpus_per_worker, wait_for_nodes, retries, timeout, trackers."""
+    """Settings of a training run. They determine its result, except for those that say where it runs: name,
+    output, workers, cpus_per_worker, gpus_per_worker, wait_for_nodes, retries, timeout, trackers."""
 
     data: DataConfig
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
-    """The run's name; it is written to OUTPUT/NAME."""
+    """Name of the run, which is written to OUTPUT/NAME."""
     output: str = "runs"
-    """Where runs are written: a path, file://, s3://, gs:// or az://."""
+    """Folder for runs: a path, file://, s3://, gs:// or az://."""
     workers: Workers | None = None
-    """Worker processes, or FEWEST:MOST, as many as the cluster has room for, which may change while it
-    trains; unset: one for each GPU of the cluster that lanes allow, or one."""
+    """Number of worker processes, or a range FEWEST:MOST. With a range the run uses as many as fit on the
+    cluster, and changes their number as nodes come and go. Unset: one per GPU of the cluster, as far as
+    `lanes` allows, or one without GPUs."""
     cpus_per_worker: Positive = 2.0
-    """Cores that the scheduler sets aside for a worker and for the tasks that read its images."""
+    """CPU cores to reserve for each worker and for the tasks that read its images."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
-    """GPUs, or the share of one, that a worker has to itself; unset: one, where there are as many."""
+    """GPUs to reserve for each worker, or a fraction of one. Unset: one, if there are enough for all."""
     wait_for_nodes: Annotated[float, Field(ge=0)] = 0.0
-    """Seconds to wait for nodes with room for the workers, on a cluster that grows by itself; for GPUs name
-    gpus_per_worker too. With FEWEST:MOST the run begins with fewer once a minute has brought no more."""
+    """Seconds to wait for an autoscaling cluster to add nodes for the workers. For GPU nodes, also set
+    gpus_per_worker. With FEWEST:MOST the run starts with fewer workers after a minute without a new node."""
     retries: Annotated[int, Field(ge=0)] = 3
-    """How often a run that has lost a worker goes on from its last checkpoint by itself, without having saved
-    another one in between."""
+    """How many times in a row a run that has lost a worker resumes from its last checkpoint by itself. Each
+    new checkpoint resets the count."""
     timeout: Annotated[float, Field(ge=1)] = 600.0
-    """Seconds that a worker waits for another before the run starts again from its last checkpoint."""
+    """Seconds that a worker waits for the others before the run restarts from its last checkpoint."""
     trackers: tuple[TrackerName, ...] = ()
-    """Services that hear of the run's numbers: mlflow, wandb. Where they are, and with which credentials, is
-    for their own environment variables to say."""
+    """Experiment trackers to send metrics to: mlflow, wandb. Set their addresses and credentials in their own
+    environment variables."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of everything random."""
+    """Seed of all random numbers."""
     lanes: Count = 8
-    """Virtual workers: workers must divide lanes, and lanes must divide batch_size."""
+    """Virtual workers. `lanes` must be a multiple of `workers`, and `batch_size` a multiple of `lanes`."""
     batch_size: Count = 256
-    """Images in a step, over all workers."""
+    """Images per step, over all workers."""
     micro_batch_size: Count | None = None
-    """Images that go through the networks at a time, over all workers, where batch_size does not fit into
-    memory. Gradients are the whole batch's, but batch norm's statistics a micro-batch's. Unset: all."""
+    """Images that pass through the networks at a time, over all workers, for batches that do not fit into
+    memory. Gradients are the whole batch's, batch norm's statistics a micro-batch's. Unset: batch_size."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the networks' forward pass; auto: bfloat16 on a GPU. Losses and weights are in float32."""
+    """Precision of the forward pass; auto: bfloat16 on a GPU. Losses and weights are in float32."""
     exact: bool = False
-    """Weights and losses with the same bits on 1, 2, 4, ... workers (a power of two), on CPUs of one kind;
-    without it they agree but for rounding. Kernels then run lane by lane, in one thread of each worker."""
+    """Train to the same weights, bit for bit, on any power of two of workers that divides `lanes`. Layers run
+    lane by lane in one thread of each worker, in float32, and their sums have a fixed order. Unset: runs on
+    different numbers of workers differ by rounding."""
     compile: bool = False
-    """Compile the encoder with torch.compile: minutes at the start, faster steps on a GPU."""
+    """Compile the encoder with torch.compile: takes minutes at the start, speeds up steps on a GPU."""
     epochs: Count = 100
     """Passes over the training images."""
     steps: Count | None = None
-    """Train for so many steps instead of `epochs`."""
+    """Steps to train for, instead of `epochs`. Unset: `epochs` decides."""
     init: str | None = None
-    """Another run, OUTPUT/NAME, or one of its checkpoints, whose encoder training starts from; unset: random
+    """Start from the encoder of another run, OUTPUT/NAME, or of one of its checkpoints. Unset: random
     weights."""
     objective: ObjectiveName = "simclr"
-    """simclr, byol, supervised (cross entropy with the labels, of the first view alone), or MODULE:CLASS of
-    your own: a subclass of training.Objective in a Python file of the folder at hand, or in an installed
+    """simclr, byol, supervised (cross entropy with the labels, on the first view alone), or a custom
+    MODULE:CLASS: a subclass of training.Objective in a Python file of the current folder or in an installed
     package."""
     objective_options: dict[str, Option] = field(default_factory=dict)
-    """What an objective of your own takes, by name."""
-    temperature: Temperature | None = None
-    """Temperature of SimCLR's NT-Xent, DCL and NT-Logistic; unset: 0.1."""
+    """Arguments of a custom objective, by name."""
+    temperature: Temperature = 0.1
+    """Temperature of SimCLR's losses NT-Xent, DCL and NT-Logistic."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
     simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
@@ -217,24 +220,29 @@ class TrainConfig:
         check_objective(
             self.objective,
             options=self.objective_options,
-            temperature=self.temperature,
             projector=self.projector,
             simclr=self.simclr,
-            byol=self.byol,
-            supervised=self.supervised,
+            changed=_changed(self),
         )
         _check_single_images(self)
         _check_second_view(self)
         _check_exact(self)
 
 
+def _changed(config: TrainConfig) -> set[str]:
+    """Settings of the objective that differ from their defaults, as temperature or projector.dim."""
+    parts = ("projector", "simclr", "byol", "supervised")
+    changed = set().union(*(changed_fields(name, getattr(config, name)) for name in parts))
+    return changed | ({"temperature"} if config.temperature != TrainConfig.temperature else set())
+
+
 def training_recipes(config: TrainConfig) -> tuple[ViewRecipe, ...]:
-    """How the views that an image is trained on in a step are made: two, or with labels the first alone."""
+    """Recipes of the views of an image in a training step: two, or the first alone with labels."""
     return config.data.views[:1] if config.objective == "supervised" else config.data.views
 
 
 def worker_counts(config: TrainConfig) -> list[int]:
-    """The numbers of workers that the config allows, ascending; ValueError where lanes divide by none."""
+    """Numbers of workers that the config allows, ascending; ValueError if `lanes` is a multiple of none."""
     if isinstance(config.workers, int):
         check_lanes(config.batch_size, config.lanes, config.workers)
         if config.exact and not _power_of_two(config.workers):
@@ -255,7 +263,7 @@ def worker_counts(config: TrainConfig) -> list[int]:
     if not counts:
         fits = ", ".join(str(count) for count in range(1, config.lanes + 1) if config.lanes % count == 0)
         raise ValueError(
-            f"lanes={config.lanes} is a multiple of no number in workers={config.workers}; take in one of "
+            f"lanes={config.lanes} is a multiple of no number in workers={config.workers}; include one of "
             f"{fits}"
         )
     return counts
@@ -271,12 +279,12 @@ def _exact_counts(lanes: int) -> str:
 
 
 def most_workers(config: TrainConfig) -> int:
-    """The largest number of workers that the config names; 1 where it names none."""
+    """The largest number of workers that the config allows; 1 where `workers` is unset."""
     return worker_counts(config)[-1] if config.workers else 1
 
 
 def check_micro_batches(batch_size: int, micro_batch_size: int, lanes: int) -> None:
-    """Raise ValueError unless lanes divide micro_batch_size and that divides batch_size."""
+    """Raise ValueError unless `lanes` divides micro_batch_size and that divides batch_size."""
     if micro_batch_size % lanes or batch_size % micro_batch_size:
         fits = [n for n in range(lanes, batch_size + 1, lanes) if batch_size % n == 0]
         near = min(fits, key=lambda n: abs(n - micro_batch_size), default=None)
@@ -288,36 +296,34 @@ def check_micro_batches(batch_size: int, micro_batch_size: int, lanes: int) -> N
 
 
 def _check_single_images(config: TrainConfig) -> None:
-    """Raise ValueError where a batch, or a micro-batch, is one image and something needs others beside it."""
+    """Raise ValueError where a batch or micro-batch of one image is too small for the loss or batch norm."""
     if config.batch_size == 1 and config.objective == "simclr":
         raise ValueError(
-            "batch_size=1 leaves SimCLR no other image to tell an image from; "
+            "batch_size=1 leaves SimCLR no other image to compare an image with; "
             f"try --batch-size {max(2, config.lanes)}"
         )
-    # Of torchvision's encoders some have no batch norm; all others, and most heads, have.
+    # Some of torchvision's encoders have no batch norm; all other encoders and most heads have.
     heads = config.objective == "byol" or (config.objective == "simclr" and config.projector.kind != "none")
     if not heads and config.encoder.name.startswith(TORCHVISION):
         return
     if config.batch_size == 1:
         raise ValueError(
-            f"batch_size=1 leaves batch norm one image alone; try --batch-size {max(2, config.lanes)}"
+            f"batch_size=1 gives batch norm a single image; try --batch-size {max(2, config.lanes)}"
         )
     if config.micro_batch_size == 1:
         fit = next(size for size in range(2, config.batch_size + 1) if config.batch_size % size == 0)
-        raise ValueError(
-            f"micro_batch_size=1 leaves batch norm one image alone; try --micro-batch-size {fit}"
-        )
+        raise ValueError(f"micro_batch_size=1 gives batch norm a single image; try --micro-batch-size {fit}")
 
 
 def _check_second_view(config: TrainConfig) -> None:
-    """Raise ValueError where a second view is described that nothing is trained on."""
+    """Raise ValueError where the second view is set but not trained on."""
     view, second = asdict(config.data.view), asdict(config.data.second_view)
     recipe = asdict(RECIPES[config.data.recipe][1])
-    own = [key for key, value in second.items() if value not in (view[key], recipe[key])]
-    if config.objective == "supervised" and own:
+    changed = [key for key, value in second.items() if value not in (view[key], recipe[key])]
+    if config.objective == "supervised" and changed:
         raise ValueError(
-            f"data.second_view.{own[0]} has no effect with objective=supervised, which trains on the first "
-            "view alone; leave it out"
+            f"data.second_view.{changed[0]} has no effect with objective=supervised, which trains on the "
+            "first view alone; leave it out"
         )
 
 
@@ -337,7 +343,7 @@ def _check_exact(config: TrainConfig) -> None:
 
 
 def shipped_config(name: str) -> Path:
-    """The TOML file of a config that comes with diptych; ValueError, naming them all, if there is none."""
+    """TOML file of a config that comes with diptych; ValueError, naming all of them, if there is none."""
     folder = Path(__file__).parents[1] / "configs"
     if not (path := folder / f"{name}.toml").is_file():
         names = ", ".join(sorted(path.stem for path in folder.glob("*.toml")))
@@ -345,8 +351,8 @@ def shipped_config(name: str) -> Path:
     return path
 
 
-# Where a run is written and on how many workers it runs is not part of what it computes; how often it
-# saves or evaluates does not change its weights either, but it changes the run's record.
+# Where a run is written and how many workers it has do not change its result. How often it saves or
+# evaluates does not change its weights, but it does change its metrics.
 NOT_IDENTITY = (
     "name", "output", "workers", "cpus_per_worker", "gpus_per_worker", "wait_for_nodes", "retries", "timeout",
     "trackers",
@@ -354,10 +360,10 @@ NOT_IDENTITY = (
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
-    """All that a run's result depends on."""
+    """The settings that a run's result depends on."""
     return {key: value for key, value in asdict(config).items() if key not in NOT_IDENTITY}
 
 
 def config_hash(config: TrainConfig) -> str:
-    """The run's identity in 16 hexadecimal digits."""
+    """Hash of the run's identity, as 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:16]

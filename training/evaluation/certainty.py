@@ -1,4 +1,4 @@
-"""How sure an accuracy is, what it is to be compared with, and what speaks against it."""
+"""Margins, baselines and warnings for an accuracy."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,18 +10,18 @@ from torch import Tensor
 # The normal distribution's 97.5 % quantile.
 _Z = 1.959964
 
-# With fewer test images an accuracy of 50 % is sure to 10 points at best.
+# With fewer test images the margin of an accuracy of 50 % is 10 points or more.
 FEW_IMAGES = 100
 
-# What each line of metrics with accuracies has beside them.
+# Keys that go with the accuracies in a line of metrics.
 COMPARED = ("evaluated_images", "majority_share", "chance", "bank_images", "trained_on_images")
 
 
 def margin(accuracy: float, images: int) -> float:
-    """How far the true accuracy may be from the one of so many images, in [0, 1], with 95 % confidence.
+    """How far the true accuracy may be from one measured on `images` images, in [0, 1], at 95 % confidence.
 
-    The farther end of Wilson's score interval (Wilson 1927), which is not 0 where all images, or none, are
-    classified rightly. It does not cover the choice of the training images or of the seed.
+    The distance to the farther end of Wilson's score interval (Wilson 1927), which is above 0 even if all
+    images, or none, are classified correctly. It does not cover the choice of training images or seed.
     """
     centre = (accuracy + _Z**2 / (2 * images)) / (1 + _Z**2 / images)
     half = _Z / (1 + _Z**2 / images) * (accuracy * (1 - accuracy) / images + (_Z / (2 * images)) ** 2) ** 0.5
@@ -29,16 +29,16 @@ def margin(accuracy: float, images: int) -> float:
 
 
 def with_margins(accuracies: Mapping[str, float], images: int) -> dict[str, float]:
-    """The same, and for each KEY its KEY_margin."""
+    """The accuracies, and for each KEY its KEY_margin."""
     margins = {f"{key}_margin": margin(value, images) for key, value in accuracies.items()}
     return {**accuracies, **margins}
 
 
 def baselines(answers: Int[Tensor, " n"], known: Int[Tensor, " m"]) -> dict[str, float]:
-    """What an accuracy is compared with: that of the images whose labels are `answers`.
+    """Baselines for an accuracy on images whose labels are `answers`.
 
-    evaluated_images: their number. majority_share: accuracy of always naming their largest class. chance:
-    accuracy of naming any of the classes, those of the training images, labelled `known`, among them.
+    evaluated_images: number of these images. majority_share: accuracy of always predicting their largest
+    class. chance: accuracy of guessing among all classes, including those of `known`, the training labels.
     """
     largest = int(answers.unique(return_counts=True)[1].max())
     classes = len(torch.cat([answers, known]).unique())
@@ -50,7 +50,7 @@ def baselines(answers: Int[Tensor, " n"], known: Int[Tensor, " m"]) -> dict[str,
 
 
 def shown(values: Mapping[str, Any], key: str, digits: int = 1) -> str:
-    """An accuracy of a line of metrics with its margin, as in 35.0% ± 7.1."""
+    """An accuracy from a line of metrics with its margin, as in 35.0% ± 7.1."""
     accuracy = f"{values[key]:.{digits}%}"
     base = key.removesuffix("_test")
     margin_key = f"{base}_margin{key[len(base) :]}"
@@ -58,7 +58,7 @@ def shown(values: Mapping[str, Any], key: str, digits: int = 1) -> str:
 
 
 def shown_baselines(values: Mapping[str, Any], suffix: str = "") -> str:
-    """Of how many images an accuracy is, and what it is to be compared with; nothing in older runs' lines."""
+    """The number of evaluated images and the baselines, in words; empty for lines of older runs."""
     if f"evaluated_images{suffix}" not in values:
         return ""
     return (
@@ -73,19 +73,19 @@ def doubts(values: Mapping[str, Any]) -> Iterator[str]:
         images = values.get(f"evaluated_images{suffix}")
         if images is not None and images < FEW_IMAGES:
             yield (
-                f"accuracies are of {images:,} images{which}: one of 50 % is sure to ± "
+                f"accuracies are of only {images:,} images{which}: at 50 % the margin is ± "
                 f"{100 * margin(0.5, images):.0f} points; evaluate {FEW_IMAGES} or more"
             )
         if images and (twice := values.get(f"trained_on_images{suffix}", 0)):
             yield (
                 f"{twice:,} of {images:,} evaluated images{which} are, byte for byte, among the "
-                f"{values[f'bank_images{suffix}']:,} training images that they are compared with, so that "
-                "accuracies are too high; take them out of one of the two"
+                f"{values[f'bank_images{suffix}']:,} training images that they are compared with, so "
+                "accuracies are too high; remove them from one of the two"
             )
 
 
 def class_numbers(labels: Int[Tensor, " n"], values: Int[Tensor, " classes"]) -> Int[Tensor, " n"]:
-    """Each label's place among `values`, ascending, or -1; without values the labels themselves."""
+    """Each label's index in the ascending `values`, or -1; without values, the labels themselves."""
     if not len(values):
         return labels
     places = torch.searchsorted(values, labels).clamp_max(len(values) - 1)

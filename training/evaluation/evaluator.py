@@ -1,4 +1,4 @@
-"""What is measured of an encoder, while it trains and afterwards, by all workers together."""
+"""Evaluation of an encoder by all workers together, during training and afterwards."""
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipelines.feed import evaluation_views, still_views
 from pipelines.index import Index
-from pipelines.plan import Window, reading_rows, shard, sweep
+from pipelines.plan import Window, evaluation_windows, reading_rows, shard
 from pipelines.quarantine import WAY_OUT, Quarantined
 from pipelines.views import Views
 from training.config import ProbeConfig, TrainConfig
@@ -34,54 +34,54 @@ from training.process import Worker
 
 
 class Evaluator:
-    """Measures encoders on the sets of a run; every worker calls it, and all get the same values.
+    """Evaluates encoders on the sets of a run; every worker calls it, and all get the same values.
 
-    Images that turn out to be bad are added to `left_out`.
+    Images that turn out to be bad are appended to `quarantined`.
     """
 
     def __init__(
-        self, config: TrainConfig, sets: Sets, worker: Worker, left_out: list[Quarantined] | None = None
+        self, config: TrainConfig, sets: Sets, worker: Worker, quarantined: list[Quarantined] | None = None
     ) -> None:
         self._config, self._sets, self._worker = config, sets.complete(config), worker
-        self._left_out = [] if left_out is None else left_out
+        self._quarantined = [] if quarantined is None else quarantined
 
     def online(
         self, encoders: Mapping[str, Encoder], *, last: bool, classifier: Encoder | None = None
     ) -> dict[str, float]:
-        """kNN accuracy of each encoder, under its name, a classifier's `top1`, and the first's diagnostics.
+        """kNN accuracy of each encoder under its name, a classifier's `top1`, and the first's diagnostics.
 
-        Each accuracy has a margin beside it, and all of them what certainty.baselines says; neighbours,
-        bank_images and trained_on_images tell what they were compared with. On the held-out images; on the
-        test images where none are held out and, with the suffix _test, after the last step.
+        Also each accuracy's margin, the values of certainty.baselines, and neighbours, bank_images and
+        trained_on_images. Measured on the held-out images, or on the test images where none are held out;
+        after the last step on the test images too, with the suffix _test.
         """
         values: dict[str, float] = {}
-        watched = self._sets.held_out or self._sets.test
-        if watched:
-            values |= self._accuracies(encoders, classifier, watched, keep=True)
+        queried = self._sets.held_out or self._sets.test
+        if queried:
+            values |= self._accuracies(encoders, classifier, queried, keep=True)
         if last and self._sets.held_out and self._sets.test:
-            judged = self._accuracies(encoders, classifier, self._sets.test, keep=False)
-            values |= {f"{key}_test": value for key, value in judged.items()}
+            tested = self._accuracies(encoders, classifier, self._sets.test, keep=False)
+            values |= {f"{key}_test": value for key, value in tested.items()}
         return values | self._diagnostics(next(iter(encoders.values())))
 
     def knn(self, encoder: Encoder) -> dict[str, float]:
-        """kNN accuracy on the test images as `top1`, and beside it what `online` has."""
+        """kNN accuracy on the test images as `top1`, with its margin, baselines and counts as in `online`."""
         bank, queries = self._labelled(encoder)
         top1 = knn_accuracy(bank.labelled, queries.labelled, self._config.evaluation, self._worker.gather)
-        return self._told({"top1": top1}, bank, queries) | self._neighbours(bank)
+        return self._with_baselines({"top1": top1}, bank, queries) | self._neighbours(bank)
 
     def linear(self, encoder: Encoder, probe: ProbeConfig) -> dict[str, float]:
-        """A linear probe's accuracy on the test images likewise, and its `learning_rate`."""
+        """A linear probe's accuracy on the test images, likewise, and its `learning_rate`."""
         bank, queries = self._labelled(encoder)
         probed = linear_probe(
             bank.labelled, queries.labelled, probe, seed=self._config.seed, gather=self._worker.gather
         )
-        values = self._told({"top1": probed.top1}, bank, queries)
+        values = self._with_baselines({"top1": probed.top1}, bank, queries)
         return values | {"learning_rate": probed.learning_rate}
 
     def _accuracies(
         self, encoders: Mapping[str, Encoder], classifier: Encoder | None, queried: Index, *, keep: bool
     ) -> dict[str, float]:
-        """kNN accuracy of each encoder and, where wished for, a linear probe's on the first's features."""
+        """kNN accuracy of each encoder and, if configured, of a linear probe on the first's features."""
         settings, gather, networks = self._config.evaluation, self._worker.gather, list(encoders.values())
         bank = self._embed(networks, self._sets.samples[0], keep=True)
         queries = self._embed(networks, queried, keep)
@@ -96,19 +96,19 @@ class Evaluator:
             values["linear_top1"] = probed.top1
         if classifier is not None:
             values["top1"] = self._top1(classifier, queried, keep)
-        return self._told(values, bank, queries) | self._neighbours(bank)
+        return self._with_baselines(values, bank, queries) | self._neighbours(bank)
 
-    def _told(
+    def _with_baselines(
         self, accuracies: dict[str, float], bank: "_Embedded", queries: "_Embedded"
     ) -> dict[str, float]:
-        """The accuracies with all that says what they are worth."""
+        """The accuracies with their margins, baselines and numbers of images."""
         gather = self._worker.gather
         known = gather.uneven_rows(bank.labels)
-        beside = baselines(gather.uneven_rows(queries.labels), known)
+        compared = baselines(gather.uneven_rows(queries.labels), known)
         twice = torch.isin(queries.digests, gather.uneven_rows(bank.digests)).sum()
         return {
-            **with_margins(accuracies, int(beside["evaluated_images"])),
-            **beside,
+            **with_margins(accuracies, int(compared["evaluated_images"])),
+            **compared,
             "bank_images": len(known),
             "trained_on_images": int(gather.total(twice)),
         }
@@ -141,16 +141,16 @@ class Evaluator:
         device = self._worker.device
         features, labels = embed(encoders, self._noting(views), device)
         if not self._worker.gather.total(torch.tensor(len(labels), device=device)):
-            raise ValueError(f"no image of {index.uri} that evaluation looked at can be decoded; {WAY_OUT}")
+            raise ValueError(f"evaluation found no image of {index.uri} that can be decoded; {WAY_OUT}")
         if len(labels) and (least := int(labels.min())) < 0:
             raise ValueError(
-                f"an image of {index.uri} has label {least}, not one from 0; evaluation needs labels of all "
-                "images: give it one, or leave it out"
+                f"an image of {index.uri} has label {least}, not one from 0; evaluation needs labels for all "
+                "images: label it, or remove it"
             )
         return _Embedded(features, labels, torch.tensor(digests, dtype=torch.int64, device=device))
 
     def _diagnostics(self, encoder: Encoder) -> dict[str, float]:
-        """Of the training views of a few images, as they are in epoch 0."""
+        """Diagnostics of the training views of a few images, as drawn in epoch 0."""
         settings, data = self._config.evaluation, self._config.data
         if not settings.diagnostic_images:
             return {}
@@ -171,9 +171,9 @@ class Evaluator:
         }
 
     def _diagnostic_tables(self) -> Iterator[pa.Table]:
-        """Of this worker's share of the sample: those that lie in its share of the bank.
+        """The sample's images that lie in this worker's share of the bank.
 
-        Out of what is kept of the bank, if that is kept: so storage has to be read for it but once.
+        They come from the cached bank if there is one, so that storage is read only once.
         """
         gather, cache, bank, sample = self._worker.gather, self._worker.cache, *self._sets.samples
         share = bank.samples[shard(len(bank.samples), gather.rank, gather.world_size)]
@@ -197,23 +197,23 @@ class Evaluator:
         return self._worker.kept_tables(self._key(index), lambda: self._worker.tables(index, data, windows))
 
     def _key(self, index: Index) -> Hashable:
-        """The images, and how they are read: in a search, trials may differ in that."""
+        """Cache key: the images and how they are read, which may differ between the trials of a search."""
         data = self._config.data
         return index, data.image_column, data.label_column, data.key_column, data.max_pixels
 
     def _windows(self, index: Index, rank: int, world_size: int) -> Iterator[Window]:
         size = reading_rows(index, self._config.data)
-        return sweep(index.rows, rank, world_size, window_rows=size, rows_read=index.rows_read)
+        return evaluation_windows(index.rows, rank, world_size, window_rows=size, rows_read=index.rows_read)
 
     def _noting(self, views: Iterator[Views]) -> Iterator[Views]:
         for batch in views:
-            self._left_out.extend(batch.quarantined)
+            self._quarantined.extend(batch.quarantined)
             yield batch
 
 
 @dataclass(frozen=True, eq=False)
 class _Embedded:
-    """This worker's share of a set: each encoder's features, and the images' labels and digests."""
+    """This worker's share of a set: the features from each encoder, and the images' labels and digests."""
 
     features: list[Float[Tensor, "n dim"]]
     labels: Int[Tensor, " n"]

@@ -1,4 +1,4 @@
-"""The protocols of an evaluation, fine-tuning with labels among them."""
+"""Evaluation protocols: kNN, linear probe, and fine-tuning with labels."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -27,9 +27,9 @@ from training.trainer import run_uri
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """One way to judge the features of a checkpoint, frozen, with the labelled training images.
+    """Evaluates the frozen features of a checkpoint with the labelled training images.
 
-    careful: decode images in another process first, since one of them has ended a worker.
+    careful: decode images in another process first, since one of them has crashed a worker.
     """
 
     name: Literal["knn", "linear"]
@@ -41,7 +41,7 @@ class Protocol:
     def __call__(
         self, config: TrainConfig, sets: Sets, worker: Worker, progress: Callable[[dict[str, Any]], None]
     ) -> None:
-        """Judge the run of `config`; every worker calls it, and rank 0 tells `progress` what was found."""
+        """Evaluate the run of `config`; every worker calls it, and rank 0 reports to `progress`."""
         encoder = load_encoder(config, self.step, self.features)
         encoder.to(worker.device)
         evaluator = Evaluator(config, sets, worker.careful if self.careful else worker)
@@ -55,7 +55,7 @@ class Protocol:
 
 
 def load_encoder(config: TrainConfig, step: int, features: FeatureName = "encoder") -> Encoder:
-    """The encoder of the run's checkpoint of `step`, in evaluation mode; with its projector if asked.
+    """The encoder from the run's checkpoint of `step`, in evaluation mode; with its projector if asked.
 
     Raises ValueError where there is no such checkpoint, or no projector in it.
     """
@@ -63,7 +63,7 @@ def load_encoder(config: TrainConfig, step: int, features: FeatureName = "encode
 
 
 def encoder_of(config: TrainConfig, saved: dict[str, Any], features: FeatureName = "encoder") -> Encoder:
-    """The same, out of what a checkpoint holds."""
+    """As load_encoder, from the contents of a checkpoint."""
     encoder = build_encoder(config.encoder)
     encoder.load_state_dict(weights_of("encoder", saved))
     if features == "projector":
@@ -76,28 +76,27 @@ def encoder_of(config: TrainConfig, saved: dict[str, Any], features: FeatureName
     return encoder.eval()
 
 
-# With at most this share of the labels the images are seen twice as often.
+# Up to this share of the labels, fine-tuning takes twice as many epochs.
 _FEW = 0.02
 _LARGEST_BATCH, _STEPS_PER_EPOCH = 256, 8
 
-# What is as in the run: the network, and where and how it runs. All else is the run's own, and may have no
-# effect here.
+# Fields taken over from the run: the network, and where and how it runs. Others may have no effect here.
 _KEPT = (
     "encoder", "seed", "lanes", "precision", "compile", "checkpoint", "workers", "cpus_per_worker",
     "gpus_per_worker", "wait_for_nodes", "retries", "timeout", "trackers",
 )  # fmt: skip
 
-# What the views keep of the run's.
+# Fields of the views taken over from the run.
 _KEPT_OF_VIEWS = ("size", "crop_scale", "crop_ratio", "interpolation", "flip", "mean", "std")
 
 
 def finetune_config(
     config: TrainConfig, checkpoint: str, settings: FinetuneConfig, *, share: float, images: int, classes: int
 ) -> TrainConfig:
-    """The run that fine-tunes the encoder of `config`'s `checkpoint` on `images`, `share` of those labelled.
+    """Config of a run that fine-tunes the encoder of `checkpoint` on `images` images.
 
-    Its name tells the settings apart, so that each is a run of its own, which can be resumed.
-    Chen et al. 2020, appendix B.5, but for the batch size.
+    `share` is their share of all labelled ones. The run's name contains a hash of its settings, so that each
+    setting has its own run, which can be resumed. Chen et al. 2020, appendix B.5, except for the batch size.
     """
     tuned = TrainConfig(
         **{name: getattr(config, name) for name in _KEPT},
@@ -125,12 +124,12 @@ def finetune_config(
 
 
 def _batch_size(images: int, lanes: int) -> int:
-    """A multiple of lanes, and more than one image, for batch norm."""
+    """A multiple of lanes, and at least two images, which batch norm needs."""
     return max(2, max(1, min(_LARGEST_BATCH, images // _STEPS_PER_EPOCH) // lanes) * lanes)
 
 
 def _data(data: DataConfig) -> DataConfig:
-    """The same images, randomly cropped and flipped alone."""
+    """The same images, with random crops and flips alone."""
     kept = {name: value for name, value in asdict(data.view).items() if name in _KEPT_OF_VIEWS}
     others = {
         name: value for name, value in asdict(data).items() if name not in ("recipe", "view", "second_view")

@@ -14,13 +14,13 @@ from training.config import EvaluationConfig
 from training.gather import Gather
 from training.models.encoders import Encoder
 
-# Test images that are compared with all training images at a time.
+# Test images to compare with all training images at a time.
 _CHUNK = 256
 
-# Wu et al. 2018 take 200 neighbours on ImageNet; a third of its smallest class, of 732 images, is more.
+# Wu et al. 2018 use 200 neighbours on ImageNet, less than a third of its smallest class of 732 images.
 _NEIGHBOURS, _NEIGHBOURS_PER_VOTE = 200, 3
 
-# A few stray images must not make of everyone's 200 neighbours one.
+# A few stray images must not reduce the neighbours of all queries to one.
 _RARE = 20
 
 
@@ -33,20 +33,20 @@ def knn_votes(
     neighbours: int,
     temperature: float,
 ) -> Float[Tensor, "queries classes"]:
-    """Each class's votes by the nearest of `bank`; rows of both are unit vectors.
+    """Votes for each class by a query's nearest rows of `bank`; rows of both are unit vectors.
 
     A neighbour votes with exp(cosine similarity / temperature). Wu et al. 2018, section 3.4.
     """
     nearest, index = (queries @ bank.T).topk(min(neighbours, len(bank)), dim=1)
-    # Less each row's largest: the same order of classes, and no overflow at small temperatures.
+    # Subtracting each row's largest keeps the order of classes, and avoids overflow at small temperatures.
     weight = ((nearest - nearest[:, :1]) / temperature).exp()
     return queries.new_zeros(len(queries), classes).scatter_add_(1, bank_labels[index], weight)
 
 
 def fitting_neighbours(wanted: int | None, labels: Int[Tensor, " bank"]) -> int:
-    """How many of a bank's images vote, at most all; unset, so few that the smallest class can win.
+    """Number of neighbours that vote, at most the whole bank; by default few enough that any class can win.
 
-    Classes that are so small that all of them together have a twentieth of the images do not count.
+    The smallest classes, up to a twentieth of the images together, do not count.
     """
     if wanted is not None:
         return min(wanted, len(labels))
@@ -61,12 +61,12 @@ def knn_accuracy(
     config: EvaluationConfig,
     gather: Gather,
 ) -> float:
-    """Share of all workers' queries that the bank of all workers' images classifies rightly.
+    """Share of all workers' queries that are classified correctly by the bank of all workers' images.
 
-    Features need no particular length; each worker brings its share of both.
+    Features may have any norm; each worker passes its share of both.
     """
     features, labels = gather.uneven_rows(F.normalize(bank[0], dim=1)), gather.uneven_rows(bank[1])
-    # Labels may be of any size; the votes are counted in a column for each.
+    # Labels may be any numbers; each distinct one gets a column for its votes.
     values, numbers = labels.unique(return_inverse=True)
     neighbours = fitting_neighbours(config.neighbours, labels)
     chosen = [
@@ -88,10 +88,10 @@ def knn_accuracy(
 def embed(
     encoders: Sequence[Encoder], views: Iterable[Views], device: torch.device
 ) -> tuple[list[Float[Tensor, "n dim"]], Int[Tensor, " n"]]:
-    """Each encoder's features of the first view of all images, and their labels."""
+    """Features of all images' first view from each encoder, and the labels."""
     features = [[torch.empty(0, encoder.dim, device=device)] for encoder in encoders]
     labels = [torch.empty(0, dtype=torch.int64, device=device)]
-    with _still(encoders, device):
+    with _frozen(encoders, device):
         for batch in _with_images(views):
             image = batch.to(device).images[0]
             for encoder, rows in zip(encoders, features, strict=True):
@@ -103,9 +103,9 @@ def embed(
 def embed_views(
     encoder: Encoder, views: Iterable[Views], device: torch.device
 ) -> list[Float[Tensor, "n dim"]]:
-    """The encoder's features of the first and of the second view of all images."""
+    """Features of all images' first and second view."""
     features = [[torch.empty(0, encoder.dim, device=device)] for _ in range(2)]
-    with _still([encoder], device):
+    with _frozen([encoder], device):
         for batch in _with_images(views):
             for image, rows in zip(batch.to(device).images, features, strict=True):
                 rows.append(encoder(image).float())
@@ -117,8 +117,8 @@ def _with_images(views: Iterable[Views]) -> Iterator[Views]:
 
 
 @contextmanager
-def _still(encoders: Sequence[Encoder], device: torch.device) -> Iterator[None]:
-    """No gradients, no batch statistics, and on a GPU bfloat16."""
+def _frozen(encoders: Sequence[Encoder], device: torch.device) -> Iterator[None]:
+    """Switch to evaluation mode, without gradients, and on a GPU in bfloat16."""
     modes = [encoder.training for encoder in encoders]
     for encoder in encoders:
         encoder.eval()
@@ -128,15 +128,15 @@ def _still(encoders: Sequence[Encoder], device: torch.device) -> Iterator[None]:
         encoder.train(mode)
 
 
-# Below this effective rank the features are one point, or nearly.
+# Below this effective rank the features have collapsed to one point, or nearly.
 COLLAPSED_RANK = 1.5
 
-# Rows of the matrix of distances that exist at a time.
+# Rows of the distance matrix in memory at a time.
 _PAIRS_CHUNK = 1024
 
 
 def alignment(first: Float[Tensor, "n dim"], second: Float[Tensor, "n dim"]) -> float:
-    """Mean squared distance between the unit features of two views of an image, in [0, 4]; less is better.
+    """Mean squared distance between the unit features of two views of an image, in [0, 4]; lower is better.
 
     Wang and Isola 2020, section 4.1.1, with alpha = 2.
     """
@@ -144,21 +144,21 @@ def alignment(first: Float[Tensor, "n dim"], second: Float[Tensor, "n dim"]) -> 
 
 
 def uniformity(features: Float[Tensor, "n dim"]) -> float:
-    """Log of the mean Gaussian potential of all pairs of unit features, in [-4, 0]; less is better.
+    """Log of the mean Gaussian potential of all pairs of unit features, in [-4, 0]; lower is better.
 
-    0 where all features are one; there must be two at least. Wang and Isola 2020, section 4.1.2, with t = 2.
+    0 where all features are equal; needs at least two. Wang and Isola 2020, section 4.1.2, with t = 2.
     """
     n, unit = len(features), F.normalize(features, dim=1)
     total = features.new_zeros((), dtype=torch.float64)
     for start in range(0, n, _PAIRS_CHUNK):
         squared = (2 - 2 * unit[start : start + _PAIRS_CHUNK] @ unit.T).clamp_min(0)
         total += (-2 * squared).exp().sum(dtype=torch.float64)
-    # Less the n pairs of a feature with itself, whose potential is 1.
+    # Without the n pairs of a feature with itself, whose potential is 1.
     return math.log(max(float(total) - n, 1e-300) / (n * (n - 1)))
 
 
 def effective_rank(features: Float[Tensor, "n dim"]) -> float:
-    """How many directions the features fill, from 1 (collapsed) to their width.
+    """Number of directions that the features span, from 1 (collapsed) to their width.
 
     The exponential of the entropy of the singular values, as shares of their sum, of the unit features.
     Roy and Vetterli 2007, definition 1.

@@ -1,4 +1,4 @@
-"""Linear probe: how well one linear layer tells the classes from frozen features."""
+"""Linear probe: accuracy of one linear layer on frozen features."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from training.config import ProbeConfig
 from training.gather import Gather
 from training.optimizers import learning_rate
 
-# First part of a key's path; pipelines use others.
+# First part of a random key's path; pipelines use other numbers.
 _BATCHES = 6
 
 Labelled = tuple[Float[Tensor, "n dim"], Int[Tensor, " n"]]
@@ -23,7 +23,7 @@ Labelled = tuple[Float[Tensor, "n dim"], Int[Tensor, " n"]]
 
 @dataclass(frozen=True)
 class Probed:
-    """The best head of the sweep: its learning rate, its accuracy on held-out training and on test images."""
+    """The best classifier: its learning rate, and its accuracy on held-out training and on test images."""
 
     learning_rate: float
     held_out_top1: float
@@ -33,12 +33,12 @@ class Probed:
 def linear_probe(
     train: Labelled, test: Labelled, config: ProbeConfig, *, seed: int, gather: Gather
 ) -> Probed:
-    """Train a linear classifier for each learning rate of the sweep on the features, and test the best.
+    """Train a linear classifier on the features for each learning rate, and test the best.
 
-    Every worker brings its share of both sets, in rank order; the heads are dealt out to the workers, so
-    the result does not depend on their number. The best head is chosen on a held-out part of the training
-    features, never on the test set. Features are standardised, as by a batch norm without parameters; there
-    is no augmentation. SGD with Nesterov momentum, no weight decay, cosine decay to zero.
+    Each worker passes its share of both sets, in rank order, and trains some of the classifiers; the result
+    does not depend on the number of workers. The best is chosen on a held-out part of the training features,
+    never on the test set. Features are standardised, as by a batch norm without parameters; there is no
+    augmentation. SGD with Nesterov momentum, no weight decay, cosine decay to zero.
     """
     features, labels = gather.uneven_rows(train[0]), gather.uneven_rows(train[1])
     queries, answers = gather.uneven_rows(test[0]), gather.uneven_rows(test[1])
@@ -59,11 +59,11 @@ def linear_probe(
 
 
 def _split(labels: Int[Tensor, " n"], share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Places of the features to train on, and of `share` of each class's to choose by."""
+    """Indices of the features to train on, and of those held out: `share` of each class."""
     places = np.arange(len(labels))
     try:
         held_out = held_out_places(places, labels.cpu().numpy(), share, seed)
-    except ValueError:  # Of a class's only image nothing can be spared: some classes are then not learned.
+    except ValueError:  # A class has only one image: hold out at random.
         held_out = held_out_places(places, None, share, seed)
     kept = np.setdiff1d(places, held_out)
     return torch.from_numpy(kept).to(labels.device), torch.from_numpy(held_out).to(labels.device)

@@ -1,4 +1,4 @@
-"""Which images a run trains on and is judged by, and those that stay in memory for it."""
+"""The images that a run trains on and is evaluated on, and a cache that keeps them in memory."""
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
@@ -10,15 +10,15 @@ from pipelines.index import Index
 from pipelines.labels import labelled_part
 from training.config import TrainConfig
 
-# Of a process on its own: CIFAR-10 has 150 MB, a bank of 20,000 photographs about as much as this.
+# Limit for one process: CIFAR-10 has 150 MB, a bank of 20,000 photographs about 2 GiB.
 _MOST_BYTES = 2 << 30
 
 
 class ImageCache:
-    """Tables by a key, where `put` lays them and from where `get` brings them back.
+    """Tables by key, stored with `put` and fetched with `get`; by default in this process.
 
-    Unset, they stay in this process, up to `most_bytes` together. A set of images of which `put` gives None
-    for a table, or that has no room, is read anew each time.
+    The cache holds at most `most_bytes`. A set of images that does not fit, or for which `put` returns None,
+    is read again each time.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class ImageCache:
         return key in self._kept
 
     def tables(self, key: Hashable, read: Callable[[], Iterator[pa.Table]]) -> Iterator[pa.Table]:
-        """What `read` gives: called the first time, and as long as it has not been read to its end."""
+        """The tables of the key; from `read` until they were read to the end once, then from the cache."""
         if key in self._kept:
             yield from self.kept(key)
             return
@@ -45,29 +45,29 @@ class ImageCache:
             size += table.nbytes
             if self._most_bytes is not None and self._bytes + size > self._most_bytes:
                 kept = None
-            laid = None if kept is None else self._put(table)
-            kept = None if kept is None or laid is None else [*kept, laid]
+            stored = None if kept is None else self._put(table)
+            kept = None if kept is None or stored is None else [*kept, stored]
             yield table
         if kept is not None:
             self._kept[key] = kept
             self._bytes += size
 
     def kept(self, key: Hashable) -> Iterator[pa.Table]:
-        """The tables of a key that is there."""
+        """The cached tables of the key; KeyError where it has none."""
         return map(self._get, self._kept[key])
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all tables."""
         self._kept.clear()
         self._bytes = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Sets:
-    """The images of a run: those it trains on, those it is watched by, and those it is judged by.
+    """The images of a run: for training, held out for evaluation, and for the final test.
 
-    bank: of those it trains on the ones that evaluated images are compared with. diagnosed: of the bank the
-    ones for diagnostics. `of` and `complete` choose both.
+    bank: the training images that evaluated images are compared with. diagnosed: those of the bank that are
+    used for diagnostics. `of` and `complete` choose both.
     """
 
     train: Index
@@ -78,11 +78,11 @@ class Sets:
 
     @classmethod
     def of(cls, config: TrainConfig, train: Index, test: Index | None) -> "Sets":
-        """The sets of `config` out of all images: of data.train, which it may split, and of data.test.
+        """The sets of `config`, from all images of data.train and data.test.
 
-        What is held out and the samples have each class in proportion where `train` and `test` have their
-        labels. A share of the labels is taken of what is left, so that a baseline with few labels is judged
-        by the same images as a run on all. Raises ValueError where there are too few images.
+        Held-out images and samples have each class in proportion where there are labels. A share of the
+        labels (supervised.labels) is taken after holding out, so that a baseline with few labels is evaluated
+        on the same images as a run on all. Raises ValueError where there are too few images.
         """
         settings, held_out = config.evaluation, None
         if settings.held_out is not None:
@@ -94,16 +94,16 @@ class Sets:
         return cls(train, held_out, test).training_on(train, config)
 
     def training_on(self, train: Index, config: TrainConfig) -> "Sets":
-        """The same with other training images, and samples of these."""
+        """These sets with other training images, and samples of them."""
         bank = train.sample(config.evaluation.train_images, config.seed)
         diagnosed = bank.sample(config.evaluation.diagnostic_images, config.seed)
         return replace(self, train=train, bank=bank, diagnosed=diagnosed)
 
     def complete(self, config: TrainConfig) -> "Sets":
-        """These, with their samples."""
+        """These sets with their samples, which are chosen if missing."""
         return self if self.bank and self.diagnosed else self.training_on(self.train, config)
 
     @property
     def samples(self) -> tuple[Index, Index]:
-        """The bank, and of it the images for diagnostics."""
+        """The bank, and the images for diagnostics."""
         return self.bank or self.train, self.diagnosed or self.bank or self.train

@@ -1,4 +1,4 @@
-"""Losses: functions of the global batch; those that compare its views say how many match."""
+"""Losses of the global batch; those that compare its views also measure how many match."""
 
 from training.losses.byol import byol_loss, predictions_matched
 from training.losses.matching import Matching

@@ -1,4 +1,4 @@
-"""BYOL's loss: how far a prediction is from the target's projection; and how often it is nearest to it."""
+"""BYOL's loss, the distance of a prediction from the target's projection, and its view matching."""
 
 import torch
 from jaxtyping import Float
@@ -14,14 +14,14 @@ def byol_loss(
 ) -> Float[Tensor, ""]:
     """Mean squared distance between unit vectors, in [0, 4], over the global batch.
 
-    The caller detaches `target`. All workers get the same value, and the gradient of their own rows' mean:
-    DistributedDataParallel's mean over workers is the global one's. Computed in float32 or float64.
+    The caller detaches `target`. All workers get the same value, and each the gradient of its own rows' mean;
+    DistributedDataParallel averages these to the gradient of the global mean. Computed in float32 or float64.
 
     Grill et al. 2020, eq. 2. Raises ValueError if the two shapes differ.
     """
     if prediction.shape != target.shape:
         raise ValueError(
-            f"prediction and target must have one shape, got {prediction.shape} and {target.shape}"
+            f"prediction and target must have the same shape, got {prediction.shape} and {target.shape}"
         )
     difference = unit(prediction) - unit(target)
     return mean_over_workers(difference.square().sum(1).mean(), gather or LocalGather())
@@ -31,11 +31,11 @@ def byol_loss(
 def predictions_matched(
     prediction: Float[Tensor, "2n dim"], target: Float[Tensor, "2n dim"], *, gather: Gather | None = None
 ) -> Float[Tensor, ""]:
-    """View matching: how often, of all other views' targets, the partner's is the nearest to a prediction.
+    """View matching: the share of predictions whose nearest target among all other views is the partner's.
 
-    Row i of both is of the same view, whose partner is n rows away. From 0 to 1, over the global batch's 2N
-    views, the same on all workers. Gathers the targets; the similarities are 2n * 2N * dim multiply-adds, in
-    float32 or float64, and exist 512 rows at a time.
+    Row i of both belongs to the same view, whose partner is n rows away. The share is from 0 to 1, over the
+    global batch's 2N views, and the same on all workers. Gathers the targets. The similarities take
+    2n * 2N * dim multiply-adds, in float32 or float64; 512 rows of them are in memory at a time.
     """
     gather = gather or LocalGather()
     with torch.autocast(prediction.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""NT-Logistic: each pair on its own is told to be two views of one image, or not to be."""
+"""NT-Logistic: classifies each pair alone as two views of one image or not."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,12 +19,11 @@ def nt_logistic(
 ) -> Float[Tensor, ""]:
     """-log sigmoid(s+ / T) - log sigmoid(-s- / T) for cosine similarities s, over all rows and negatives.
 
-    Row i of `first` and `second` are projections of two views of one image; all other projections of the
-    global batch are negatives. All workers get the mean over its rows and their negatives, and the gradient
-    of which DistributedDataParallel takes the mean (see mean_of_rows). `matching` gets the batch's view
-    matching.
+    Row i of `first` and `second` are projections of two views of one image; all other projections in the
+    global batch are negatives. All workers get the mean over its rows and their negatives. Gradients are as
+    in mean_of_rows. `matching` receives the batch's view matching.
 
-    Chen et al. 2020, table 2. Raises ValueError if the two shapes differ or there is but one pair.
+    Chen et al. 2020, table 2. Raises ValueError if the two shapes differ or there is only one pair.
     """
 
     def losses(positive: Float[Tensor, " rows"], negatives: Float[Tensor, "rows all"]) -> Tensor:
@@ -42,13 +41,12 @@ def semi_hard_nt_logistic(
     gather: Gather | None = None,
     matching: Matching | None = None,
 ) -> Float[Tensor, ""]:
-    """-log sigmoid(s+ / T) - log sigmoid(-s- / T), s- the nearest of a row's negatives farther than s+.
+    """-log sigmoid(s+ / T) - log sigmoid(-s- / T), where s- is the nearest negative that is farther than s+.
 
-    A row none of whose negatives is farther than its positive has the first term alone. Rows, value and
-    gradient as in nt_logistic.
+    A row without such a negative has the first term alone. Rows, value and gradient as in nt_logistic.
 
-    Chen et al. 2020, section 5.1 and table 4. Raises ValueError if the two shapes differ or there is but
-    one pair.
+    Chen et al. 2020, section 5.1 and table 4. Raises ValueError if the two shapes differ or there is
+    only one pair.
     """
 
     def losses(positive: Float[Tensor, " rows"], negatives: Float[Tensor, "rows all"]) -> Tensor:

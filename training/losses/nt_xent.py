@@ -1,4 +1,4 @@
-"""NT-Xent and its decoupled form (DCL) of the global batch, without their 2N x 2N matrix."""
+"""NT-Xent and its decoupled form (DCL) over the global batch, without the 2N x 2N matrix."""
 
 import math
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from training.gather import Gather, LocalGather
 from training.losses.matching import Matching, nearer
 from training.losses.rows import NO_NEGATIVES, unit_rows
 
-# Side of the blocks of similarities, of which two exist at a time: on a CPU they stay in its cache, a GPU
-# wants work for all its units at once.
+# Side of the blocks of similarities, two of which are in memory at a time: small enough for a CPU's cache,
+# large enough to keep all of a GPU's units busy.
 _CPU_SIDE, _GPU_SIDE = 512, 4096
 
 # The largest exponents 1 / temperature whose sums over any batch stay well within float32 and float64.
@@ -31,15 +31,14 @@ def nt_xent(
 ) -> Float[Tensor, ""]:
     """NT-Xent of the global batch: row i of `first` and `second` are projections of two views of one image.
 
-    Every other projection of every worker is a negative. All workers get the same value, the mean over
-    the global batch's 2N projections; each gets `world_size` times the gradient of that mean with respect
-    to its own rows, so that DistributedDataParallel's mean over workers is the gradient of the global
-    loss. Every worker must bring the same number of rows. Computed in float32, or in float64 where the
-    projections are or the temperature is below 0.02. `matching` gets the batch's view matching, out of the
-    same similarities.
+    All other projections of all workers are negatives. All workers get the same value, the mean over the
+    global batch's 2N projections. Each gets `world_size` times the gradient of that mean with respect to its
+    own rows, so that DistributedDataParallel averages them to the gradient of the global loss. Every worker
+    must pass the same number of rows. Computed in float32, or in float64 if the projections are float64 or
+    the temperature is below 0.02. `matching` receives the batch's view matching.
 
     Chen et al. 2020, eq. 1. Raises ValueError if the two shapes differ, the temperature is below 0.002 or
-    there is but one pair.
+    there is only one pair.
     """
     return _loss(first, second, temperature, gather, matching, decoupled=False)
 
@@ -52,10 +51,10 @@ def dcl(
     gather: Gather | None = None,
     matching: Matching | None = None,
 ) -> Float[Tensor, ""]:
-    """Decoupled contrastive loss: NT-Xent whose denominator has a row's negatives alone, not its positive.
+    """Decoupled contrastive loss: NT-Xent without the positive in the denominator.
 
-    So a row whose positive is near still learns from its negatives, which matters in small batches. It may
-    be below zero. Rows, value, gradient, precision, matching and errors as in nt_xent.
+    A row with a near positive therefore still learns from its negatives, which matters in small batches. The
+    loss may be below zero. Rows, value, gradient, precision, matching and errors as in nt_xent.
 
     Yeh et al. 2022, eq. 6.
     """
@@ -85,7 +84,7 @@ def _loss(
 
 
 class _NTXent(torch.autograd.Function):
-    """Forward keeps the sum of every row's negatives; backward computes them again, and gathers nothing."""
+    """Forward keeps the sum of each row's negatives; backward recomputes these, and gathers nothing."""
 
     @staticmethod
     def forward(
@@ -97,12 +96,12 @@ class _NTXent(torch.autograd.Function):
         matches: bool,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None]:
         # Scaled so that 2 to the power of a product is exp(similarity / temperature): exp2 takes a third of
-        # exp's time. Unit vectors bound the exponents, so that no maximum need be subtracted.
+        # exp's time. Unit vectors bound the exponents, so no maximum has to be subtracted.
         scale = math.sqrt(math.log2(math.e) / temperature)
         everyone = gather.rows(local * scale)
         if len(everyone) == 2:
             raise ValueError(NO_NEGATIVES)
-        # This worker's rows first: the block of its own similarities is symmetric.
+        # This worker's rows first: the block of similarities among them is symmetric.
         own_first = -gather.rank * len(local)
         everyone = everyone.roll(own_first, dims=0)
         exponents = _positive_exponents(everyone, gather.world_size)
@@ -114,14 +113,14 @@ class _NTXent(torch.autograd.Function):
         negatives = negatives.roll(own_first)
         if share is not None:
             ctx.mark_non_differentiable(share)
-        # The sum that each row's exponentials are shares of.
+        # The denominator of each row's probabilities.
         ctx.save_for_backward(everyone, negatives, negatives if decoupled else negatives + exponents.exp2())
         ctx.temperature, ctx.scale, ctx.world_size = temperature, scale, gather.world_size
         losses = negatives.log() - exponents * math.log(2)
         if not decoupled:
-            # log(1 + negatives / positive) loses no digits where the positive is nearly all of the sum.
+            # log(1 + negatives / positive) stays precise where the positive is nearly all of the sum.
             losses = F.softplus(losses)
-        # In rank order again, so that all workers add up the same way.
+        # Back in rank order, so that all workers sum in the same order.
         return losses.roll(-own_first).mean(), share
 
     @staticmethod
@@ -133,19 +132,19 @@ class _NTXent(torch.autograd.Function):
         shares = sums.reciprocal()
         with torch.autocast(everyone.device.type, enabled=False):
             gradient = _weighted_negatives(everyone, shares, rows)
-            # What a row's positive lacks of probability 1, in its own loss and in its positive's; all of it,
-            # where the loss is decoupled.
+            # 1 minus the positive's probability, in the row's loss and in its positive's; 1 where the loss is
+            # decoupled.
             lacking = (negatives * shares)[:rows]
             lacking = lacking + lacking.roll(rows // 2)
             gradient.addcmul_(lacking[:, None], everyone[:rows].roll(rows // 2, dims=0), value=-1)
-        # Of each worker's 2n rows the mean is taken over all, and DistributedDataParallel's over the workers.
+        # Divided by this worker's rows alone, since DistributedDataParallel averages over the workers.
         return gradient * (upstream[0] / (ctx.temperature * ctx.scale * rows)), None, None, None, None
 
 
 def _of_all(
     negatives: Float[Tensor, " rows"], matched: Bool[Tensor, " rows"] | None, gather: Gather
 ) -> tuple[Float[Tensor, " all"], Float[Tensor, ""] | None]:
-    """Every worker's sums, in rank order, and the share of all rows that match: gathered in one go."""
+    """All workers' sums in rank order, and the share of all rows that match, in one gather."""
     columns = negatives[:, None]
     if matched is not None:
         columns = torch.stack([negatives, matched.to(negatives.dtype)], dim=1)
@@ -154,7 +153,7 @@ def _of_all(
 
 
 def _positive_exponents(everyone: Float[Tensor, "all dim"], world_size: int) -> Float[Tensor, " all"]:
-    """Logarithm to base 2 of each row's exponential with its positive."""
+    """Base-2 logarithm of each row's exponential with its positive."""
     views = everyone.view(world_size, 2, len(everyone) // world_size // 2, -1)
     return (views[:, :1] * views[:, 1:]).sum(-1).expand(-1, 2, -1).flatten()
 
@@ -162,7 +161,7 @@ def _positive_exponents(everyone: Float[Tensor, "all dim"], world_size: int) -> 
 def _negatives(
     everyone: Float[Tensor, "all dim"], rows: int, *, with_largest: bool
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"] | None]:
-    """Sum of the exponentials of each of the first `rows` with its negatives; and the largest of them."""
+    """Sum of the exponentials of each of the first `rows` with its negatives, and the largest of them."""
     sums = everyone.new_zeros(rows)
     largest = torch.zeros_like(sums) if with_largest else None
     for block, columns, mirrored, exponentials in _blocks(everyone, rows):
@@ -179,9 +178,9 @@ def _negatives(
 def _weighted_negatives(
     everyone: Float[Tensor, "all dim"], shares: Float[Tensor, " all"], rows: int
 ) -> Float[Tensor, "rows dim"]:
-    """For each of the first `rows` the sum of its negatives, weighted by p_ij + p_ji.
+    """Sum of the negatives of each of the first `rows`, weighted by p_ij + p_ji.
 
-    p_ij is the exponential of i and j times shares_i: a pair counts in its row's loss and in its column's.
+    p_ij is the exponential of i and j times shares_i: a pair counts in the losses of both its rows.
     """
     gradient = torch.zeros_like(everyone[:rows])
     weights = _buffer(everyone, rows)
@@ -197,9 +196,9 @@ def _weighted_negatives(
 def _blocks(
     everyone: Float[Tensor, "all dim"], rows: int
 ) -> Iterator[tuple[slice, slice, bool, Float[Tensor, "block columns"]]]:
-    """The exponentials of the first `rows` with all, block by block; zero where a pair is no negative.
+    """Exponentials of the first `rows` with all rows, block by block; zero for pairs that are not negatives.
 
-    Yields a block's rows, its columns, whether it stands for its mirror image too, which is then left out,
+    Yields a block's rows, its columns, whether it also stands for its mirror image, which is then skipped,
     and the exponentials, which the next block overwrites.
     """
     total, buffer = len(everyone), _buffer(everyone, rows)
@@ -211,7 +210,7 @@ def _blocks(
             out = buffer[: block.stop - start, : columns.stop - first]
             torch.mm(everyone[block], everyone[columns].T, out=out).exp2_()
             if first < rows:
-                # A row itself, and its positive; a diagonal outside the block is empty.
+                # The row itself and its positive; a diagonal outside the block is empty.
                 for distance in (0, rows // 2, -rows // 2):
                     out.diagonal(start - first + distance).zero_()
             yield block, columns, start < first < rows, out

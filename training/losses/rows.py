@@ -1,4 +1,4 @@
-"""Projections of two views as the rows that contrastive losses compare."""
+"""The rows that contrastive losses compare, their similarities, and the mean of a loss over them."""
 
 from collections.abc import Callable
 
@@ -11,13 +11,13 @@ from torch.utils.checkpoint import checkpoint
 from training.gather import Gather, mean_over_workers, rows_with_gradients
 from training.losses.matching import Matching, nearer, share_of_all
 
-# Rows of the similarity matrix that exist at a time.
+# Rows of the similarity matrix in memory at a time.
 CHUNK = 512
 
 NO_NEGATIVES = "one pair has no negatives; a batch needs two or more images"
 
-# Losses of some rows, of their similarities with their positives and with their negatives; the latter are
-# -inf where a pair is no negative.
+# Losses of some rows, given their similarities with their positives and with all rows, which are -inf for
+# pairs that are not negatives.
 RowLosses = Callable[[Float[Tensor, " rows"], Float[Tensor, "rows all"]], Float[Tensor, " rows"]]
 
 
@@ -27,7 +27,9 @@ def unit_rows(first: Float[Tensor, "n dim"], second: Float[Tensor, "n dim"]) -> 
     Raises ValueError if the two shapes differ.
     """
     if first.shape != second.shape:
-        raise ValueError(f"the views' projections must have one shape, got {first.shape} and {second.shape}")
+        raise ValueError(
+            f"the views' projections must have the same shape, got {first.shape} and {second.shape}"
+        )
     return unit(torch.cat([first, second]))
 
 
@@ -43,14 +45,14 @@ def mean_of_rows(
     gather: Gather,
     matching: Matching | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean of `losses` over the global batch's 2N rows, of the cosine similarities with every other.
+    """Mean of `losses` of the cosine similarities, over the global batch's 2N rows.
 
-    Every worker has its own rows' losses with all workers' rows, and the others' rows get their gradients
-    back, summed over the workers. So DistributedDataParallel's mean over workers is the gradient of the mean
-    over all rows, which is the value that all workers get. In float32 or float64; backward computes the
-    similarities again, so that memory grows with N alone. `matching` gets the batch's view matching.
+    Each worker computes the losses of its own rows against all rows, and returns the gradients of the others'
+    rows to their workers, which sum them. DistributedDataParallel then averages the gradients to that of the
+    mean over all rows, the value that all workers get. Computed in float32 or float64. Backward recomputes
+    the similarities, so that memory grows linearly with N. `matching` receives the batch's view matching.
 
-    Raises ValueError if the two shapes differ or there is but one pair.
+    Raises ValueError if the two shapes differ or there is only one pair.
     """
     with torch.autocast(first.device.type, enabled=False):
         local = unit_rows(first, second)
@@ -60,17 +62,17 @@ def mean_of_rows(
         offset = gather.rank * len(local)
         matched = torch.zeros(len(local), dtype=torch.bool, device=local.device)
 
-        def some(start: int) -> Float[Tensor, ""]:
+        def chunk_loss(start: int) -> Float[Tensor, ""]:
             positive, negatives = similarities(local, local, everyone, start, offset)
             total = losses(positive, negatives).sum()
-            # Last, since backward computes all of this again up to what it needs.
+            # Last, since backward stops recomputing once it has what it needs.
             if matching is not None:
                 matched[start : start + CHUNK] = nearer(positive.detach(), negatives.detach().amax(1))
             return total
 
         total = local.new_zeros(())
         for start in range(0, len(local), CHUNK):
-            total = total + checkpoint(some, start, use_reentrant=False, preserve_rng_state=False)
+            total = total + checkpoint(chunk_loss, start, use_reentrant=False, preserve_rng_state=False)
         if matching is not None:
             matching.share = share_of_all(matched, gather)
         return mean_over_workers(total / len(local), gather)
@@ -79,7 +81,7 @@ def mean_of_rows(
 def semi_hard(
     positive: Float[Tensor, " rows"], negatives: Float[Tensor, "rows all"]
 ) -> Float[Tensor, " rows"]:
-    """The nearest of each row's negatives that are farther than its positive; -inf where there is none.
+    """Similarity of each row's nearest negative that is farther than its positive; -inf if there is none.
 
     Schroff et al. 2015, section 3.2.
     """
@@ -93,9 +95,10 @@ def similarities(
     start: int,
     offset: int,
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows all"]]:
-    """Of rows [start, start + CHUNK): with their positives, and with their negatives or else -inf.
+    """Similarities of rows [start, start + CHUNK) with their positives, and with all rows.
 
-    `local` are what rows are compared with, this worker's part of `everyone`, which begins at `offset`.
+    The latter are -inf for pairs that are not negatives. `local` is this worker's part of `everyone`, the
+    rows to compare with, and begins at `offset` in it.
     """
     chunk = rows[start : start + CHUNK]
     all_similarities = chunk @ everyone.T

@@ -19,12 +19,11 @@ def margin_triplet(
 ) -> Float[Tensor, ""]:
     """max(s- - s+ + margin, 0) for cosine similarities s, over all rows and negatives.
 
-    Row i of `first` and `second` are projections of two views of one image; all other projections of the
-    global batch are negatives. All workers get the mean over its rows and their negatives, and the gradient
-    of which DistributedDataParallel takes the mean (see mean_of_rows). `matching` gets the batch's view
-    matching.
+    Row i of `first` and `second` are projections of two views of one image; all other projections in the
+    global batch are negatives. All workers get the mean over its rows and their negatives. Gradients are as
+    in mean_of_rows. `matching` receives the batch's view matching.
 
-    Chen et al. 2020, table 2. Raises ValueError if the two shapes differ or there is but one pair.
+    Chen et al. 2020, table 2. Raises ValueError if the two shapes differ or there is only one pair.
     """
 
     def losses(positive: Float[Tensor, " rows"], negatives: Float[Tensor, "rows all"]) -> Tensor:
@@ -41,13 +40,12 @@ def semi_hard_triplet(
     gather: Gather | None = None,
     matching: Matching | None = None,
 ) -> Float[Tensor, ""]:
-    """max(s- - s+ + margin, 0) for each row and the nearest of its negatives that are farther than s+.
+    """max(s- - s+ + margin, 0), where s- is the nearest negative that is farther than s+.
 
-    A row none of whose negatives is farther than its positive has no loss. Rows, value and gradient as in
-    margin_triplet.
+    A row without such a negative has no loss. Rows, value and gradient as in margin_triplet.
 
     Schroff et al. 2015, section 3.2; Chen et al. 2020, section 5.1. Raises ValueError if the two shapes
-    differ or there is but one pair.
+    differ or there is only one pair.
     """
 
     def losses(positive: Float[Tensor, " rows"], negatives: Float[Tensor, "rows all"]) -> Tensor:

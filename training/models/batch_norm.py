@@ -1,6 +1,6 @@
 """Batch norm over the global batch, so that its statistics do not depend on the number of workers.
 
-torch's own SyncBatchNorm is for GPUs alone; this one is for CPU workers.
+torch's SyncBatchNorm works only on GPUs; this one is for CPU workers.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 def synchronize_batch_norm(model: nn.Module, gather: Gather) -> nn.Module:
-    """`model` with every batch norm's statistics taken over all workers' images."""
+    """`model`, whose batch norms now take their statistics over all workers' images."""
     if gather.world_size == 1:
         return model
     if any(parameter.is_cuda for parameter in model.parameters()):
@@ -29,9 +29,9 @@ def synchronize_batch_norm(model: nn.Module, gather: Gather) -> nn.Module:
 
 
 class GlobalBatchNorm(nn.Module):
-    """A batch norm's parameters and buffers, its statistics taken over all workers. Ioffe and Szegedy 2015.
+    """Batch norm with statistics over all workers, and the original's parameters. Ioffe and Szegedy 2015.
 
-    Every worker must bring the same number of images.
+    Every worker must pass the same number of images.
     """
 
     running_mean: Tensor
@@ -58,7 +58,7 @@ class GlobalBatchNorm(nn.Module):
 
 
 class _Normalize(torch.autograd.Function):
-    """One exchange of per-channel sums in each direction; the heavy work is torch's own kernels."""
+    """Exchanges per-channel sums once in each direction; torch's kernels do the rest."""
 
     @staticmethod
     def forward(
@@ -66,10 +66,10 @@ class _Normalize(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dims = [dim for dim in range(x.dim()) if dim != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
-        # Two sums, to 4e-7 at worst: torch.var_mean adds in float64, to 6e-8, and takes ten times as long.
+        # Precise to 4e-7 at worst; torch.var_mean sums in float64, to 6e-8, but takes ten times as long.
         mean = x.mean(dims)
         variance = (x - mean.view(shape)).square_().mean(dims)
-        # Chan et al. 1979: of equal parts, the mean variance plus the variance of the means.
+        # Chan et al. 1979: for equal parts, the mean variance plus the variance of the means.
         parts = gather.rows(torch.stack([mean, variance])[None])
         mean = parts[:, 0].mean(0)
         variance = parts[:, 1].mean(0) + parts[:, 0].var(0, correction=0)
@@ -84,14 +84,14 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, weight, mean, variance = ctx.saved_tensors
-        # Laid out as x is: from one to the other the kernel takes five times as long.
+        # With another memory layout than x's the kernel takes five times as long.
         upstream = torch.empty_like(x).copy_(grads[0]) if grads[0].stride() != x.stride() else grads[0]
         # With fixed statistics the kernel gives upstream * scale, and this worker's two sums.
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             upstream, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
         )
         sums = ctx.gather.total(torch.stack([grad_weight, grad_bias])) / ctx.count
-        # The statistics' own gradient takes each channel's mean off, and what lies along x.
+        # The gradient through the statistics removes each channel's mean and its component along x.
         inverse = torch.rsqrt(variance + ctx.eps)
         along = -weight * inverse.square() * sums[0]
         shift = -weight * inverse * sums[1] - along * mean

@@ -1,8 +1,8 @@
 """EfficientNets of any width and depth, from one base table (Tan and Le 2019), and stochastic depth.
 
-A generator's draws would depend on which rows stand beside it: on the number of workers, and on whether the
-run was resumed. These are drawn from the pixels of the view, which are new in every epoch and the same
-wherever they are made.
+A random generator's draws would depend on the other rows of the batch, and so on the number of workers and on
+whether the run was resumed. Here they depend on the pixels of the view, which change with every epoch and are
+the same on every worker.
 """
 
 import math
@@ -17,7 +17,7 @@ from torchvision.ops import Conv2dNormActivation, SqueezeExcitation
 _INCREMENT = 0x9E3779B97F4A7C15 - 2**64
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 
-# So many pixels along each side tell one view from all others.
+# So many pixels along each side distinguish a view from all others.
 _SIDE = 16
 
 
@@ -27,15 +27,15 @@ def row_keys(images: Float[Tensor, "n 3 height width"]) -> Int[Tensor, " n"]:
     pixels = images.detach()[:, :, ::rows, ::columns].float().flatten(1)
     bits = pixels.view(torch.int32).long()
     places = torch.arange(1, bits.shape[1] + 1, device=bits.device)
-    # Sums of whole numbers have no order, so they are the same on every device.
+    # Integer sums do not depend on the order, so they are the same on every device.
     return (_mixed(places * _INCREMENT) * bits).sum(1)
 
 
 def skip_rows(
     branch: Float[Tensor, "n c h w"], keys: Int[Tensor, " n"], block: int, probability: float
 ) -> Float[Tensor, "n c h w"]:
-    """Zero for some rows; the others divided by their share, so that the mean stays. `probability` < 1."""
-    # The upper 53 bits: as many as a float64 holds.
+    """Set some rows to zero and divide the others by their share, to keep the mean. `probability` < 1."""
+    # The upper 53 bits, as many as a float64 holds.
     uniform = (_mixed(_mixed(keys) + block) >> 11 & (1 << 53) - 1).double() / 2**53
     kept = (uniform >= probability).to(branch.dtype) / (1 - probability)
     return branch * kept[:, None, None, None]
@@ -49,7 +49,7 @@ def _mixed(numbers: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
 
 
 def _shifted(numbers: Int[Tensor, " n"], bits: int) -> Int[Tensor, " n"]:
-    """To the right, zeros coming in: torch's own shift repeats the sign."""
+    """Logical shift to the right; torch's own shift repeats the sign."""
     return numbers >> bits & (1 << 64 - bits) - 1
 
 
@@ -61,7 +61,7 @@ class _Stage(NamedTuple):
     layers: int
 
 
-# Tan and Le 2019, table 1, stages 2 to 8; the paper prints a stage's input size, so strides are a row later.
+# Tan and Le 2019, table 1, stages 2 to 8. The paper gives input sizes, so its strides show a row later.
 _BASE = (
     _Stage(1, 3, 1, 16, 1),
     _Stage(6, 3, 2, 24, 2),
@@ -73,7 +73,7 @@ _BASE = (
 )
 _STEM, _HEAD = 32, 1280
 
-# The paper's code, whose momentum is 0.99 in TensorFlow's sense. torchvision has 1e-5 and 0.1 up to B4.
+# As in the paper's code, where TensorFlow's momentum is 0.99. torchvision has 1e-5 and 0.1 up to B4.
 _NORM_EPS, _NORM_MOMENTUM = 1e-3, 0.01
 
 
@@ -84,15 +84,15 @@ def round_channels(channels: float) -> int:
 
 
 def last_map_side(size: int) -> int:
-    """Side of the last feature maps that a view of `size` pixels a side gives."""
+    """Side of the last feature maps for a view of `size` pixels a side."""
     return math.ceil(size / (2 * math.prod(stage.stride for stage in _BASE)))
 
 
 def count_multiply_adds(width: float, depth: float, size: int) -> int:
-    """Multiply-adds of an EfficientNet for an image of `size` pixels a side, in microseconds.
+    """Multiply-adds of an EfficientNet for an image of `size` pixels a side.
 
-    The same number as training/models/encoders.py counts by running the network, which takes a quarter of a
-    second.
+    Takes microseconds. encoders.encoder_cost counts the same number by running the network, which takes a
+    quarter of a second.
     """
     channels, side = round_channels(_STEM * width), math.ceil(size / 2)
     total = 3 * 3**2 * channels * side**2
@@ -109,14 +109,14 @@ def count_multiply_adds(width: float, depth: float, size: int) -> int:
 
 
 def _squeezed(channels: int) -> int:
-    """Width between the two layers of a block's excitation."""
+    """Hidden width of a block's squeeze and excitation."""
     return max(1, channels // 4)
 
 
 class EfficientNet(nn.Module):
-    """A trunk whose weights are named as in torchvision's EfficientNet; `dim` is its features' width.
+    """EfficientNet without a classifier, with torchvision's names of weights; `dim` is the features' width.
 
-    While training, block i of n is left out of a row with probability i / n times `drop_path`.
+    In training, a row skips block i of n with probability i / n times `drop_path`.
     """
 
     def __init__(self, *, width: float, depth: float, drop_path: float) -> None:
@@ -150,10 +150,10 @@ class EfficientNet(nn.Module):
 
 
 def _initialize(trunk: nn.Module) -> None:
-    """Variance two over the fan out of a kernel's own group, as in the paper's code and timm.
+    """Initialise with variance 2 / fan-out of the kernel's own group, as the paper's code and timm do.
 
-    torchvision counts all channels of a depthwise convolution, whose weights then start too small by the root
-    of their number.
+    torchvision counts all channels of a depthwise convolution, so its weights start too small by the square
+    root of their number.
     """
     for module in trunk.modules():
         if isinstance(module, nn.Conv2d):
@@ -166,9 +166,9 @@ def _initialize(trunk: nn.Module) -> None:
 
 
 class _Block(nn.Module):
-    """MBConv: widen by 1x1, one kernel a channel, excite, narrow by 1x1; a shortcut where the shape stays.
+    """MBConv: 1x1 expansion, depthwise convolution, excitation, 1x1 projection; a shortcut for equal shapes.
 
-    Sandler et al. 2018, figure 4d; Hu et al. 2018 for the excitation, a quarter of the input's channels.
+    Sandler et al. 2018, figure 4d. Excitation, a quarter of the input's channels wide: Hu et al. 2018.
     """
 
     def __init__(

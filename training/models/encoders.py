@@ -1,4 +1,4 @@
-"""Encoders, from images to features, by name; their cost; and the raw pixels to compare them with."""
+"""Encoders by name, their cost, and raw pixels as a baseline."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ _PIXELS_SIDE = 32
 
 
 class Encoder(nn.Module):
-    """A trunk and the width of the features that it gives."""
+    """A network from images to features, and the features' width."""
 
     def __init__(self, trunk: nn.Module, dim: int) -> None:
         super().__init__()
@@ -34,10 +34,10 @@ class Encoder(nn.Module):
 
 
 def build_encoder(config: EncoderConfig) -> Encoder:
-    """The encoder that `config` names, its weights drawn from torch's global generator."""
+    """The encoder of `config`, with weights drawn from torch's global generator."""
     if config.name in RESNETS:
         return Encoder(*_resnet(config))
-    # torchvision takes a second and a half to import, in every process.
+    # Importing torchvision takes a second and a half in every process.
     if config.name.startswith(TORCHVISION):
         from training.models.torchvision_models import torchvision_trunk
 
@@ -50,7 +50,7 @@ def build_encoder(config: EncoderConfig) -> Encoder:
 
 
 def raw_pixels(size: int) -> Encoder:
-    """The pixels themselves as features, scaled down to 32 a side: a baseline for others."""
+    """Pixels as features, scaled down to 32 a side: a baseline for other encoders."""
     side = min(size, _PIXELS_SIDE)
     return Encoder(nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten()), 3 * side * side)
 
@@ -67,7 +67,7 @@ def _resnet(config: EncoderConfig) -> tuple[nn.Module, int]:
 
 
 class Cost(NamedTuple):
-    """Parameters, and multiply-adds for one image; without a classifier."""
+    """Number of parameters, and of multiply-adds for one image, without a classifier."""
 
     parameters: int
     multiply_adds: int
@@ -76,11 +76,11 @@ class Cost(NamedTuple):
 def encoder_cost(config: EncoderConfig, size: int, device: str = "meta") -> Cost:
     """The cost of the encoder with images of `size` pixels a side.
 
-    On the device "meta" no arithmetic is done; on "cpu" an image is encoded, and random numbers are drawn.
+    On the device "meta" nothing is computed; on "cpu" an image is encoded, and random numbers are drawn.
     """
     with torch.device(device):
         encoder = build_encoder(config).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             encoder(torch.empty(1, 3, size, size))
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
-    return Cost(parameters, counter.get_total_flops() // 2)  # A multiply-add counts as two.
+    return Cost(parameters, counter.get_total_flops() // 2)  # FlopCounterMode counts a multiply-add as two.

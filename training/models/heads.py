@@ -4,15 +4,11 @@ from itertools import pairwise
 
 from torch import nn
 
-from training.config.objective import BYOLConfig, ProjectorConfig, projector_kind
-
-# Widths of the hidden layers (None: the features') and of the projection where the config says none.
-_WIDTHS = {"simclr": (None, 128), "byol": (4096, 256)}
-_PREDICTOR_HIDDEN = 4096
+from training.config.objective import BYOLConfig, ProjectorConfig
 
 
 class Head(nn.Sequential):
-    """Layers, and the width of what they give."""
+    """A sequence of layers and the width of its output, `dim`."""
 
     def __init__(self, dim: int, *layers: nn.Module) -> None:
         super().__init__(*layers)
@@ -22,28 +18,26 @@ class Head(nn.Sequential):
 def build_projector(config: ProjectorConfig, features_dim: int, objective: str) -> Head:
     """The head whose output the loss compares: linear layers with batch norm and ReLU between them.
 
-    SimCLR's has batch norm after the last layer too, without a bias: a shift common to all projections
-    carries no information. Its hidden layers are as wide as the features (Chen et al. 2020, section 4.2, and
-    the authors' code). BYOL's has no batch norm there (Grill et al. 2020, section 3.3). Raises ValueError for
-    an objective that has no projector.
+    SimCLR's has batch norm after the last layer too, without a bias, since a shift common to all projections
+    carries no information (the authors' code). BYOL's has none there (Grill et al. 2020, section 3.3).
+
+    Raises ValueError for an objective that has no projector.
     """
-    if objective not in _WIDTHS:
-        raise ValueError(f"objective={objective} has no projector; its encoder is all there is")
-    kind, (hidden_dim, dim) = projector_kind(config), _WIDTHS[objective]
-    if kind == "none":
+    if objective not in ("simclr", "byol"):
+        raise ValueError(f"objective={objective} has no projector; use its encoder")
+    widths = config.widths(objective, features_dim)
+    if not widths:
         return Head(features_dim)
-    width = config.hidden_dim or hidden_dim or features_dim
-    hidden = [] if kind == "linear" else [width] * ((config.layers or 2) - 1)
-    return _perceptron(features_dim, *hidden, config.dim or dim, last_norm=objective == "simclr")
+    return _perceptron(features_dim, *widths, last_norm=objective == "simclr")
 
 
 def build_predictor(config: BYOLConfig, dim: int) -> Head:
-    """From the projection of one view to the target's of the other. Grill et al. 2020, section 3.3."""
-    return _perceptron(dim, config.predictor_hidden_dim or _PREDICTOR_HIDDEN, dim, last_norm=False)
+    """The head that predicts a view's target from the other's projection. Grill et al. 2020, section 3.3."""
+    return _perceptron(dim, config.predictor_hidden_dim, dim, last_norm=False)
 
 
 def build_classifier(features_dim: int, classes: int) -> nn.Linear:
-    """From features to each class's logit."""
+    """A linear layer from features to the logits of the classes."""
     return nn.Linear(features_dim, classes)
 
 

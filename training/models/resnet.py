@@ -13,7 +13,7 @@ _IMAGENET_BLOCKS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-# From this depth on, blocks narrow to a quarter of their channels.
+# From this depth on, the blocks are bottlenecks.
 _FIRST_BOTTLENECK_DEPTH = 50
 
 Stem = Literal["imagenet", "cifar"]
@@ -21,9 +21,9 @@ Shortcut = Literal["projection", "padding", "none"]
 
 
 def imagenet_resnet(depth: int, *, width: int, stem: Stem, plain: bool) -> tuple[nn.Module, int]:
-    """A net of `depth` layers, counting the classifier that it lacks, and its features' width.
+    """A network of `depth` layers, counting the missing classifier, and the width of its features.
 
-    Weights are named as in torchvision's ResNet, which has the stride in the bottleneck's 3x3 convolution.
+    Weights are named as in torchvision's ResNet; as there, a bottleneck's 3x3 convolution has the stride.
     `width` multiplies all channels (Chen et al. 2020, table 6), unlike torchvision's wide_resnet50_2.
     """
     block = Bottleneck if depth >= _FIRST_BOTTLENECK_DEPTH else BasicBlock
@@ -34,7 +34,7 @@ def imagenet_resnet(depth: int, *, width: int, stem: Stem, plain: bool) -> tuple
 
 
 def cifar_resnet(depth: int, *, width: int, plain: bool) -> tuple[nn.Module, int]:
-    """6n + 2 layers of 16, 32 and 64 channels times `width`, and the features' width.
+    """A network of 6n + 2 layers with 16, 32 and 64 channels times `width`, and the width of its features.
 
     He et al. 2015, section 4.2.
     """
@@ -54,7 +54,7 @@ def cifar_resnet(depth: int, *, width: int, plain: bool) -> tuple[nn.Module, int
 
 
 def _initialize(trunk: nn.Module) -> None:
-    """Variance two over the fan out. He et al. 2015, "Delving deep into rectifiers", eq. 14."""
+    """Initialise with variance 2 / fan-out. He et al. 2015, "Delving deep into rectifiers", eq. 14."""
     for module in trunk.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -69,7 +69,7 @@ def zero_last_scales(trunk: nn.Module) -> None:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, or none."""
+    """Two 3x3 convolutions, with a shortcut unless it is plain."""
 
     expansion = 1
 
@@ -88,7 +88,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut, or none."""
+    """1x1, 3x3 and 1x1 convolutions, with a shortcut unless it is plain."""
 
     expansion = 4
 
@@ -115,7 +115,7 @@ Block = type[BasicBlock] | type[Bottleneck]
 
 
 def _downsample(channels: int, width: int, stride: int, shortcut: Shortcut) -> nn.Module:
-    """What brings a block's input to its output's shape."""
+    """The shortcut's layer, which maps a block's input to the shape of its output."""
     if shortcut == "none" or (stride == 1 and channels == width):
         return nn.Identity()
     if shortcut == "padding":
@@ -135,7 +135,7 @@ class _Padding(nn.Module):
 
 
 class _ImageNetResNet(nn.Module):
-    """A stem, four stages that each halve the maps but the first, and the mean of the last maps."""
+    """A stem, four stages, all but the first of which halve the maps, and the mean of the last maps."""
 
     def __init__(
         self, block: Block, blocks: tuple[int, ...], channels: int, stem: Stem, shortcut: Shortcut

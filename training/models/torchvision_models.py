@@ -1,4 +1,4 @@
-"""torchvision's classification models by name, with their classifier cut off."""
+"""torchvision's classification models by name, without their classifiers."""
 
 from difflib import get_close_matches
 from typing import Any
@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-# Their second classifiers, which give a tuple while training, are left out.
+# Without auxiliary classifiers, with which these models return a tuple in training.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
@@ -21,7 +21,7 @@ _DROPPING = (
 
 
 def torchvision_model(name: str, **arguments: Any) -> nn.Module:
-    """torchvision's model without weights; ValueError, with the nearest names, where there is none."""
+    """torchvision's model, not pre-trained; ValueError, with similar names, where there is none."""
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         near = get_close_matches(name, names, 3) or ["convnext_tiny", "regnet_y_400mf", "vit_b_16"]
@@ -32,9 +32,9 @@ def torchvision_model(name: str, **arguments: Any) -> nn.Module:
 
 
 def torchvision_trunk(name: str) -> tuple[nn.Module, int]:
-    """The model without its classifier, and its features' width.
+    """The model without its classifier, and the width of its features.
 
-    Nothing is dropped while training: a generator's draws depend on the number of workers.
+    Dropout is disabled, since a random generator's draws depend on the number of workers.
     """
     trunk = torchvision_model(name)
     for module in trunk.modules():
@@ -47,27 +47,27 @@ def torchvision_trunk(name: str) -> tuple[nn.Module, int]:
 
 
 def classifier_of(name: str) -> str:
-    """Dotted name of the one layer whose weights' shape depends on the number of classes."""
-    some, more = (blank_model(name, num_classes=classes).state_dict() for classes in (10, 11))
-    layers = {key.rpartition(".")[0] for key in some if some[key].shape != more[key].shape}
+    """Dotted name of the layer whose weights' shape depends on the number of classes."""
+    ten, eleven = (blank_model(name, num_classes=classes).state_dict() for classes in (10, 11))
+    layers = {key.rpartition(".")[0] for key in ten if ten[key].shape != eleven[key].shape}
     assert len(layers) == 1, f"{name} has the classifiers {layers}"
     return layers.pop()
 
 
 def check_size(name: str, size: int) -> None:
-    """ValueError where there is no such model, or it does not take images of `size` pixels a side."""
+    """Raise ValueError if there is no such model, or it does not accept images of `size` pixels a side."""
     model = blank_model(name)
     try:
         model(torch.empty(2, 3, size, size, device=next(model.parameters()).device))
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{name} takes no images of data.view.size={size} pixels: {reason}; try 224"
+            f"{name} does not accept images of data.view.size={size} pixels: {reason}; try 224"
         ) from error
 
 
 def blank_model(name: str, **arguments: Any) -> nn.Module:
-    """The model without memory for its weights, where that can be had."""
+    """The model on the meta device, without memory for weights, where it supports that."""
     try:
         with torch.device("meta"):
             return torchvision_model(name, **arguments)

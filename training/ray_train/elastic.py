@@ -1,4 +1,4 @@
-"""A run that goes on by itself: when a worker is lost, and on more workers when the cluster has grown."""
+"""Elastic training: restart a run when a worker is lost, or with more workers when the cluster grows."""
 
 import time
 from collections.abc import Callable
@@ -15,23 +15,23 @@ from training.lease import Held
 from training.metrics import Progress
 from training.ray_train.launch import Launch, launch
 from training.ray_train.nodes import (
-    asked_for,
     can_grow,
     fitting_workers,
     or_none,
+    requested_nodes,
     wait_for_lost_nodes,
     wait_for_nodes,
 )
 from training.ray_train.turns import others_wait
 from training.trainer import run_uri, train
 
-# How often the cluster is looked at for room for more workers, and how long it must have had that.
+# Seconds between checks for room for more workers, and the checks in a row that must find it.
 _LOOK_SECONDS, _STEADY_LOOKS = 5.0, 2
 
-# Views are made some steps ahead of the training, which tells how far it is about once a second.
+# Views are prepared some steps ahead of training, which reports its step about once a second.
 _STEPS_AHEAD, _SILENT_SECONDS = 8, 5.0
 
-# How long to wait for nodes where too few are left, and for a lost one to be noticed.
+# How long to wait for nodes if too few are left, and for Ray to notice a lost one.
 _PATIENCE_SECONDS, _NOTICE_SECONDS = 300.0, 60.0
 
 
@@ -45,32 +45,32 @@ def run_to_its_end(
     launch: Launch = launch,
     held: Held | None = None,
 ) -> None:
-    """Train on as many workers as the config allows and the cluster has, from checkpoint to checkpoint.
+    """Train on as many workers as the config allows and the cluster has, and resume after failures.
 
-    To the step `until`, where that comes before the end, with workers that `launch` provides, for as long as
-    the lease `held` is this command's.
-    Raises RunError once it failed more than config.retries times without a new checkpoint in between,
-    ClusterLostError as launch does, StoppedError once `stop` was set and the run has saved, and ValueError as
-    launch does.
+    Trains to step `until`, if that comes before the end, on workers from `launch`, while this command holds
+    the lease `held`.
+
+    Raises RunError after more than config.retries failures without a new checkpoint in between, StoppedError
+    once `stop` is set and the run has saved, and ClusterLostError and ValueError as launch does.
     """
     checkpoints = Checkpoints(run_uri(config), config.checkpoint.keep)
     failures, reached, careful_until = 0, checkpoints.latest_step(), 0
-    heard, since = _Heard(progress, config.batch_size), time.time()
+    tracker, since = _ProgressTracker(progress, config.batch_size), time.time()
     workers = _first_workers(config, progress, reached or 0, stop)
     while True:
         try:
-            heard.begin(reached or 0)
+            tracker.begin(reached or 0)
             with _missing_nodes(config, workers) as have_come:
-                ending = _Ending(stop, config, heard, have_come)
+                stopping = _StopCondition(stop, config, tracker, have_come)
                 task = partial(train, until=until, careful_until=careful_until, held=held)
-                launch(config, sets, heard, task, workers=workers, stopping=ending, since=since)
+                launch(config, sets, tracker, task, workers=workers, stopping=stopping, since=since)
             return
         except StoppedError as stopped:
-            if stop.is_set():  # Perhaps while it waited for its turn, and knew of no step.
+            if stop.is_set():  # Stopped in the queue, it reports step 0.
                 raise StoppedError(max(stopped.step, reached or 0)) from stopped
             reached = stopped.step
             progress({"step": reached, "moving": True})
-        except NoRoomError as error:  # Nodes have gone while it waited for its turn.
+        except NoRoomError as error:  # Nodes were lost while it waited for its turn.
             progress({"step": reached or 0, "waiting": f"nodes: {error}"})
         except RunError as error:
             step = checkpoints.latest_step()
@@ -78,17 +78,17 @@ def run_to_its_end(
             reached = step
             if error.final or failures > config.retries or stop.is_set():
                 raise
-            # It may have been an image that has ended the worker: the next one decodes them elsewhere first.
-            careful_until = heard.furthest if error.died else 0
+            # An image may have crashed the worker: the next one decodes images in another process first.
+            careful_until = tracker.furthest if error.died else 0
             progress({"step": step or 0, "restarting": f"{error}"})
             wait_for_lost_nodes(_NOTICE_SECONDS, stop)
         workers = _wait_for_room(config, reached or 0, stop)
 
 
-class _Heard:
-    """Hands on what a run tells of its steps, and keeps how far it may have come since then.
+class _ProgressTracker:
+    """Forwards a run's progress, and estimates how far it may have got since.
 
-    `workers` is how many it has, once they have begun.
+    workers: their number, once they have started.
     """
 
     def __init__(self, progress: Progress, batch_size: int) -> None:
@@ -98,12 +98,12 @@ class _Heard:
         self.workers: int | None = None
 
     def begin(self, reached: int) -> None:
-        """An attempt begins, from the checkpoint of the step `reached`."""
+        """Start an attempt from the checkpoint of step `reached`."""
         self._reached, self.workers = reached, None
 
     def __call__(self, values: dict[str, Any]) -> None:
         self.workers = values.get("workers", self.workers)
-        if "waiting" in values:  # Whoever waits for its turn knows of no step.
+        if "waiting" in values:  # A run that waits for its turn does not report its step.
             values = {"step": self._reached, **values}
         self._step = max(self._step, values.get("step", 0))
         if "images_per_second" in values:
@@ -112,12 +112,12 @@ class _Heard:
 
     @property
     def furthest(self) -> int:
-        """The last step whose images a worker may have had in its hands."""
+        """The last step whose images a worker may have decoded."""
         return self._step + _STEPS_AHEAD + round(_SILENT_SECONDS * self._steps_per_second)
 
 
 def _first_workers(config: TrainConfig, progress: Progress, reached: int, stop: Event) -> int:
-    """How many workers to begin with: those that fit, or those that do once more nodes have come."""
+    """Number of workers to start with: those that fit, once nodes that the run waits for have come."""
     most = most_workers(config)
     if config.wait_for_nodes and _fitting(config) < most:
         progress({"step": reached, "waiting": f"nodes with room for {most} workers"})
@@ -132,7 +132,7 @@ def _fitting(config: TrainConfig) -> int:
 
 
 def _wait_for_room(config: TrainConfig, reached: int, stop: Event) -> int:
-    """How many workers the cluster has room for, once it has enough; ValueError after a while."""
+    """Wait for room, and return the number of workers that fit; raise ValueError if there is none in time."""
     deadline = time.monotonic() + max(_PATIENCE_SECONDS, config.wait_for_nodes)
     with _missing_nodes(config, 0):
         while not _fitting(config) and time.monotonic() < deadline:
@@ -143,23 +143,23 @@ def _wait_for_room(config: TrainConfig, reached: int, stop: Event) -> int:
 
 
 def _missing_nodes(config: TrainConfig, workers: int) -> AbstractContextManager[Callable[[], bool]]:
-    """Where nodes are to be waited for, those are asked for that would have room for the other workers.
+    """Request nodes for the missing workers, if the config waits for nodes.
 
-    Yields whether all have come.
+    Yields a function that tells whether all have come.
     """
     missing = most_workers(config) - workers
     if config.wait_for_nodes and missing > 0:
-        return asked_for(config, missing)
+        return requested_nodes(config, missing)
     return nullcontext(lambda: False)
 
 
-class _Ending:
-    """Whether an attempt shall save and end: the user wants it, or the cluster holds more workers now."""
+class _StopCondition:
+    """Whether an attempt should save and stop, for the user or to use more workers."""
 
     def __init__(
-        self, stop: Event, config: TrainConfig, heard: _Heard, have_come: Callable[[], bool]
+        self, stop: Event, config: TrainConfig, tracker: _ProgressTracker, have_come: Callable[[], bool]
     ) -> None:
-        self._stop, self._config, self._heard, self._have_come = stop, config, heard, have_come
+        self._stop, self._config, self._tracker, self._have_come = stop, config, tracker, have_come
         self._steady, self._looked = 0, time.monotonic()
 
     def __call__(self) -> bool:
@@ -171,7 +171,7 @@ class _Ending:
         return self._steady >= _STEADY_LOOKS
 
     def _grown(self) -> bool:
-        workers = self._heard.workers
+        workers = self._tracker.workers
         if workers is None:
             return False
         return self._have_come() or (can_grow(self._config, workers) and not others_wait())

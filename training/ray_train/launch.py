@@ -1,4 +1,4 @@
-"""Workers on the connected Ray cluster that train, and what its dashboard shows of them."""
+"""Launch training workers on the connected Ray cluster, and show their metrics on its dashboard."""
 
 import logging
 import os
@@ -36,8 +36,8 @@ from training.ray_train.process_group import GroupConfig
 from training.ray_train.turns import Place, groups_of, remove_groups
 from training.trainer import run_uri, train
 
-# Errors of the config or of the code: any other worker would have them too.
-_NOT_THE_WORKERS = (
+# Errors of the config or the code, which any other worker would raise too.
+_FINAL_ERRORS = (
     ValueError,
     TypeError,
     NameError,
@@ -47,7 +47,7 @@ _NOT_THE_WORKERS = (
     AssertionError,
 )
 
-# Ray Train's, whose name only its private modules have: the workers found no room in time.
+# Ray Train's error for workers that found no room in time; its class is private.
 _NO_ROOM = "WorkerGroupStartupTimeoutError"
 
 _LOOK_SECONDS = 0.2
@@ -57,7 +57,7 @@ Task = Callable[[TrainConfig, Sets, Worker, Progress], None]
 
 
 class Launch(Protocol):
-    """How a task comes to workers: launch, or a crew's."""
+    """Runs a task on workers: launch, or the one of a WorkerPool."""
 
     def __call__(
         self,
@@ -90,14 +90,14 @@ def launch(
     stopping: Callable[[], bool] = lambda: False,
     since: float | None = None,
 ) -> None:
-    """Run `task` for `config` on `workers` of the connected Ray cluster; progress(values) hears of it.
+    """Run `task` for `config` on `workers` workers of the connected Ray cluster; report to progress(values).
 
-    Where other runs have their room, it waits for its turn, by who came first: `since`, in seconds since
-    1970; unset: now. It takes fewer workers where the config allows that and only those have room.
+    If other runs use the cluster, it waits for its turn, first come, first served. `since` is when it came,
+    in seconds since 1970; unset: now. It takes fewer workers if the config allows that and more do not fit.
 
-    Raises ValueError if the cluster cannot hold the workers, RunError if one of them fails, ClusterLostError
-    if the cluster's head is gone, StoppedError once the run has saved because `stopping()`, which is asked
-    now and then, was true, or because a node that has one of its workers is being drained.
+    Raises ValueError if the cluster is too small, RunError if a worker fails, ClusterLostError if the
+    cluster's head is gone, and StoppedError once the run has saved because `stopping()`, which is polled, was
+    true or a node of its workers is being drained.
     """
     workers = workers or fitting_workers(config)
     launch_group(
@@ -115,13 +115,13 @@ def launch_group(
     stopping: Callable[[], bool],
     since: float | None = None,
 ) -> None:
-    """As launch, but Ray's metrics and the workers' log hear nothing."""
+    """As launch, but without Ray's metrics and without the run's name in the workers' log."""
     left = Event()
 
     def take_turn() -> None:
         with Place(since or time.time()) as place:
             while not _started(config, sets, progress, task, place, workers, stopping, left):
-                pass  # Someone else's work has taken the room; it is still this run's turn.
+                pass  # Something else took the room; it is still this run's turn.
 
     try:
         while_head_answers(take_turn)
@@ -139,9 +139,9 @@ def _started(
     stopping: Callable[[], bool],
     left: Event,
 ) -> bool:
-    """Whether the workers found room when it was their turn; then they have done the task.
+    """Wait for the turn, then do the task; False if the workers found no room after all.
 
-    `left` is set once nobody waits for them any more.
+    `left` is set once the caller no longer waits for them.
     """
 
     def ending() -> bool:
@@ -150,19 +150,19 @@ def _started(
     workers, bundle = place.wait(config, most, progress, ending)
     known, mine = groups_of(bundle, workers), set[str]()
 
-    def heard(event: dict[str, Any]) -> None:
+    def forward(event: dict[str, Any]) -> None:
         if event.get("phase") == "workers":
-            # Nobody else has begun meanwhile.
+            # No other run can have started since, so the new groups are this run's.
             mine.update(groups_of(bundle, workers) - known)
             place.leave()
         progress(event)
 
-    # Nodes that are drained are the driver's to look for, in channel.py; and a worker that never answers is
-    # lost after as long as others wait for it.
+    # The driver watches for draining nodes itself, in channel.py. A worker that does not answer is lost after
+    # as long as the others wait for it.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(max(60.0, config.timeout))
     with (
-        open_channel(heard, ending) as channel,
+        open_channel(forward, ending) as channel,
         scratch_folder() as scratch,
     ):
         trainer = TorchTrainer(
@@ -176,7 +176,7 @@ def _started(
             torch_config=GroupConfig(
                 backend="nccl" if "GPU" in bundle else "gloo", timeout_s=int(config.timeout)
             ),
-            # diptych keeps its own checkpoints, and goes on by itself; Ray has nothing to keep or to retry.
+            # diptych saves its own checkpoints and retries by itself, so Ray should do neither.
             run_config=RunConfig(
                 name=config.name,
                 storage_path=scratch,
@@ -186,17 +186,17 @@ def _started(
         try:
             trainer.fit()
         except WorkerGroupError as error:
-            remove_groups(mine)  # Its controller may have been lost since, before it gave back the room.
+            remove_groups(mine)  # The controller may have died before it released the room.
             raise _failure(config, error) from error
         except ControllerError as error:
             if type(error.controller_failure).__name__ == _NO_ROOM:
                 return False
             cause = _root_error(error)
-            # As an address that is not the node's: it would not be the next time.
+            # Such as a wrong address of a node, which would fail again.
             final = isinstance(cause, ValueError)
             raise RunError(f"the workers could not be started: {_described(cause)}", final=final) from error
         except (RayActorError, OutOfMemoryError) as error:
-            # Ray keeps the room of a controller that was lost for as long as its driver lives.
+            # Ray keeps the room of a lost controller as long as its driver lives.
             if not left.is_set():
                 remove_groups(mine or groups_of(bundle, workers) - known)
             raise RunError(f"the workers' controller was lost: {_root(error)}", final=False) from error
@@ -204,12 +204,12 @@ def _started(
 
 
 def while_head_answers(work: Callable[[], Result]) -> Result:
-    """What `work` gives; ClusterLostError once the cluster's head is gone, for which Ray would wait."""
+    """The result of `work`; raises ClusterLostError once the cluster's head is gone, where Ray would wait."""
     head, done = Head(), in_thread(work)
     while True:
         ended = bool(wait([done], _LOOK_SECONDS).done)
         failed = ended and done.exception() is not None
-        # Whatever has failed while the head does not answer may have failed for that.
+        # If the head does not answer, it may be the cause of any failure.
         if head.lost() or (failed and head.answers and head.given_up()):
             raise ClusterLostError
         if ended and (head.answers or not failed):
@@ -217,10 +217,7 @@ def while_head_answers(work: Callable[[], Result]) -> Result:
 
 
 def in_thread(work: Callable[[], Result]) -> Future[Result]:
-    """What `work` gives in a thread of its own: in the main one Ray would take Ctrl-C for itself.
-
-    The process does not wait for it at its end.
-    """
+    """Run `work` in a daemon thread: in the main thread Ray would handle Ctrl-C itself."""
     done: Future[Result] = Future()
 
     def run() -> None:
@@ -234,23 +231,23 @@ def in_thread(work: Callable[[], Result]) -> Future[Result]:
 
 
 def _failure(config: TrainConfig, error: WorkerGroupError) -> Exception:
-    """What a user is told: the fault of the run itself, if there is one, before those of its workers."""
+    """The error to raise: one of the run itself, if there is one, rather than one of its workers."""
     causes = {rank: _root_error(failure) for rank, failure in sorted(error.worker_failures.items())}
     for cause in causes.values():
         if isinstance(cause, StoppedError):
             return cause
         if isinstance(cause, UnsavedError):
             return RunError(f"{cause}", final=True)
-    blamed = [rank for rank, cause in causes.items() if isinstance(cause, _NOT_THE_WORKERS)]
-    rank = blamed[0] if blamed else next(iter(causes))
+    final = [rank for rank, cause in causes.items() if isinstance(cause, _FINAL_ERRORS)]
+    rank = final[0] if final else next(iter(causes))
     cause = causes[rank]
     message = f"worker {rank} failed: {_described(cause)} ({_traceback_place(config, error)})"
     died = any(isinstance(cause, RayActorError | OutOfMemoryError) for cause in causes.values())
-    return RunError(message, final=bool(blamed), died=died)
+    return RunError(message, final=bool(final), died=died)
 
 
 def _traceback_place(config: TrainConfig, error: WorkerGroupError) -> str:
-    """Where the traceback is kept, or why it is not: the reason of a failure is never hidden by that."""
+    """Write the traceback and return its place, or why it cannot be written: that must not hide the cause."""
     log = storage.join(run_uri(config), "error.log")
     try:
         storage.write(log, str(error).encode())
@@ -260,7 +257,7 @@ def _traceback_place(config: TrainConfig, error: WorkerGroupError) -> str:
 
 
 def _work(loop_config: dict[str, Any]) -> None:
-    """What each worker process runs."""
+    """The function that each worker process runs."""
     job: _Job = loop_config["job"]
     context = ray.train.get_context()
     leads = context.get_world_rank() == 0
@@ -277,14 +274,14 @@ def _work(loop_config: dict[str, Any]) -> None:
         threads=threads,
         tables=stream_windows,
         stopping=stopping if leads else lambda: False,
-        # Ray's object store spills to disk what it has no room for.
+        # No limit: Ray's object store spills to disk.
         cache=ImageCache(_put, ray.get, most_bytes=None),
     )
     job.task(job.config, job.sets, worker, job.channel.put)
 
 
 def _put(table: pa.Table) -> ray.ObjectRef | None:
-    """The table in Ray's object store; None where neither that nor the disk has room."""
+    """Put the table into Ray's object store; None where neither that nor the disk has room."""
     try:
         return ray.put(table)
     except (ObjectStoreFullError, OutOfDiskError):
@@ -292,19 +289,19 @@ def _put(table: pa.Table) -> ray.ObjectRef | None:
 
 
 def watched(config: TrainConfig, sets: Sets, worker: Worker, progress: Progress, *, task: Task) -> None:
-    """Do the task; Ray's metrics get what `progress` does, and this worker's log says whose it is."""
+    """Do the task, send its progress to Ray's metrics too, and log with the run's name and rank."""
     _log_as(config.name, worker.gather.rank)
-    gauges = Gauges(config.name)
+    metrics = DashboardMetrics(config.name)
 
     def show(event: dict[str, Any]) -> None:
-        gauges.show(event)
+        metrics.update(event)
         progress(event)
 
     task(config, sets, worker, show)
 
 
 def _log_as(run: str, rank: int) -> None:
-    """Have each line of diptych's log say where it comes from."""
+    """Prefix each line of diptych's log with the run and rank."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(f"%(asctime)s {run} rank {rank} %(levelname)s: %(message)s"))
     LOG.handlers, LOG.propagate = [handler], False
@@ -324,18 +321,18 @@ def _root(error: BaseException) -> str:
 
 
 def _described(error: BaseException) -> str:
-    """What it says in one line."""
-    if isinstance(error, OutOfMemoryError):  # Ray says it on a page.
+    """The error in one line."""
+    if isinstance(error, OutOfMemoryError):  # Ray's message is a page long.
         used = re.search(r"was (\S+) used / (\S+) limit", str(error))
         of = f", {used[1]} of {used[2]} being used" if used else ""
         return (
-            f"Ray ended it, since its node ran out of memory{of}; take nodes with more, a smaller "
+            f"Ray ended it because its node ran out of memory{of}; use nodes with more, a smaller "
             "--data.window-bytes or --micro-batch-size"
         )
     return f"{type(error).__name__}: {storage.first_line(error)}"
 
 
-_GAUGES = {
+_METRICS = {
     "step": "Steps done",
     "epoch": "Number of the epoch, from 1",
     "loss": "Loss of the last step shown",
@@ -346,23 +343,23 @@ _GAUGES = {
     "knn_top1": "kNN accuracy, from 0 to 1",
     "effective_rank": "Effective rank of the features",
     "skipped": "Steps skipped so far, whose loss or gradient was not finite",
-    "quarantined": "Images left out so far",
+    "quarantined": "Images quarantined so far",
 }
 
 
-class Gauges:
-    """Metrics named diptych_..., with the run's name as a tag."""
+class DashboardMetrics:
+    """Ray metrics named diptych_..., tagged with the run's name."""
 
     def __init__(self, run: str) -> None:
         self._gauges = {
             name: Gauge(f"diptych_{name}", description, tag_keys=("run",))
-            for name, description in _GAUGES.items()
+            for name, description in _METRICS.items()
         }
         for gauge in self._gauges.values():
             gauge.set_default_tags({"run": run})
 
-    def show(self, values: dict[str, Any]) -> None:
-        """Set those that `values` has."""
+    def update(self, values: dict[str, Any]) -> None:
+        """Set the metrics that `values` contains."""
         for name, gauge in self._gauges.items():
             if name in values:
                 gauge.set(values[name])

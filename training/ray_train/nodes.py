@@ -1,4 +1,4 @@
-"""The connected Ray cluster's nodes, how many workers fit on them, and asking the autoscaler for more."""
+"""Nodes of the connected Ray cluster: the workers that fit on them, and requests to the autoscaler."""
 
 import math
 import socket
@@ -15,24 +15,23 @@ from pipelines.stream import READER_CPUS, READERS
 from training.config import TrainConfig, most_workers, worker_counts
 from training.errors import NoRoomError
 
-# Imported with channel.py by whoever runs its actor: nothing that takes seconds.
-
+# Imports nothing that takes seconds, since the process of channel.py's actor imports this module.
 
 _ANSWER_SECONDS, _LOOK_SECONDS = 2.0, 1.0
 
-# How long a head may be away: one on this machine, one elsewhere. Once a driver touches what its lost raylet
-# had of objects, Ray ends its process without a word: a second is too long here.
+# How long a head may not answer: one on this machine, and one elsewhere. Once a driver touches objects of its
+# lost raylet, Ray ends the process without a message: on this machine a second is too long.
 _LOCAL_SECONDS, _REMOTE_SECONDS = 0.1, 40.0
 
 
 def draining_nodes() -> set[str]:
-    """The ids of the nodes that their provider will take away soon, such as preempted ones."""
-    draining = _told("get_draining_nodes")
+    """IDs of the nodes that are being drained, such as preempted ones."""
+    draining = _private_state("get_draining_nodes")
     return set() if draining is None else set(draining)
 
 
 def usable_resources() -> dict[str, float]:
-    """What the cluster's nodes have, without those that are being drained."""
+    """Total resources of the cluster's nodes, without those that are being drained."""
     leaving, total = draining_nodes(), dict[str, float]()
     for node in ray.nodes():
         if node["Alive"] and node["NodeID"] not in leaving:
@@ -42,31 +41,31 @@ def usable_resources() -> dict[str, float]:
 
 
 def free_resources() -> list[dict[str, float]]:
-    """What each of the cluster's nodes that are not being drained has to spare."""
-    leaving, nodes = draining_nodes(), _told("available_resources_per_node")
+    """Free resources of each of the cluster's nodes, without those that are being drained."""
+    leaving, nodes = draining_nodes(), _private_state("available_resources_per_node")
     if nodes is None:
         return [dict(ray.available_resources())]
     return [has for node, has in nodes.items() if node not in leaving]
 
 
-def _told(what: str) -> Any:
-    """What Ray's private state tells; None where it no longer does.
+def _private_state(method: str) -> Any:
+    """Result of a method of Ray's private state; None if Ray no longer has it.
 
-    Then a node that is drained is one that will be lost, and the cluster is taken for one node: where what is
-    free is spread too thin, workers wait for room until their start times out, and begin anew.
+    Without it, draining nodes count until they are lost, and the cluster counts as one node: where no node
+    has enough free resources, workers wait until their start times out, and are started again.
     """
     try:
         from ray._private.state import state
 
-        return getattr(state, what)()
+        return getattr(state, method)()
     except (ImportError, AttributeError):
         return None
 
 
 def wait_for_lost_nodes(seconds: float, stop: Event) -> None:
-    """Wait until Ray knows that each node which does not answer is lost; so long at most, or until `stop`.
+    """Wait until Ray has noticed all lost nodes, for at most `seconds` or until `stop` is set.
 
-    Ray counts on such a node until several of its looks in a row have failed.
+    Ray counts a lost node as alive until several of its health checks in a row have failed.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not all(map(_answers, ray.nodes())):
@@ -77,7 +76,7 @@ def wait_for_lost_nodes(seconds: float, stop: Event) -> None:
 class Head:
     """The cluster's head, and the node that this process is connected through.
 
-    `answers` is whether both did when last asked.
+    answers: whether both answered the last check.
     """
 
     def __init__(self) -> None:
@@ -86,15 +85,15 @@ class Head:
         host, _, port = context.gcs_address.rpartition(":")
         self._places = {(host.strip("[]"), int(port))}
         self._places |= {_place(node) for node in ray.nodes() if node["NodeID"] == here}
-        # Since when they have not answered: this process may have been stopped for longer than that.
+        # The time of the first check without an answer; this process itself may have been suspended before.
         self._silent_since: float | None = None
         self.answers = True
-        # Elsewhere it may be started again, or the network be away. Ray's own processes wait for a minute.
+        # A remote head may be restarting, or the network may be down. Ray's own processes wait for a minute.
         local = all(host.startswith("127.") or host == "::1" for host, _ in self._places)
         self._grace_seconds = _LOCAL_SECONDS if local else _REMOTE_SECONDS
 
     def lost(self) -> bool:
-        """Whether it has not answered for a while; to be asked several times a second."""
+        """Whether it has not answered for a while; call it several times a second."""
         self.answers = all(map(_listens, self._places))
         if self.answers:
             self._silent_since = None
@@ -103,12 +102,12 @@ class Head:
         return time.monotonic() - self._silent_since > self._grace_seconds
 
     def given_up(self) -> bool:
-        """Whether the head, which answers, says that this process's node is gone: it may still listen."""
+        """Whether the head reports this process's node as dead, even if that still listens."""
         return not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == self._node)
 
 
 def _answers(node: dict[str, Any]) -> bool:
-    """Whether it does, or is known to be lost."""
+    """Whether the node answers, or Ray knows that it is lost."""
     if not node["Alive"]:
         return True
     return _listens(_place(node))
@@ -132,8 +131,8 @@ _ROOM_LOOK_SECONDS, _STEADY_SECONDS = 2.0, 60.0
 def fitting_workers(config: TrainConfig) -> int:
     """The largest number of workers that the config allows and the connected cluster has room for.
 
-    Where the config leaves it open that is a worker for each GPU, or one. Raises NoRoomError, with a number
-    that fits, where the cluster is too small.
+    If `workers` is unset, that is one per GPU, or one. Raises NoRoomError, with a number that fits, where the
+    cluster is too small.
     """
     resources = usable_resources()
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
@@ -158,19 +157,19 @@ def fitting_workers(config: TrainConfig) -> int:
 
 
 def gpus_per_worker(config: TrainConfig, workers: int) -> float:
-    """What each of so many workers gets: none where the cluster has too few for all."""
+    """GPUs for each of so many workers: none where the cluster has too few for all."""
     share = 1.0 if config.gpus_per_worker is None else config.gpus_per_worker
     return share if usable_resources().get("GPU", 0.0) >= workers * share else 0.0
 
 
 def worker_bundle(config: TrainConfig, workers: int) -> dict[str, float]:
-    """What Ray sets aside for each of so many workers; its readers' share of its cores is left to them."""
+    """Resources that Ray reserves for each worker, without the cores of its reader tasks."""
     bundle = {"CPU": max(0.0, config.cpus_per_worker - READERS * READER_CPUS)}
     return bundle | ({"GPU": gpus} if (gpus := gpus_per_worker(config, workers)) else {})
 
 
 def holds(nodes: Sequence[dict[str, float]], bundle: dict[str, float], count: int) -> bool:
-    """Whether nodes that have these resources to spare hold so many bundles."""
+    """Whether so many bundles fit on nodes with these free resources."""
     wanted = {kind: amount for kind, amount in bundle.items() if amount}
     each = (
         min((int(node.get(kind, 0.0) / amount + 1e-6) for kind, amount in wanted.items()), default=count)
@@ -180,14 +179,14 @@ def holds(nodes: Sequence[dict[str, float]], bundle: dict[str, float], count: in
 
 
 def can_grow(config: TrainConfig, workers: int) -> bool:
-    """Whether there is room for more workers, of a number that the config allows, beside those `workers`."""
+    """Whether there is room for the next larger number of workers that the config allows."""
     most = or_none(lambda: fitting_workers(config))
     more = next((count for count in worker_counts(config) if count > workers), math.inf)
     return most >= more and holds(free_resources(), worker_bundle(config, most), int(more) - workers)
 
 
 def or_none(fitting: Callable[[], int]) -> int:
-    """What fitting() gives, and 0 where it raises ValueError since the cluster is too small."""
+    """The result of fitting(), or 0 where it raises ValueError because the cluster is too small."""
     try:
         return fitting()
     except ValueError:
@@ -195,19 +194,20 @@ def or_none(fitting: Callable[[], int]) -> int:
 
 
 @contextmanager
-def asked_for(config: TrainConfig, workers: int) -> Iterator[Callable[[], bool]]:
-    """Have a cluster that grows by itself bring nodes with room for so many workers, until the block ends.
+def requested_nodes(config: TrainConfig, workers: int) -> Iterator[Callable[[], bool]]:
+    """Request nodes for so many workers from the autoscaler, until the block ends.
 
-    Nodes that have come stay for as long as the cluster keeps idle ones. Yields whether all have come.
+    Yields a function that tells whether all have come. Afterwards the cluster keeps them as it does other
+    idle nodes.
     """
     each = {"CPU": config.cpus_per_worker}
     if gpus := config.gpus_per_worker:
         each["GPU"] = gpus
-    asked = placement_group([each] * workers, strategy="PACK")
+    request = placement_group([each] * workers, strategy="PACK")
     try:
-        yield lambda: _is_created(asked)
+        yield lambda: _is_created(request)
     finally:
-        remove_placement_group(asked)
+        remove_placement_group(request)
 
 
 def _is_created(group: Any) -> bool:
@@ -217,14 +217,14 @@ def _is_created(group: Any) -> bool:
 def wait_for_nodes(
     config: TrainConfig, fitting: Callable[[], int], most: int, stop: Event, *, groups: int = 1
 ) -> None:
-    """Have nodes come for `groups` times the workers that the config allows, and wait for them.
+    """Request nodes for `groups` times the workers that the config allows, and wait for them.
 
-    Returns once fitting() is `most`, config.wait_for_nodes seconds are over, `stop` is set, or a minute has
-    brought no more where something fits. Where fitting() raises ValueError nothing does.
+    Returns once fitting() is `most`, config.wait_for_nodes seconds have passed, `stop` is set, or fitting(),
+    if above 0, has not changed for a minute. A ValueError of fitting() counts as 0.
     """
     began = steady_since = time.monotonic()
     fits = or_none(fitting)
-    with asked_for(config, most_workers(config) * groups):
+    with requested_nodes(config, most_workers(config) * groups):
         while fits < most and time.monotonic() - began < config.wait_for_nodes and not stop.is_set():
             if fits and time.monotonic() - steady_since > _STEADY_SECONDS:
                 return

@@ -1,4 +1,4 @@
-"""Ray Train backend: torch's process group, whose sockets listen on the nodes' own addresses alone."""
+"""Ray Train backend for torch's process group that listens only on the nodes' own addresses."""
 
 import errno
 import fcntl
@@ -20,8 +20,8 @@ from ray.exceptions import GetTimeoutError
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 
-# Linux's request for the IPv4 addresses of all network interfaces, and the answer's entries: a name of 16
-# bytes, then a socket's address with its family and port before, and nothing after it.
+# Linux's request for the IPv4 addresses of all network interfaces, and the layout of an entry in its answer:
+# a name of 16 bytes, then a socket address.
 _SIOCGIFCONF, _ENTRY, _MOST = 0x8912, struct.Struct("16s4x4s16x"), 1024
 
 _SHUTDOWN_SECONDS = 30.0
@@ -29,7 +29,7 @@ _SHUTDOWN_SECONDS = 30.0
 
 @dataclass
 class GroupConfig(TorchConfig):
-    """As TorchConfig, whose store listens on all addresses of rank 0's machine; one worker has no group."""
+    """TorchConfig, but its store listens on one address alone, and a single worker has no process group."""
 
     @property
     def backend_cls(self) -> Any:
@@ -41,7 +41,7 @@ class _Group(Backend):
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         ranks = range(len(worker_group))
-        worker_group.execute(_tell_environment)
+        worker_group.execute(_set_environment)
         if len(ranks) == 1:
             return
         store = worker_group.execute_single(0, _listen)
@@ -49,12 +49,12 @@ class _Group(Backend):
         ray.get([worker_group.execute_single_async(rank, _join, store, rank, *settings) for rank in ranks])
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-        with suppress(GetTimeoutError):  # A worker that waits for a lost one; its process ends next.
+        with suppress(GetTimeoutError):  # A worker that waits for a lost one; Ray ends its process.
             ray.get(worker_group.execute_async(_leave), timeout=_SHUTDOWN_SECONDS)
 
 
-def _tell_environment() -> None:
-    """Set the variables that modules find their place by, as torchrun and Ray's own TorchConfig do."""
+def _set_environment() -> None:
+    """Set the environment variables of ranks that torchrun and Ray's TorchConfig set."""
     context = ray.train.get_context()
     os.environ |= {
         "RANK": str(context.get_world_rank()),
@@ -67,7 +67,7 @@ def _tell_environment() -> None:
 
 @dataclass(frozen=True)
 class _Store:
-    """Where rank 0's store will be: address, port, and the descriptor that listens in rank 0's process."""
+    """Location of rank 0's store: address, port, and the listening file descriptor in its process."""
 
     address: str
     port: int
@@ -81,23 +81,23 @@ def _listen() -> _Store:
 
 
 def listening_at(address: str) -> socket.socket:
-    """A socket that listens there; ValueError where no network interface of this machine has the address."""
+    """A socket listening on the address; ValueError if no network interface of this machine has it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         return socket.create_server((address, 0), family=family)
     except OSError as error:
         if error.errno != errno.EADDRNOTAVAIL:
             raise
-        own = ", ".join(sorted({socket.inet_ntoa(has) for _, has in _v4_addresses()}))
+        known = ", ".join(sorted({socket.inet_ntoa(has) for _, has in _v4_addresses()}))
         raise ValueError(
             f"no network interface of {socket.gethostname()} has the address {address} of its Ray node; "
-            f"start Ray there with --node-ip-address set to one that does: {own}"
+            f"start Ray there with --node-ip-address set to one of: {known}"
         ) from error
 
 
 def _join(at: _Store, rank: int, world_size: int, backend: str, timeout_s: int) -> None:
     _keep_to(ray.util.get_node_ip_address())
-    # A collective of NCCL's that times out ends its process.
+    # End the process if an NCCL collective times out.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     timeout, leads = timedelta(seconds=timeout_s), rank == 0
     store = dist.TCPStore(
@@ -112,9 +112,9 @@ def _leave() -> None:
 
 
 def _keep_to(address: str) -> None:
-    """Have gloo listen on the network interface of this address, and NCCL where that is the loopback one.
+    """Make gloo use the network interface of this address, and NCCL if that is the loopback interface.
 
-    gloo would take the address that the machine's name stands for; NCCL takes the fast networks by itself.
+    By default gloo uses the address of the host name. NCCL finds fast networks itself.
     """
     if interface := interface_of(address):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -131,7 +131,7 @@ def interface_of(address: str) -> str | None:
 
 
 def _v4_addresses() -> Iterator[tuple[str, bytes]]:
-    """The names of the network interfaces with each of their addresses, of which one may have several."""
+    """The name and address of each network interface, once per address."""
     answer = array("B", bytes(_MOST * _ENTRY.size))
     request = struct.pack("iP", len(answer), answer.buffer_info()[0])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:

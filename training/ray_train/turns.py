@@ -1,4 +1,4 @@
-"""Whose turn it is to start workers, on a cluster that several runs share: first come, first served."""
+"""A queue of runs that want to start workers on a shared cluster: first come, first served."""
 
 import math
 import time
@@ -23,19 +23,19 @@ from training.errors import StoppedError
 from training.metrics import Progress
 from training.ray_train.nodes import fitting_workers, free_resources, holds, usable_resources, worker_bundle
 
-# A place in the line is a placement group: all drivers see its name, and Ray removes it with its driver. It
-# asks for one byte, since Ray wants it to ask for something.
+# A place in the queue is a placement group: all drivers see its name, and Ray removes it with its driver. It
+# requests one byte, since Ray needs a request for something.
 _NAME, _BYTE = "diptych waits since", {"memory": 1.0}
 
-# How often a run looks whether it is its turn, and says again why it is not.
+# Seconds between checks for a run's turn, and between messages on why it waits.
 _LOOK_SECONDS, _SAY_SECONDS = 1, 300.0
 
 
 class Place:
-    """A run's place in the line, until the block ends or its workers have come."""
+    """A run's place in the queue, until the block ends or its workers have started."""
 
     def __init__(self, since: float) -> None:
-        """`since` is when it came, in seconds since 1970: a run that has lost its workers keeps its place."""
+        """`since`: when the run first queued, in seconds since 1970; a restarted run keeps its place."""
         self._name = f"{_NAME} {since:018.6f} {token_hex(4)}"
         self._group: Any = None
 
@@ -45,11 +45,11 @@ class Place:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(RayError):  # Where the cluster is gone, so is the place.
+        with suppress(RayError):  # The place is lost with the cluster.
             self.leave()
 
     def leave(self) -> None:
-        """Let the next one have its turn."""
+        """Leave the queue, so that the next run has its turn."""
         if self._group is not None:
             remove_placement_group(self._group)
         self._group = None
@@ -57,61 +57,62 @@ class Place:
     def wait(
         self, config: TrainConfig, most: int, tell: Progress, stopping: Callable[[], bool]
     ) -> tuple[int, dict[str, float]]:
-        """How many workers there is room for, once it is this run's turn, and what each may have.
+        """Wait for this run's turn, and return the number of workers that fit and each one's resources.
 
-        That is the largest number that the config allows, `most` at most, or what fits once nodes have come
-        or gone meanwhile: it waits for room for the fewest alone, since a run takes more once there is room
-        for them. Calls tell(waiting=...) now and then. Raises StoppedError once `stopping()` is true,
-        NoRoomError once the cluster has become too small.
+        The number is the largest that the config allows and that has free room, up to `most` or to the new
+        limit if nodes come or go. It waits only for room for the fewest workers, since a run grows later.
+        Calls tell({"waiting": ...}) now and then. Raises StoppedError once `stopping()` is true, and
+        NoRoomError if the cluster becomes too small.
         """
         if self._group is None:
             self._group = placement_group([_BYTE], name=self._name)
-        fitting, wanted = fitting_workers(config), _Wanted(config, most)
-        said = _Said(tell)
+        fitting, wanted = fitting_workers(config), _RoomRequest(config, most)
+        notice = _WaitNotice(tell)
         try:
             while not stopping():
                 if (now := fitting_workers(config)) != fitting:
                     wanted.end()
-                    fitting, wanted = now, _Wanted(config, now)
-                before = self._before()
+                    fitting, wanted = now, _RoomRequest(config, now)
+                before = self._runs_before()
                 if count := wanted.found(first=not before):
                     return count, wanted.each
-                said.why(config, wanted.counts[0], before)
+                notice.update(config, wanted.counts[0], before)
         finally:
             wanted.end()
         raise StoppedError(0)
 
-    def _before(self) -> int:
-        """How many others came before it."""
+    def _runs_before(self) -> int:
+        """Number of runs ahead in the queue."""
         return sum(name < self._name for name in _waiting())
 
 
-class _Wanted:
-    """Room for workers of a run: for the fewest, or for more where that is free; `each` is what one has."""
+class _RoomRequest:
+    """Requests room for a run's workers: the fewest, or more if free. `each`: one worker's resources."""
 
     def __init__(self, config: TrainConfig, most: int) -> None:
         self.each = worker_bundle(config, most)
         self.counts = [count for count in worker_counts(config) if count <= most]
-        self._asked: Any = None
+        self._group: Any = None
 
     def found(self, *, first: bool) -> int:
-        """How many workers have room after a moment; 0 unless the run is the `first` in the line."""
-        if first and self._asked is None:
-            # Also tells a cluster that grows by itself what is wanted.
-            self._asked = placement_group([self.each] * self.counts[0])
-        if self._asked is None:
+        """Number of workers that have room after a second; 0 unless the run is `first` in the queue."""
+        if first and self._group is None:
+            # The autoscaler sees this request too.
+            self._group = placement_group([self.each] * self.counts[0])
+        if self._group is None:
             time.sleep(_LOOK_SECONDS)
-        elif self._asked.wait(_LOOK_SECONDS):
-            beside = [count - self.counts[0] for count in self.counts]
-            return self.counts[0] + max(more for more in beside if holds(free_resources(), self.each, more))
+        elif self._group.wait(_LOOK_SECONDS):
+            additional = [count - self.counts[0] for count in self.counts]
+            fits = (more for more in additional if holds(free_resources(), self.each, more))
+            return self.counts[0] + max(fits)
         return 0
 
     def end(self) -> None:
-        """Leave the room to the workers, or to others."""
-        if self._asked is not None:
+        """Release the room, for the workers or for others."""
+        if self._group is not None:
             with suppress(RayError):
-                remove_placement_group(self._asked)
-        self._asked = None
+                remove_placement_group(self._group)
+        self._group = None
 
 
 def others_wait() -> bool:
@@ -120,7 +121,7 @@ def others_wait() -> bool:
 
 
 def groups_of(bundle: dict[str, float], count: int) -> set[str]:
-    """The placement groups of this process's job that have so many bundles of this kind."""
+    """IDs of the placement groups of this process's job that have `count` such bundles."""
     job = ray.get_runtime_context().get_job_id()
     return {
         identity
@@ -130,31 +131,31 @@ def groups_of(bundle: dict[str, float], count: int) -> set[str]:
 
 
 def remove_groups(identities: Iterable[str]) -> None:
-    """Remove placement groups that something else has made, and end what runs in them."""
+    """Remove placement groups by ID, and end the processes that run in them."""
     for identity in identities:
         remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(identity))))
 
 
-class _Said:
-    """Says why a run waits: when that changes, and again after a while."""
+class _WaitNotice:
+    """Reports why a run waits: when the queue changes, and again after a while."""
 
     def __init__(self, tell: Progress) -> None:
         self._tell, self._before, self._at = tell, -1, -math.inf
 
-    def why(self, config: TrainConfig, workers: int, before: int) -> None:
+    def update(self, config: TrainConfig, workers: int, before: int) -> None:
         now = time.monotonic()
         if before != self._before or now - self._at > _SAY_SECONDS:
-            self._tell({"waiting": _why(config, workers, before)})
+            self._tell({"waiting": _reason(config, workers, before)})
             self._before, self._at = before, now
 
 
-def _why(config: TrainConfig, workers: int, before: int) -> str:
-    """What a run of so many workers waits for, and who has it."""
+def _reason(config: TrainConfig, workers: int, before: int) -> str:
+    """The resources that a run of so many workers waits for, and who uses them."""
     kind = "GPU" if worker_bundle(config, workers).get("GPU") else "CPU"
     each = config.cpus_per_worker if kind == "CPU" else worker_bundle(config, workers)["GPU"]
     total = usable_resources().get(kind, 0.0)
     used = total - sum(node.get(kind, 0.0) for node in free_resources())
-    # Tune's trials have a tenth of a CPU beside their workers.
+    # Do not count the tenth of a CPU that a trial of Ray Tune has beside its workers.
     groups = sum(
         any(bundle.get(kind, 0.0) > 0.1 for bundle in group["bundles"].values())
         for group in placement_group_table().values()

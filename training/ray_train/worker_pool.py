@@ -1,4 +1,4 @@
-"""Workers that stay between runs, so that the next does not wait for processes to start and to import."""
+"""Workers that stay alive between runs, so that the next run does not wait for processes to start."""
 
 import asyncio
 from concurrent.futures import Future
@@ -24,33 +24,33 @@ _LOOK_SECONDS = 0.2
 
 _DONE = "done with task"
 
-# The group itself has no images: each task brings its own.
+# The group itself has no images; each task has its own.
 _NONE = Sets(Index("", "folder", pa.table({})))
 
 
 @dataclass(frozen=True, eq=False)
-class _Order:
-    """A task to do; `sets` is a reference, so that workers fetch the images' index once for many tasks."""
+class _QueuedTask:
+    """A task; `sets` is a reference, so that workers fetch the index of images once for many tasks."""
 
     config: TrainConfig
     sets: ray.ObjectRef
     task: Task
 
 
-class _Orders:
-    """What the workers of a crew are to do, one after the other; all of them get all of it."""
+class _TaskQueue:
+    """The tasks of a pool's workers, in order; each worker gets all of them."""
 
     def __init__(self, idle_seconds: float) -> None:
-        self._orders: list[Any] = []
+        self._tasks: list[Any] = []
         self._idle_seconds = idle_seconds
         self._closed = False
         self._changed = asyncio.Condition()
 
-    async def add(self, order: Any) -> bool:
-        """Whether the workers will do it; false where they have gone."""
+    async def add(self, task: Any) -> bool:
+        """Add a task; False if the workers have left."""
         async with self._changed:
             if not self._closed:
-                self._orders.append(order)
+                self._tasks.append(task)
             self._changed.notify_all()
             return not self._closed
 
@@ -60,27 +60,27 @@ class _Orders:
             self._changed.notify_all()
 
     async def get(self, number: int) -> Any:
-        """The order of that number once it is there; None where none comes, and for none after it."""
+        """Wait for the task of that number; None once the queue is closed, which idleness does too."""
         async with self._changed:
-            there = self._changed.wait_for(lambda: self._closed or number < len(self._orders))
+            there = self._changed.wait_for(lambda: self._closed or number < len(self._tasks))
             try:
                 await asyncio.wait_for(there, self._idle_seconds)
             except TimeoutError:
                 self._closed = True
                 self._changed.notify_all()
-            return self._orders[number] if number < len(self._orders) else None
+            return self._tasks[number] if number < len(self._tasks) else None
 
 
-class Crew:
-    """A group of workers that does one task after another; a lost one ends the task and the group alone.
+class WorkerPool:
+    """A group of workers that does one task after another; a lost worker ends only its task and the group.
 
-    Workers that wait longer than `idle_seconds` for their next task leave their place to others.
+    Workers that wait longer than `idle_seconds` for their next task release their resources.
     """
 
     def __init__(self, *, idle_seconds: float = 30.0) -> None:
         self._idle_seconds = idle_seconds
         self._group: Future[None] | None = None
-        self._orders: Any = None
+        self._queue: Any = None
         self._size = 0
         self._sets: Sets | None = None
         self._reference: Any = None
@@ -99,11 +99,11 @@ class Crew:
         stopping: Any,
         since: float | None = None,
     ) -> None:
-        """As worker.launch, on the workers of the task before it where there are as many.
+        """As launch.launch, but reuses the workers of the task before if their number is the same.
 
-        They save and leave where `progress` or `stopping` raises an exception.
+        If `progress` or `stopping` raises an exception, the workers save and stop.
         """
-        group = self._group_for(config, workers, _Order(config, self._shared(sets), task), since)
+        group = self._group_for(config, workers, _QueuedTask(config, self._shared(sets), task), since)
         number = self._given
         self._given += 1
         done = {_DONE: number}
@@ -113,57 +113,57 @@ class Crew:
                 if stopping():
                     self._ending.set()
                 if group.done() and self._events.empty():
-                    group.result()  # Raises what the task has failed with.
+                    group.result()  # Raises the task's error.
                     raise RuntimeError("the workers left while they had a task")
                 with suppress(Empty):
                     event = self._events.get(timeout=_LOOK_SECONDS)
                     if event != done:
                         progress(event)
         except BaseException:
-            self._ending.set()  # Nobody waits for the task any more.
+            self._ending.set()  # The caller no longer waits for the task.
             raise
 
     def close(self) -> None:
-        """Let the workers go."""
+        """End the workers."""
         if self._group and not self._group.done():
-            ray.get(self._orders.close.remote())
+            ray.get(self._queue.close.remote())
             self._group.exception()
         self._group = None
 
     def _shared(self, sets: Sets) -> ray.ObjectRef:
-        """The sets in Ray's object store, put there once for tasks that have the same."""
+        """A reference to the sets in Ray's object store, shared by tasks with the same sets."""
         if sets is not self._sets:
             self._sets, self._reference = sets, ray.put(sets)
         return self._reference
 
     def _group_for(
-        self, config: TrainConfig, workers: int, order: _Order, since: float | None
+        self, config: TrainConfig, workers: int, queued: _QueuedTask, since: float | None
     ) -> Future[None]:
-        """A group that has taken the order."""
+        """A group of workers to which the task was added, new if needed."""
         group = self._group
         same = group and not group.done() and not self._ending.is_set() and workers == self._size
-        if group and same and ray.get(self._orders.add.remote(order)):
+        if group and same and ray.get(self._queue.add.remote(queued)):
             return group
         self.close()
         self._size, self._given = workers, 0
         self._events, self._ending = SimpleQueue(), Event()
-        self._orders = ray.remote(_Orders).options(num_cpus=0).remote(self._idle_seconds)
-        assert ray.get(self._orders.add.remote(order))
-        serve = partial(_serve, orders=self._orders)
+        self._queue = ray.remote(_TaskQueue).options(num_cpus=0).remote(self._idle_seconds)
+        assert ray.get(self._queue.add.remote(queued))
+        serve = partial(_serve, queue=self._queue)
         begin = partial(launch_group, config, _NONE, self._events.put, serve, workers=workers)
         self._group = in_thread(partial(begin, stopping=self._ending.is_set, since=since))
         return self._group
 
 
-def _serve(config: TrainConfig, sets: Sets, worker: Worker, progress: Progress, *, orders: Any) -> None:
-    """Do each task of a crew, on each of its workers; the config is that of the first task alone."""
+def _serve(config: TrainConfig, sets: Sets, worker: Worker, progress: Progress, *, queue: Any) -> None:
+    """Do all tasks of a pool on one of its workers; `config` is the first task's."""
     number, reference = 0, None
-    while order := cast("_Order | None", ray.get(orders.get.remote(number))):
-        if order.sets != reference:
-            reference, sets = order.sets, cast(Sets, ray.get(order.sets))
+    while queued := cast("_QueuedTask | None", ray.get(queue.get.remote(number))):
+        if queued.sets != reference:
+            reference, sets = queued.sets, cast(Sets, ray.get(queued.sets))
             worker.cache.clear()
-        watched(order.config, sets, worker, progress, task=order.task)
-        # Each worker has done the task, and sent all its events.
+        watched(queued.config, sets, worker, progress, task=queued.task)
+        # Wait until each worker has done the task and sent all its events.
         worker.gather.total(torch.zeros(1, device=worker.device))
         if worker.gather.rank == 0:
             progress({_DONE: number})

@@ -17,7 +17,7 @@ from pipelines.index import Index, build_index
 from pipelines.inspection import pixels
 from pipelines.labels import label_names, with_labels
 from pipelines.philox import derive_key, permutation
-from pipelines.plan import reading_rows, sweep
+from pipelines.plan import evaluation_windows, reading_rows
 from pipelines.reader import read_windows
 from pipelines.views import Views
 from training.checkpoint import weights_of
@@ -164,7 +164,7 @@ def _evaluated_images(config: TrainConfig) -> tuple[str, Index]:
 
 def _views(index: Index, config: TrainConfig, device: torch.device) -> Iterator[Views]:
     size = reading_rows(index, config.data)
-    windows = sweep(index.rows, 0, 1, window_rows=size, rows_read=index.rows_read)
+    windows = evaluation_windows(index.rows, 0, 1, window_rows=size, rows_read=index.rows_read)
     tables = read_windows(index, config.data, windows)
     gpu = torch.cuda.current_device() if device.type == "cuda" else None
     yield from evaluation_views(

@@ -57,7 +57,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--data.recipe", "simcrl"], "no recipe 'simcrl'; there are simclr, simclr-cifar"),
         (["--data.image-column", "picture"], "no column 'picture' among image, label, key"),
         (["--data.test", "/nowhere"], "/nowhere does not exist"),
-        (["--name", "a/b"], "name=a/b is no name; take small letters, digits and hyphens"),
+        (["--name", "a/b"], "name=a/b is not a valid name; use lowercase letters, digits and hyphens"),
         (["--data.view.crop-scale", "1", "0.5"], "needs two numbers with 0 < low <= high"),
     ],
 )
@@ -126,8 +126,8 @@ def test_missing_word_of_a_command_leads_to_its_help(capsys: pytest.CaptureFixtu
 
 
 def test_images_in_the_place_of_the_config_are_told(images: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"images are given as --data.train {images}" in refused(["train", images], capsys)
-    assert "images are given as --data.train s3://b/x" in refused(["train", "s3://b/x"], capsys)
+    assert f"give images as --data.train {images}" in refused(["train", images], capsys)
+    assert "give images as --data.train s3://b/x" in refused(["train", "s3://b/x"], capsys)
 
 
 @pytest.mark.parametrize(
@@ -148,9 +148,9 @@ def test_config_of_another_kind_is_told(
 def test_search_without_a_training_config_is_told(
     config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "mine.toml is no search: it has no table [train]" in refused(["tune", config_file], capsys)
+    assert "mine.toml is not a search: it has no table [train]" in refused(["tune", config_file], capsys)
     (tmp_path / "mine.toml").write_text('nonsense = 3\n[train.data]\ntrain = "x"\n[space]\n')
-    assert "there is no key nonsense; mend its name" in refused(["tune", config_file], capsys)
+    assert "there is no key nonsense; check the spelling" in refused(["tune", config_file], capsys)
     assert "give it in the config or as --data" in refused(["tune", "simclr"], capsys)
 
 
@@ -164,10 +164,10 @@ def test_what_the_storage_refuses_is_one_line(
 
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:port"])
-def test_addresses_that_are_none_are_told(address: str) -> None:
+def test_addresses_that_are_none_are_refused(address: str) -> None:
     done = diptych("cluster", "status", RAY_ADDRESS=address)
     assert done.returncode == 2
-    assert f"RAY_ADDRESS={address} is no address" in done.stderr
+    assert f"RAY_ADDRESS={address} is not the address" in done.stderr
 
 
 def test_port_where_something_else_listens_is_no_cluster() -> None:
@@ -220,7 +220,7 @@ def test_every_table_of_a_file_counts_also_those_named_like_a_command(
 def test_a_run_to_resume_must_be_one_and_has_its_own_config(
     tmp_path: Path, images: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "is no run: there is no config.toml" in refused(["train", "--resume", str(tmp_path)], capsys)
+    assert "is not a run: it has no config.toml" in refused(["train", "--resume", str(tmp_path)], capsys)
     assert "not both" in refused(["train", "demo", "--resume", str(tmp_path)], capsys)
     config = TrainConfig(data=DataConfig(train=images), name="elsewhere", output="/not/here", steps=2)
     (tmp_path / "moved").mkdir()
@@ -235,7 +235,7 @@ def test_a_run_to_resume_must_be_one_and_has_its_own_config(
         ("x", "workers=x: needs a number from 1 or FEWEST:MOST, as 1:4, got x"),
         ("4:1", "needs FEWEST:MOST"),
         ("0", "needs a number from 1"),
-        ("3:3", "lanes=8 is a multiple of no number in workers=3:3; take in one of 1, 2, 4, 8"),
+        ("3:3", "lanes=8 is a multiple of no number in workers=3:3; include one of 1, 2, 4, 8"),
         ("3", "lanes=8 must be a multiple of workers=3; try --workers out of 1, 2, 4, 8"),
     ],
 )

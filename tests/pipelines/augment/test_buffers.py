@@ -1,4 +1,4 @@
-"""Memory is lent out again when the last tensor that shares it is gone, and never before."""
+"""Memory is reused once no tensor refers to it, and never before."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""Jitter and grey do to pixels what torchvision's operations do, in any order, clamped after each."""
+"""Jitter and greyscale equal torchvision's operations, in any order, clamped after each."""
 
 from dataclasses import replace
 from itertools import permutations

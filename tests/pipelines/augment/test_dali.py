@@ -1,4 +1,4 @@
-"""DALI's views are torchvision's for the same draws, and a view is the same whatever surrounds it."""
+"""DALI's views equal torchvision's for the same draws, and a view does not depend on its batch."""
 
 import io
 import itertools
@@ -27,9 +27,9 @@ _NOTHING: dict[str, Any] = {
 }  # fmt: skip
 _STRONG = {name: getattr(ViewRecipe(), name) for name in _NOTHING}
 
-# Mean and largest difference to torchvision, in grey levels of 255, as measured and rounded up. Where nothing
-# else is said what is left is rounding in float32. Crops and rotations are rounded to whole grey levels, and
-# where a value lies halfway between two, either may be taken.
+# Mean and largest difference to torchvision, in grey levels of 255, measured and rounded up. Unless a comment
+# says otherwise, the cause is float32 rounding. Crops and rotations are rounded to whole grey levels; a value
+# halfway between two may become either.
 _AGREEMENT: dict[str, tuple[dict[str, Any], float, float]] = {
     "crop": ({}, 2e-5, 5e-4),
     "centre crop": ({"centre_crop": 0.875}, 2e-5, 5e-4),
@@ -94,7 +94,7 @@ def _made(encoded: Sequence[bytes], recipe: ViewRecipe, draws: Draws, threads: i
 
 
 def _resized(image: Image.Image, box: Sequence[int], recipe: ViewRecipe) -> torch.Tensor:
-    """PIL's resize of a box, which like DALI's sees the pixels around it; the image's last row goes on."""
+    """PIL's resize of a box; like DALI's, it sees the pixels around the box. The last row is repeated."""
     margin = 64
     top, left, height, width = (int(side) for side in box)
     padded = np.pad(np.asarray(image, np.float32), [(margin, margin), (margin, margin), (0, 0)], "edge")
@@ -389,7 +389,7 @@ def test_a_repair_may_make_a_batch_smaller(together):
     def without(request: Request, reasons: dict[int, str]) -> Request:
         batch, rows = request.tag
         kept = [n for n in range(len(rows)) if n not in reasons]
-        # Of nothing there is no batch; one image that can be decoded stands for it.
+        # A batch cannot be empty: keep one image that can be decoded.
         rows = [rows[n] for n in kept] or [0]
         images = [request.images[n].tobytes() for n in kept] or together[0][:1]
         return _request(images, _rows(draws, rows), tag=(batch, rows))

@@ -192,7 +192,7 @@ def test_a_field_of_the_recipe_moves_nothing_but_its_own_draws():
 
 
 def test_the_draws_are_those_of_earlier_versions():
-    # A run that goes on with a newer version sees the views that it would have seen.
+    # A run resumed with a newer version sees the same views as before.
     samples, sizes = np.array([7]), np.array([[300, 400]])
     drawn = draw(_RECIPE, seed=3, epoch=2, view=1, samples=samples, sizes=sizes)
     assert drawn.box.tolist() == [[46, 138, 219, 238]]

@@ -21,7 +21,7 @@ def _beyond_conversion() -> Any:
 
 
 def test_a_graph_that_dali_cannot_convert_is_an_error():
-    # DALI would log it once and go on with code whose conditions see no samples.
+    # DALI would log it once and continue with code whose conditions see no samples.
     with pytest.raises(AssertionError, match="could not transform"):
         _beyond_conversion(batch_size=1, num_threads=1, device_id=None)
 

@@ -180,7 +180,7 @@ def test_a_file_that_has_gone_is_named(tmp_path: Path) -> None:
     index = _index_of_three(tmp_path)
     (tmp_path / "cat" / "2.jpg").unlink()
     with pytest.raises(
-        ValueError, match=r"cat/2\.jpg is gone; put it back, or give the changed images a run"
+        ValueError, match=r"cat/2\.jpg is gone; restore it, or start a new run for the changed images"
     ):
         index.check_unchanged()
 
@@ -232,7 +232,7 @@ def test_every_kind_of_image_that_is_read_is_listed(tmp_path: Path) -> None:
 
 def test_a_name_that_is_not_utf8_is_said(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"the name of .*caf\\xe9\.jpg is not UTF-8; give the file another"):
+    with pytest.raises(ValueError, match=r"the name of .*caf\\xe9\.jpg is not UTF-8; rename the file"):
         build_index(str(tmp_path), _DATA)
 
 
@@ -247,5 +247,5 @@ def test_keys_that_are_no_text_are_the_rows_numbers(tmp_path: Path, keys: list) 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     table = pa.table([pa.array([b"a"]), pa.array([b"b"])], names=["image", "image"])
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"a\.parquet has 2 columns 'image'; write it anew"):
+    with pytest.raises(ValueError, match=r"a\.parquet has 2 columns 'image'; write it again"):
         build_index(str(tmp_path), _DATA)

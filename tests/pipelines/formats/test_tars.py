@@ -1,4 +1,4 @@
-"""Which images and labels a tar's names stand for; what is wrong with a tar is one line that names it."""
+"""The images and labels of a tar follow from its names; a faulty tar gives one line that names it."""
 
 import io
 import tarfile
@@ -29,7 +29,7 @@ def _index(place: Path, **settings: str) -> Index:
 
 
 def _rows(index: Index) -> list[tuple[str, int, bytes]]:
-    """Key, label and bytes of each image; those of `_images` are no images, which the reader marks as bad."""
+    """Key, label and bytes of each image. Those of `_images` are not images; the reader marks them bad."""
     samples = [sample for run in index.fragments["samples"].to_pylist() for sample in run]
     content = {path: Path(path).read_bytes() for path in index.paths}
     paths = [
@@ -62,8 +62,8 @@ def test_a_damaged_tar_ends_the_command_with_one_line_that_names_it(
         main(["data", "inspect", str(tmp_path)])
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    fault = "it breaks off after 0004.cls" if harm == "cut" else "the header after 0004.cls is damaged"
-    assert f"cannot read {tmp_path}/shard.tar: {fault}; write it anew" in line
+    fault = "it is truncated after 0004.cls" if harm == "cut" else "the header after 0004.cls is damaged"
+    assert f"cannot read {tmp_path}/shard.tar: {fault}; write it again" in line
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -109,7 +109,7 @@ def test_where_nothing_says_which_image_is_meant_they_are_listed_with_the_way_ou
     _write(tmp_path / "0.tar", *[(name.format("a"), b"1") for name in names])
     _write(tmp_path / "1.tar", *[(name.format("b"), b"1") for name in names])
     listed = (
-        r"\.tar has several images under the key [ab]: ([ab])\.left\.jpg, \1\.right\.jpg; name one as in "
+        r"\.tar has several images under the key [ab]: ([ab])\.left\.jpg, \1\.right\.jpg; choose one, as in "
     )
     with pytest.raises(
         ValueError, match=listed + r"--data\.image-ending left\.jpg, or, .* --data\.key-dot last"
@@ -128,7 +128,8 @@ def test_where_nothing_says_which_image_is_meant_they_are_listed_with_the_way_ou
 def test_two_formats_of_one_image_are_listed(tmp_path: Path) -> None:
     _write(tmp_path / "0.tar", *_images("a.jpg", "a.png"))
     with pytest.raises(
-        ValueError, match=r"under the key a: a\.jpg, a\.png; name one as in --data\.image-ending jpg$"
+        ValueError,
+        match=r"under the key a: a\.jpg, a\.png; choose one, as in --data\.image-ending jpg$",
     ):
         _index(tmp_path, key_dot="last")
     assert [row[2] for row in _rows(_index(tmp_path, image_ending="png"))] == [b"a.png"]
@@ -136,7 +137,7 @@ def test_two_formats_of_one_image_are_listed(tmp_path: Path) -> None:
 
 def test_a_name_that_is_there_twice_is_named(tmp_path: Path) -> None:
     _write(tmp_path / "0.tar", *_images("a.jpg", "b.jpg", "a.jpg"))
-    with pytest.raises(ValueError, match=r"a\.jpg is twice in .*0\.tar; write it anew"):
+    with pytest.raises(ValueError, match=r"a\.jpg occurs twice in .*0\.tar; write it again"):
         _index(tmp_path)
 
 

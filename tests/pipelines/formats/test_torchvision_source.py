@@ -1,4 +1,4 @@
-"""Torchvision's data sets come as lossless PNG with their labels; what is wrong in a URI is named."""
+"""Torchvision's data sets are read as lossless PNG with their labels; errors name the fault in a URI."""
 
 import io
 import pickle
@@ -14,7 +14,7 @@ from pipelines.config import DataConfig
 from pipelines.formats.torchvision_source import absolute, plain
 from pipelines.index import build_index
 from pipelines.mixing import batch_rows
-from pipelines.plan import sweep, training_plan
+from pipelines.plan import evaluation_windows, training_plan
 from pipelines.reader import read_windows
 
 _DATA = DataConfig(train="")
@@ -22,7 +22,7 @@ _DATA = DataConfig(train="")
 
 @pytest.fixture
 def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A small CIFAR-10 in the original's files, whose checksums torchvision is told."""
+    """A small CIFAR-10 in the original's format, with its checksums patched into torchvision."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     generator = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_pixels_labels_and_class_names_are_torchvisions(cifar: str):
     index = build_index(f"{cifar}&train=true", _DATA)
-    windows = sweep(index.rows, 0, 1, window_rows=100)
+    windows = evaluation_windows(index.rows, 0, 1, window_rows=100)
     (table,) = read_windows(index, _DATA, windows)
     expected = torchvision.datasets.CIFAR10(absolute(cifar).partition("root=")[2], train=True)
     assert (index.layout, index.has_labels, index.classes) == ("torchvision", True, ("cat", "dog", "ship"))

@@ -18,7 +18,7 @@ def decoded_here(image: bytes) -> dict[int, str]:
 
 @pytest.fixture(scope="module")
 def deadly() -> bytes:
-    """An image that ends the process in which DALI decodes it: seen here, and not only supposed."""
+    """An image that crashes the process in which DALI decodes it; this fixture checks that it does."""
     work = Isolated(decoded_here)
     image = broken_animation()
     assert list(work.each([image])) == [Crash(signal.SIGSEGV)]

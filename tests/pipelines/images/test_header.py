@@ -1,4 +1,4 @@
-"""Headers tell the size that PIL shows, and what is torn, no image or too large, without decoding."""
+"""Headers give the size that PIL shows, and find truncated, oversized and non-images without decoding."""
 
 import io
 from collections.abc import Callable
@@ -124,7 +124,7 @@ def _with_chunk_before_exif() -> bytes:
     return b"RIFF" + len(body).to_bytes(4, "little") + body
 
 
-# Files over which DALI breaks down, or which it shows in other colours.
+# Files on which DALI fails, or which it shows in other colours.
 _FOR_PILLOW = {
     "WebP with an odd chunk before its EXIF data": _with_chunk_before_exif(),
     "BMP with a short palette": (
@@ -151,5 +151,5 @@ def test_pillow_takes_what_dali_gets_wrong(kind: str):
 def test_a_png_that_does_not_begin_with_its_size_is_named():
     png = _saved(_COLOUR, "PNG")
     iphone = png[:8] + b"\0\0\0\x04CgBI\x50\0\x20\x02\0\0\0\0" + png[8:]
-    with pytest.raises(BadImageError, match="does not begin with its size, as an iPhone's own"):
+    with pytest.raises(BadImageError, match="does not begin with its size, like those of iPhones"):
         read_header(iphone, max_pixels=10**6)

@@ -1,4 +1,4 @@
-"""Work in a process of its own that may crash."""
+"""Work that may crash runs in a separate process."""
 
 import os
 import signal

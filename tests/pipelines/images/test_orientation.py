@@ -1,4 +1,4 @@
-"""An image stored turned or mirrored, however it says so, has the views of the same one saved upright."""
+"""An image stored turned or mirrored, in any encoding, has the same views as when saved upright."""
 
 import io
 import struct
@@ -177,7 +177,7 @@ def _picture(random: np.random.Generator, width: int, height: int) -> Image.Imag
 
 
 def _shown(encoded: bytes) -> Image.Image:
-    """The picture as Pillow shows it, once it is told of orientations that are bytes, to it no numbers."""
+    """The picture as Pillow shows it, after converting orientations stored as bytes, which it ignores."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Of metadata that are broken.
         image = Image.open(io.BytesIO(encoded))
@@ -190,7 +190,7 @@ def _shown(encoded: bytes) -> Image.Image:
 
 
 def _upright(encoded: bytes) -> bytes:
-    """The same as a PNG that says nothing of turns."""
+    """The same picture as a PNG without an orientation."""
     shown = _shown(encoded)
     shown.info = {}
     return _saved(shown, "PNG")

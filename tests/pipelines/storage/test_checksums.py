@@ -1,4 +1,4 @@
-"""Every bit of a file of diptych's is checked when it is read; other readers pass over the checksum."""
+"""Every bit of diptych's files is checked when read; other readers ignore the checksum."""
 
 import io
 import json
@@ -182,7 +182,7 @@ def test_a_damaged_page_is_told_with_the_file_and_the_way_out(tmp_path: Path) ->
             return file.read()
 
     with pytest.raises(
-        ValueError, match=rf"^cannot read {path}: .*CRC checksum.*; write it anew, or take it"
+        ValueError, match=rf"^cannot read {path}: .*CRC checksum.*; write it again, or remove it"
     ):
         reading(read, str(path))
 

@@ -1,4 +1,4 @@
-"""Faults that pass are waited for; the others are told at once, in one line with the way out."""
+"""Transient faults are retried; others fail immediately, in one line with the way out."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -86,14 +86,15 @@ def test_a_storage_that_is_away_or_overloaded_is_waited_for(
     answer: Answer, operation: str, status: int, code: str
 ):
     answer(status, code)
-    with pytest.raises(OSError, match=rf"^{operation} s3://bucket.*: the storage was away for 0 s .*TIMEOUT"):
+    message = rf"^{operation} s3://bucket.*: the storage was unavailable for 0 s .*TIMEOUT"
+    with pytest.raises(OSError, match=message):
         OPERATIONS[operation]("s3://bucket")
 
 
 @pytest.mark.parametrize("status", [0, 503])
 def test_gcs_that_is_away_or_overloaded_is_waited_for(answer: Answer, status: int):
     answer(status)
-    with pytest.raises(OSError, match=r"^listing gs://bucket: the storage was away for 0 s .*TIMEOUT"):
+    with pytest.raises(OSError, match=r"^listing gs://bucket: the storage was unavailable for 0 s .*TIMEOUT"):
         storage.names("gs://bucket")
 
 
@@ -125,7 +126,7 @@ def test_a_refusal_is_told_at_once(answer: Answer, status: int, code: str, messa
     answer(status, code)
     with pytest.raises(OSError, match=message) as error:
         OPERATIONS[operation]("s3://bucket")
-    assert "was away" not in str(error.value)
+    assert "was unavailable" not in str(error.value)
     assert "\n" not in str(error.value)
     assert "hunter2" not in str(error.value)
 
@@ -153,9 +154,9 @@ def test_a_call_is_tried_until_it_succeeds_with_a_warning_at_either_end(caplog: 
 
     with caplog.at_level(logging.WARNING):
         assert retrying(call, "reading it") == "content"
-    waiting, goes_on = caplog.messages
+    waiting, back = caplog.messages
     assert waiting == "reading it: waiting for the storage (reset)"
-    assert goes_on.startswith("reading it: goes on after ")
+    assert back.startswith("reading it: the storage is back after ")
 
 
 _DENIED = OSError("When reading key 'a' in bucket 'b': AWS Error ACCESS_DENIED during GetObject operation")

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and found alike on this machine and in every object storage."""
+"""Files are written atomically, and behave alike on this machine and in every object storage."""
 
 import errno
 import logging
@@ -298,7 +298,7 @@ def test_reads_and_writes_outlast_an_outage(
         return  # Azure's own client bridges so short an outage in silence.
     for what in (f"reading {uri}/old", f"writing {uri}/new"):
         said = [message for message in caplog.messages if message.startswith(what)]
-        assert [message.removeprefix(what)[:11] for message in said] == [": waiting f", ": goes on a"]
+        assert [message.removeprefix(what)[:11] for message in said] == [": waiting f", ": the stora"]
 
 
 def test_what_killed_writers_have_left_is_removed_and_younger_ones_stay_where_they_may_be_in_use(place: str):

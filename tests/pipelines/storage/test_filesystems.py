@@ -1,4 +1,4 @@
-"""A URI leads to pyarrow's own file system, set up from the environment alone."""
+"""A URI gives pyarrow's own file system, configured only by the environment."""
 
 import base64
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Folders of one process: whose they are, and when they go."""
+"""Temporary folders of a process: their owners, and when they are removed."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ with scratch_folder(sys.argv[1]) as folder:
 
 
 def _owned(place: Path, start: Sequence[str] = ()) -> tuple[subprocess.Popen[str], Path]:
-    """A process that has a folder until its input ends, and that; `start` is what its command starts with."""
+    """A process that owns a folder until its input ends, and the folder. start: the command's first part."""
     command = [*start, sys.executable, "-c", _OWNER, str(place)]
     owner = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert owner.stdout

@@ -44,8 +44,8 @@ from training.config.encoder import (
             "zero_init_residual has no effect on efficientnet-b0; leave it out ",
         ),
         ({"name": "efficientnet", "width": 0.0}, "width"),
-        ({"name": "efficientnet", "width": 1.1, "beta": 1.1}, "encoder.beta and encoder.width both say"),
-        ({"name": "efficientnet", "depth": 1.1, "alpha": 1.1}, "encoder.alpha and encoder.depth both say"),
+        ({"name": "efficientnet", "width": 1.1, "beta": 1.1}, "encoder.beta and encoder.width both set"),
+        ({"name": "efficientnet", "depth": 1.1, "alpha": 1.1}, "encoder.alpha and encoder.depth both set"),
         ({"name": "efficientnet", "phi": 2.0}, "encoder.phi has no effect without alpha, beta or gamma"),
         ({"name": "efficientnet", "base_size": 32}, "encoder.base_size has no effect without encoder.gamma"),
         ({"name": "efficientnet", "drop_path": 1.1}, "drop_path"),
@@ -119,7 +119,7 @@ def test_gamma_and_the_views_size_must_agree() -> None:
 
 def test_a_torchvision_model_is_asked_whether_it_takes_the_views() -> None:
     assert _run(32, name="torchvision:mobilenet_v3_small").encoder.name == "torchvision:mobilenet_v3_small"
-    with pytest.raises(ValidationError, match=r"vit_b_16 takes no images of data\.view\.size=32"):
+    with pytest.raises(ValidationError, match=r"vit_b_16 does not accept images of data\.view\.size=32"):
         _run(32, name="torchvision:vit_b_16")
     with pytest.raises(ValidationError, match="no classification model 'resnet19'"):
         _run(32, name="torchvision:resnet19")

@@ -13,20 +13,20 @@ from training.run_folder import to_toml
 
 # For each setting the configs in which it has an effect, and one in which it has none with the cause.
 _SETTINGS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
-    ({"temperature": 0.1}, {}, {"objective": "byol"}, "objective=byol"),
-    ({"temperature": 0.1}, {"simclr": {"loss": "nt-logistic"}}, {"objective": "supervised"}, "supervised"),
-    ({"temperature": 0.1}, {"simclr": {"loss": "nt-xent"}}, {"simclr": {"loss": "margin"}}, "loss=margin"),
-    ({"temperature": 0.1}, {"simclr": {"loss": "dcl"}}, {"objective": "byol"}, "objective=byol"),
+    ({"temperature": 0.2}, {}, {"objective": "byol"}, "objective=byol"),
+    ({"temperature": 0.2}, {"simclr": {"loss": "nt-logistic"}}, {"objective": "supervised"}, "supervised"),
+    ({"temperature": 0.2}, {"simclr": {"loss": "nt-xent"}}, {"simclr": {"loss": "margin"}}, "loss=margin"),
+    ({"temperature": 0.2}, {"simclr": {"loss": "dcl"}}, {"objective": "byol"}, "objective=byol"),
     ({"simclr": {"margin": 0.0}}, {"simclr": {"loss": "margin"}}, {}, "simclr.loss=nt-xent"),
     ({"simclr": {"margin": 0.8}}, {"simclr": {"loss": "margin-semi-hard"}}, {"objective": "byol"}, "byol"),
-    ({"simclr": {"loss": "nt-xent"}}, {}, {"objective": "supervised"}, "objective=supervised"),
+    ({"simclr": {"loss": "dcl"}}, {}, {"objective": "supervised"}, "objective=supervised"),
     ({"byol": {"tau_base": 0.0}}, {"objective": "byol"}, {}, "objective=simclr"),
     ({"byol": {"predictor_hidden_dim": 8}}, {"objective": "byol"}, {"objective": "supervised"}, "supervised"),
     ({"byol": {"views_apart": False}}, {"objective": "byol"}, {}, "objective=simclr"),
     ({"supervised": {"classes": 3}}, {"objective": "supervised"}, {"objective": "byol"}, "objective=byol"),
-    ({"supervised": {"label_smoothing": 0.0}}, {"objective": "supervised"}, {}, "objective=simclr"),
+    ({"supervised": {"label_smoothing": 0.1}}, {"objective": "supervised"}, {}, "objective=simclr"),
     ({"supervised": {"labels": 0.1}}, {"objective": "supervised"}, {}, "objective=simclr"),
-    ({"temperature": 0.1}, {"simclr": {"loss": "nt-logistic-semi-hard"}}, {"objective": "byol"}, "byol"),
+    ({"temperature": 0.2}, {"simclr": {"loss": "nt-logistic-semi-hard"}}, {"objective": "byol"}, "byol"),
     ({"projector": {"kind": "linear"}}, {"objective": "byol"}, {"objective": "supervised"}, "supervised"),
     ({"projector": {"layers": 3}}, {}, {"projector": {"kind": "linear"}}, "projector.kind=linear"),
     ({"projector": {"hidden_dim": 9}}, {"projector": {"kind": "non-linear"}}, {"projector": {"kind": "none"}},
@@ -58,6 +58,11 @@ def test_a_setting_is_taken_where_it_has_an_effect_and_refused_where_it_has_none
         ValidationError, match=f"{_dotted(setting)} has no effect with .*{cause}; leave it out"
     ):
         _config(idle, setting)
+
+
+def test_a_default_is_taken_where_it_has_no_effect_since_a_stored_config_has_all_of_them() -> None:
+    setting = {"temperature": 0.1, "byol": {"tau_base": 0.996}, "projector": {"kind": "non-linear"}}
+    assert _config({"objective": "supervised"}, setting) == _config({"objective": "supervised"})
 
 
 def test_every_setting_of_an_objective_is_held_to_that() -> None:

@@ -35,7 +35,7 @@ def test_few_images_and_those_that_were_trained_on_are_warned_of() -> None:
     fine = {"evaluated_images": 100, "trained_on_images": 0, "bank_images": 500}
     assert list(doubts(fine)) == []
     few, twice = doubts(fine | {"evaluated_images": 99, "trained_on_images": 4})
-    assert few.startswith("accuracies are of 99 images: one of 50 % is sure to ± 10 points")
+    assert few.startswith("accuracies are of only 99 images: at 50 % the margin is ± 10 points")
     assert "4 of 99 evaluated images are, byte for byte, among the 500 training images" in twice
     (test,) = doubts({"evaluated_images_test": 30})
     assert "30 images of data.test" in test

@@ -74,7 +74,7 @@ def test_labels_that_are_all_missing_are_told_in_one_line(tmp_path: Path) -> Non
     data = _written(tmp_path, [None] * 60)
     for fields in ({"supervised": {"labels": 0.1}}, {"supervised": {"labels": 0.1, "classes": 3}}):
         with pytest.raises(
-            ValueError, match=r"^a share of the labels needs some, and none of the 60 images of"
+            ValueError, match=r"^a share of the labels needs labels, but none of the 60 images of"
         ):
             _sets(_config(data, **fields))
     config = _config(data)

@@ -48,7 +48,7 @@ def test_an_address_that_no_interface_has_is_one_line_with_those_that_do() -> No
     with pytest.raises(
         ValueError,
         match=rf"^no network interface of {here} has the address 198\.51\.100\.1 of its Ray node; start Ray "
-        r"there with --node-ip-address set to one that does: .*127\.0\.0\.1",
+        r"there with --node-ip-address set to one of: .*127\.0\.0\.1",
     ):
         listening_at("198.51.100.1")
     with listening_at("127.0.0.1") as listening:

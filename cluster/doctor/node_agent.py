@@ -1,4 +1,4 @@
-"""What one node of a cluster can say of itself: versions, memory, views, storage and its clock."""
+"""An actor on each node that reports versions, memory, views, storage and clock to the doctor."""
 
 import io
 import os
@@ -22,72 +22,72 @@ from pipelines.config import ViewRecipe
 
 _PACKAGES = ("torch", "torchvision", "pyarrow", "nvidia-dali-cuda130")
 
-# A storage that is away is told soon, and not waited for as a run would.
+# Report a storage outage soon; a run would wait longer.
 _STORAGE_SECONDS = 10
 
 _BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
-class About:
-    """Versions by name, bytes of shared memory, and how others can read Ray's token, if they can."""
+class NodeInfo:
+    """Versions by name, bytes of shared memory, and how others can read Ray's token; None if they cannot."""
 
     versions: dict[str, str]
     shared_memory: int
     open_token: str | None
 
 
-class Examiner:
-    """Asked by the driver, in a process of the node."""
+class NodeAgent:
+    """Answers the driver from a process of the node."""
 
     def __init__(self) -> None:
         os.environ["DIPTYCH_STORAGE_TIMEOUT"] = str(_STORAGE_SECONDS)
 
-    def about(self) -> dict[str, Any]:
-        """The fields of About."""
-        return asdict(about())
+    def node_info(self) -> dict[str, Any]:
+        """The fields of `NodeInfo`."""
+        return asdict(node_info())
 
     def views(self, gpu: bool) -> Float[np.ndarray, "views images 3 size size"]:
-        """The two views of three images that DALI makes here, on the CPU or on this process's first GPU."""
+        """Two views of three images, made by DALI on this node's CPU or this process's first GPU."""
         return example_views(gpu=0 if gpu else None)
 
     def gpu(self) -> str:
-        """Name of this process's first GPU. Raises RuntimeError where its driver does not work."""
+        """Name of this process's first GPU. Raises RuntimeError if its driver does not work."""
         return torch.cuda.get_device_name(0)
 
     def write(self, uri: str, name: str) -> float:
-        """Bytes a second of writing a file of 8 MiB below `uri`."""
+        """Write a file of 8 MiB below `uri`; returns bytes per second."""
         began = time.perf_counter()
         storage.write(storage.join(uri, name), bytes(_BYTES))
         return _BYTES / (time.perf_counter() - began)
 
     def read(self, uri: str, name: str) -> float:
-        """Bytes a second of reading another node's file. Raises ValueError where it is not there."""
+        """Read another node's file; returns bytes per second. Raises ValueError if it is not there."""
         began = time.perf_counter()
         if storage.read(storage.join(uri, name)) != bytes(_BYTES):
             raise ValueError("what another node has written cannot be read here")
         return _BYTES / (time.perf_counter() - began)
 
     def remove(self, uri: str, name: str) -> None:
-        """Delete what `write` has written."""
+        """Delete the file that `write` wrote."""
         storage.remove(storage.join(uri, name))
 
     def now(self) -> float:
-        """Seconds since 1970 by this node's clock."""
+        """Seconds since 1970, by this node's clock."""
         return time.time()
 
 
-def about() -> About:
-    """Of this process and its machine."""
+def node_info() -> NodeInfo:
+    """Versions and settings of this process and its machine."""
     versions = {"Python": platform.python_version(), "Ray": metadata.version("ray")}
     versions |= {package: metadata.version(package) for package in _PACKAGES}
     versions["diptych"] = f"{metadata.version('diptych')} ({(installed.fingerprint() or '')[:8]})"
     shared = os.statvfs("/dev/shm")
-    return About(versions, shared.f_frsize * shared.f_blocks, open_to_others())
+    return NodeInfo(versions, shared.f_frsize * shared.f_blocks, open_to_others())
 
 
 def example_views(*, gpu: int | None) -> Float[np.ndarray, "views images 3 size size"]:
-    """SimCLR's two views of three images of noise, with the same draws wherever they are made."""
+    """SimCLR's two views of three noise images; the draws are the same on every node."""
     recipes = (ViewRecipe(size=32),) * 2
     generator = np.random.default_rng(0)
     sizes = np.array([[40, 60], [64, 48], [50, 50]])
