@@ -24,6 +24,7 @@ from pipelines.quarantine import Quarantine, Quarantined, decode, encode
 from pipelines.views import Views
 from training.checkpoint import Checkpoints, snapshot
 from training.config import TrainConfig, training_recipes
+from training.determinism import deterministic, kind_of_machine, kind_warnings
 from training.errors import NonFiniteError, StoppedError
 from training.evaluation.certainty import doubts
 from training.evaluation.evaluator import Evaluator, Sets
@@ -35,7 +36,7 @@ from training.losses import Matching
 from training.metrics import LOG, Progress, RunLog
 from training.models.batch_norm import synchronize_batch_norm
 from training.models.encoders import Encoder, raw_pixels
-from training.models.exact import exact_lanes, fixed_threads, make_exact
+from training.models.exact import exact_lanes, make_exact
 from training.objectives import Objective, build_objective
 from training.optimizers import build_optimizer, learning_rate, load_moments, peak_learning_rate
 from training.process import Worker
@@ -92,9 +93,8 @@ def train(
     stop, and UnsavedError where the storage takes no checkpoint for too long, or where another process has
     taken the lease `held`.
     """
-    run = _Run(config, sets, worker, progress, until, careful_until, held)
-    with fixed_threads(exact=config.exact):
-        run.train()
+    with deterministic(exact=config.exact, device=worker.device):
+        _Run(config, sets, worker, progress, until, careful_until, held).train()
 
 
 class _Run:
@@ -127,6 +127,9 @@ class _Run:
         self.patience = min(storage.patience(), _SHARE_OF_TIMEOUT * config.timeout)
         self.saver = Saver(self.checkpoints, self._warn, whole=saved["step"] if saved else None)
         self.start_step = self._load(saved)
+        if config.exact:
+            kind = saved.get("kind") if saved else None
+            self.warnings += kind_warnings(worker.gather, worker.device, kind)
         self.best, self.saved_at = self._best_score(), time.monotonic()
         self.left_out: list[Quarantined] = []
         self.progress = progress
@@ -202,9 +205,8 @@ class _Run:
 
     def _backward(self) -> Backward:
         config, gather = self.config, self.worker.gather
-        half = config.precision == "bfloat16" or (
-            config.precision == "auto" and self.worker.device.type == "cuda"
-        )
+        on_gpu = self.worker.device.type == "cuda"
+        half = config.precision == "bfloat16" or (config.precision == "auto" and on_gpu and not config.exact)
         dtype = torch.bfloat16 if half else torch.float32
         if config.compile:
             self.objective.encoder.compile()
@@ -232,7 +234,7 @@ class _Run:
         # Convolutions are faster so, on CPUs by 1.4 times.
         objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if config.exact:
-            make_exact(objective, exact_lanes(config, gather, self.worker.device))
+            make_exact(objective, exact_lanes(config, gather))
         else:
             synchronize_batch_norm(objective, gather)
         return objective
@@ -349,6 +351,7 @@ class _Run:
             log.write()
             self.best = score if better and score is not None else self.best
             saved = snapshot(done, self.objective, self.optimizer, self.config, self.average)
+            saved["kind"] = kind_of_machine(self.worker.device)
             self.saver.save(done, saved, score=score if better else None)
             self.saved_at = time.monotonic()
         self.saver.look()

@@ -182,11 +182,11 @@ class TrainConfig:
     """Images that pass through the networks at a time, over all workers, for batches that do not fit into
     memory. Gradients are the whole batch's, batch norm's statistics a micro-batch's. Unset: batch_size."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the forward pass; auto: bfloat16 on a GPU. Losses and weights are in float32."""
+    """Precision of the forward pass; auto: bfloat16 on a GPU, unless `exact` is set. Losses and weights are
+    in float32."""
     exact: bool = False
-    """Train to the same weights, bit for bit, on any power of two of workers that divides `lanes`. Layers run
-    lane by lane in one thread of each worker, in float32, and their sums have a fixed order. Unset: runs on
-    different numbers of workers differ by rounding."""
+    """Train to the same weights, bit for bit, on any power of two of workers that divides `lanes`, on
+    machines of one kind. Slower: layers run lane by lane, in float32 and in one thread of each worker."""
     compile: bool = False
     """Compile the encoder with torch.compile: takes minutes at the start, speeds up steps on a GPU."""
     epochs: Count = 100
@@ -243,39 +243,28 @@ def training_recipes(config: TrainConfig) -> tuple[ViewRecipe, ...]:
 
 def worker_counts(config: TrainConfig) -> list[int]:
     """Numbers of workers that the config allows, ascending; ValueError if `lanes` is a multiple of none."""
+    fits = fitting_counts(config)
+    named = ", ".join(map(str, fits))
     if isinstance(config.workers, int):
-        check_lanes(config.batch_size, config.lanes, config.workers)
-        if config.exact and not _power_of_two(config.workers):
+        if config.exact and config.workers not in fits:
             raise ValueError(
-                f"exact=true needs a power of two of workers, not workers={config.workers}; "
-                f"try --workers out of {_exact_counts(config.lanes)}"
+                f"exact=true needs a power of two of workers that divides lanes={config.lanes}, not "
+                f"workers={config.workers}; try one of {named}"
             )
+        check_lanes(config.batch_size, config.lanes, config.workers)
         return [config.workers]
     fewest, most = map(int, (config.workers or f"1:{config.lanes}").split(":"))
-    counts = [count for count in range(fewest, most + 1) if config.lanes % count == 0]
-    if config.exact:
-        counts = [count for count in counts if _power_of_two(count)]
-        if not counts:
-            raise ValueError(
-                f"exact=true needs workers to be a power of two that divides lanes={config.lanes}; "
-                f"none is in workers={config.workers}; take in one of {_exact_counts(config.lanes)}"
-            )
+    counts = [count for count in fits if fewest <= count <= most]
     if not counts:
-        fits = ", ".join(str(count) for count in range(1, config.lanes + 1) if config.lanes % count == 0)
-        raise ValueError(
-            f"lanes={config.lanes} is a multiple of no number in workers={config.workers}; include one of "
-            f"{fits}"
-        )
+        what = f"lanes={config.lanes} is a multiple of no {'power of two' if config.exact else 'number'} in"
+        raise ValueError(f"{what} workers={config.workers}; include one of {named}")
     return counts
 
 
-def _power_of_two(workers: int) -> bool:
-    return workers & (workers - 1) == 0
-
-
-def _exact_counts(lanes: int) -> str:
-    """The powers of two that divide `lanes`."""
-    return ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0 and _power_of_two(n))
+def fitting_counts(config: TrainConfig) -> list[int]:
+    """Numbers of workers that divide `lanes`, ascending; with `exact` only powers of two."""
+    counts = [count for count in range(1, config.lanes + 1) if config.lanes % count == 0]
+    return [count for count in counts if not (config.exact and count & (count - 1))]
 
 
 def most_workers(config: TrainConfig) -> int:
@@ -333,13 +322,13 @@ def _check_exact(config: TrainConfig) -> None:
         return
     if is_own(config.objective):
         raise ValueError(
-            f"exact=true is for simclr, byol and supervised, not objective={config.objective}, which may mix "
-            "rows; leave exact out"
+            f"exact=true is for simclr, byol and supervised, and objective={config.objective} may mix rows; "
+            "leave exact out"
         )
     if config.compile:
-        raise ValueError("exact=true does not go with compile=true; leave one of them out")
+        raise ValueError("compile=true does not keep the bits of exact=true; leave one of them out")
     if config.precision == "bfloat16":
-        raise ValueError("exact=true needs precision=float32, not precision=bfloat16; leave one of them out")
+        raise ValueError("exact=true needs precision=float32, got precision=bfloat16; leave one of them out")
 
 
 def shipped_config(name: str) -> Path:

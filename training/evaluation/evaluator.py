@@ -139,7 +139,7 @@ class Evaluator:
             batch_size=self._config.evaluation.batch_size,
         )  # fmt: skip
         device = self._worker.device
-        features, labels = embed(encoders, self._noting(views), device)
+        features, labels = embed(encoders, self._noting(views), device, singly=self._config.exact)
         if not self._worker.gather.total(torch.tensor(len(labels), device=device)):
             raise ValueError(f"evaluation found no image of {index.uri} that can be decoded; {WAY_OUT}")
         if len(labels) and (least := int(labels.min())) < 0:
@@ -160,7 +160,9 @@ class Evaluator:
         )  # fmt: skip
         first, second = (
             self._worker.gather.uneven_rows(features)
-            for features in embed_views(encoder, self._noting(views), self._worker.device)
+            for features in embed_views(
+                encoder, self._noting(views), self._worker.device, singly=self._config.exact
+            )
         )
         if len(first) < 2:
             return {}

@@ -1,12 +1,11 @@
 """Training with the same bits on any number of workers: lane by lane, with sums in a fixed order.
 
-How a kernel rounds may depend on how many rows it is given, so a worker's rows go through each layer one lane
-at a time: a kernel then sees the same shape on any number of workers. A sum over lanes is a balanced binary
-tree whose upper part is the workers' and whose lower part is a worker's own lanes.
+How a kernel rounds may depend on how many rows it gets, so each layer gets the rows of one lane at a time:
+the same shape on any number of workers. A sum over lanes is a balanced binary tree; each worker adds up its
+own lanes, which are a subtree of it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -15,28 +14,30 @@ from typing import Any
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from pipelines.views import Views
 from training.config import TrainConfig
 from training.gather import Gather
+from training.models.batch_norm import BatchNorm
 from training.objectives import Objective
 
-# Kernels divide their sums among threads: as many of them on every worker, whatever cores it has.
-_THREADS = 1
+# Kernels may round differently where their input begins between multiples of this many bytes.
+_ALIGNMENT = 64
 
 
 def tree_sum(parts: Sequence[Float[Tensor, "*dims"]]) -> Float[Tensor, "*dims"]:
     """Sum of the parts as a balanced binary tree: those at even places, plus those at odd places.
 
-    The parts of every 2nd, 4th, ... place are a subtree. Worker r of W has the lanes r, r + W, ..., so that
-    the tree over workers of each one's tree is the tree over all lanes where W is a power of two.
+    Every 2nd, 4th, ... part is a subtree. Worker r of W has lanes r, r + W, ..., so for a power of two W the
+    tree over the workers of each one's tree is the tree over all lanes.
     """
     return parts[0] if len(parts) == 1 else tree_sum(parts[0::2]) + tree_sum(parts[1::2])
 
 
 @dataclass(frozen=True, eq=False)
 class Lanes:
-    """This worker's lanes, and how sums and rows of all workers' lanes are put together.
+    """This worker's lanes, and how rows and sums of all workers' lanes are put together.
 
     count: lanes of this worker. rows: images of a lane that go through the networks at a time. parts:
     micro-batches of a step.
@@ -47,22 +48,22 @@ class Lanes:
     rows: int
     parts: int = 1
 
-    def split(self, x: Shaped[Tensor, "n *dims"]) -> tuple[Shaped[Tensor, "rows *dims"], ...]:
+    def split(self, x: Shaped[Tensor, "n *dims"]) -> list[Shaped[Tensor, "rows *dims"]]:
         """Blocks of one lane and one view each: all lanes of the first view, then of the second."""
-        assert len(x) % (self.rows * self.count) == 0, f"{len(x)} rows are no {self.count} x {self.rows}"
-        return x.split(self.rows)
+        assert len(x) % (self.rows * self.count) == 0, f"{len(x)} rows are not {self.count} x {self.rows}"
+        return [_aligned(block) for block in x.split(self.rows)]
 
     def total(self, blocks: Sequence[Float[Tensor, "*dims"]]) -> Float[Tensor, "*dims"]:
-        """Sum over all workers' lanes of what each block of `split` gives; the same on all workers."""
+        """Sum over all workers' lanes, given a term for each block of `split`; the same on all workers."""
         lanes = [reduce(add, blocks[lane :: self.count]) for lane in range(self.count)]
-        # Of one layout on any number of workers: norms add up in the order in which memory lies.
+        # In one memory layout on any number of workers, since a norm adds up in the order of memory.
         own = tree_sum(lanes).contiguous()
         return tree_sum(self.gather.rows(own[None]).unbind())
 
     def everyone(self, local: Shaped[Tensor, "n *dims"]) -> Shaped[Tensor, "world_size*n *dims"]:
-        """All workers' rows, lane after lane in each micro-batch; gradients return to a row's own worker.
+        """All workers' rows, lane after lane in each micro-batch; each worker gets its own rows' gradients.
 
-        They are this worker's alone: every worker must compute the same from all rows.
+        These are not summed over the workers: every worker must compute the same from all rows.
         """
         return _Everyone.apply(local, self)
 
@@ -77,6 +78,62 @@ class Lanes:
         return lanes[:, :, self.gather.rank].reshape(-1, *rest)
 
 
+def exact_lanes(config: TrainConfig, gather: Gather) -> Lanes:
+    """The lanes of this worker in a run of `config`."""
+    parts = config.batch_size // (config.micro_batch_size or config.batch_size)
+    rows = config.batch_size // parts // config.lanes
+    return Lanes(gather, config.lanes // gather.world_size, rows, parts)
+
+
+def make_exact(objective: Objective, lanes: Lanes) -> None:
+    """Have `objective`, built with a LocalGather, give the same loss and gradients on any number of workers.
+
+    Modules keep their parameters and names; only their `forward` changes, in training. Gradients are sums
+    over all workers' lanes, so they need no averaging. Every worker computes the loss of all workers' rows.
+
+    Raises ValueError, naming it, for a module that has no exact form. Modules without weights must treat each
+    row by itself, which is not checked.
+    """
+    for name, module in _owners(objective):
+        _check(name, module)
+        module.forward = (_Norm if isinstance(module, BatchNorm) else _ByLane)(module, lanes)
+    objective.loss = _LossOfAll(objective.loss, lanes)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _owners(parent: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Batch norms and other outermost modules below `parent` that have weights of their own, by name."""
+    for key, child in parent.named_children():
+        if isinstance(child, BatchNorm) or next(child.parameters(recurse=False), None) is not None:
+            yield prefix + key, child
+        else:
+            yield from _owners(child, f"{prefix}{key}.")
+
+
+def _check(name: str, module: nn.Module) -> None:
+    """Raise ValueError where a module of `_owners` has no exact form."""
+    if isinstance(module, BatchNorm):
+        exact = module.affine and module.track_running_stats and module.momentum is not None
+    else:  # Rows that go through it lane by lane must not be normalised by one another.
+        exact = not any(isinstance(part, BatchNorm) for part in module.modules())
+    if not exact:
+        raise ValueError(
+            f"exact=true has no exact form of {name}, a {type(module).__name__}, because of its batch norm; "
+            "choose another encoder, or leave exact out"
+        )
+
+
+def _aligned(block: Tensor) -> Tensor:
+    """The block as kernels see it on any number of workers: with one layout, at an aligned address."""
+    laid_out = block.contiguous(memory_format=_layout(block))
+    if laid_out.data_ptr() % _ALIGNMENT == 0:
+        return laid_out
+    return laid_out.clone(memory_format=_layout(block))
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.dim() == 4 else torch.contiguous_format
+
+
 class _Everyone(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor, lanes: Lanes) -> Tensor:
@@ -86,63 +143,6 @@ class _Everyone(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         return ctx.lanes._own(upstream[0]), None
-
-
-def exact_lanes(config: TrainConfig, gather: Gather, device: torch.device) -> Lanes:
-    """The lanes of this worker; ValueError on a GPU, where the same bits are not yet promised."""
-    if device.type != "cpu":
-        raise ValueError(f"exact=true trains on CPUs alone, not on {device.type}; set --gpus-per-worker 0")
-    parts = config.batch_size // (config.micro_batch_size or config.batch_size)
-    rows = config.batch_size // parts // config.lanes
-    return Lanes(gather, config.lanes // gather.world_size, rows, parts)
-
-
-@contextmanager
-def fixed_threads(*, exact: bool) -> Iterator[None]:
-    """Where `exact`, torch's kernels run in one thread."""
-    before = torch.get_num_threads()
-    if exact:
-        torch.set_num_threads(_THREADS)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def make_exact(objective: Objective, lanes: Lanes) -> None:
-    """Have `objective`, built with a LocalGather, give the same loss and gradients on any number of workers.
-
-    Its layers keep their parameters and names: only their classes change. Gradients are sums over all
-    workers' lanes at once, so that nothing is left to be averaged. Every worker computes the loss of all
-    workers' rows. Raises ValueError, naming it, for a layer that has no exact form.
-    """
-    for name, module in objective.named_modules():
-        if type(module) in _EXACT:
-            _check(name, module)
-            module.__class__ = _EXACT[type(module)]
-            module.lanes = lanes  # pyright: ignore[reportArgumentType]
-        elif module is not objective and _owns_weights(module):
-            raise ValueError(f"exact=true has no exact form of {name}, a {type(module).__name__}; {_WAY_OUT}")
-    objective.loss = _LossOfAll(objective.loss, lanes)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-_WAY_OUT = "choose another encoder, or leave exact out"
-
-
-def _owns_weights(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters(recurse=False))
-
-
-def _check(name: str, module: nn.Module) -> None:
-    """Raise ValueError for settings of a layer that its exact form lacks."""
-    if isinstance(module, nn.Conv2d):
-        fits = module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-        fits = module.affine and module.track_running_stats and module.momentum is not None
-    else:
-        fits = True
-    if not fits:
-        raise ValueError(f"exact=true has no exact form of {name}, {module}; {_WAY_OUT}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,103 +157,91 @@ class _LossOfAll:
         return self.loss([self.lanes.everyone(rows) for rows in embedded], replace(views, labels=labels))
 
 
-class _LaneConv2d(nn.Conv2d):
-    lanes: Lanes
+class _Original(nn.Module):
+    """A module with its class's own forward."""
 
-    def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
-        if not self.training:
-            return super().forward(input)
-        settings = (self.stride, self.padding, self.dilation, self.groups)
-        return _Convolve.apply(input, self.weight, self.bias, settings, self.lanes)
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return type(self.module).forward(self.module, x)
 
 
-class _Convolve(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[Any, ...], lanes: Lanes
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.settings, ctx.lanes = settings, lanes
-        return torch.cat([torch.conv2d(block, weight, bias, *settings) for block in lanes.split(x)])
+class _ByLane:
+    """Forward of a module that treats each row by itself: in training, one lane after another."""
 
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (x, weight), (stride, padding, dilation, groups) = ctx.saved_tensors, ctx.settings
-        wanted, lanes = list(ctx.needs_input_grad[:3]), ctx.lanes
-        # Laid out as x is: what comes from a mean over places has no layout of its own.
-        gradient = upstream[0].contiguous(memory_format=torch.channels_last)
-        blocks = [
-            torch.ops.aten.convolution_backward(
-                above, block, weight, [len(weight)], stride, padding, dilation, False, [0, 0], groups, wanted
-            )
-            for above, block in zip(lanes.split(gradient), lanes.split(x), strict=True)
-        ]
-        to_x, to_weight, to_bias = zip(*blocks, strict=True)
-        return (
-            torch.cat(to_x) if wanted[0] else None,
-            lanes.total(to_weight) if wanted[1] else None,
-            lanes.total(to_bias) if wanted[2] else None,
-            None,
-            None,
+    def __init__(self, module: nn.Module, lanes: Lanes) -> None:
+        self._original, self._lanes = _Original(module), lanes
+
+    def __call__(self, x: Float[Tensor, "n *dims"]) -> Float[Tensor, "n *out"]:
+        if not self._original.module.training:
+            return self._original(x)
+        blocks = _Split.apply(x, self._lanes)
+        weights = {
+            name: _Shared.apply(weight, self._lanes, len(blocks))
+            for name, weight in self._original.named_parameters()
+        }
+        return _Join.apply(
+            self._lanes,
+            *(
+                functional_call(self._original, {name: copies[i] for name, copies in weights.items()}, block)
+                for i, block in enumerate(blocks)
+            ),
         )
 
 
-class _LaneLinear(nn.Linear):
-    lanes: Lanes
-
-    def forward(self, input: Float[Tensor, "n in"]) -> Float[Tensor, "n out"]:
-        if not self.training:
-            return super().forward(input)
-        return _Multiply.apply(input, self.weight, self.bias, self.lanes)
-
-
-class _Multiply(torch.autograd.Function):
-    """Blocks are copied: a matrix product may round otherwise where its rows begin elsewhere in memory."""
+class _Split(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
+        return tuple(lanes.split(x))
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lanes: Lanes) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return torch.cat([block.contiguous(memory_format=_layout(block)) for block in upstream]), None
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, lanes: Lanes, *blocks: Tensor) -> Tensor:
         ctx.lanes = lanes
-        out = torch.cat([block.clone() @ weight.T for block in lanes.split(x)])
-        return out if bias is None else out + bias
+        return torch.cat(blocks)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (x, weight), lanes = ctx.saved_tensors, ctx.lanes
-        to_x, to_weight, to_bias = ctx.needs_input_grad[:3]
-        above = [block.clone() for block in lanes.split(upstream[0].contiguous())]
-        weights = [up.T @ block.clone() for up, block in zip(above, lanes.split(x), strict=True)]
-        return (
-            torch.cat([block @ weight for block in above]) if to_x else None,
-            lanes.total(weights) if to_weight else None,
-            lanes.total([block.sum(0) for block in above]) if to_bias else None,
-            None,
-        )
+        return None, *ctx.lanes.split(upstream[0])
 
 
-class _LaneNorm:
-    """Batch norm over all workers' lanes. Ioffe and Szegedy 2015."""
+class _Shared(torch.autograd.Function):
+    """The same weight for each block, whose gradients are added up over all workers' lanes."""
 
-    lanes: Lanes
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, lanes: Lanes, blocks: int) -> tuple[Tensor, ...]:
+        ctx.lanes = lanes
+        return tuple(weight.view_as(weight) for _ in range(blocks))
 
-    def forward(self: Any, input: Float[Tensor, "n channels *space"]) -> Float[Tensor, "n channels *space"]:
-        if not self.training:
-            return super().forward(input)
-        out, mean, variance = _Normalize.apply(input, self.weight, self.bias, self.eps, self.lanes)
-        count = input.numel() // input.shape[1] * self.lanes.gather.world_size
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.lanes.total(upstream), None, None
+
+
+class _Norm:
+    """Forward of a batch norm: in training, over all workers' lanes. Ioffe and Szegedy 2015."""
+
+    def __init__(self, module: Any, lanes: Lanes) -> None:
+        self._module, self._lanes = module, lanes
+
+    def __call__(self, x: Float[Tensor, "n channels *space"]) -> Float[Tensor, "n channels *space"]:
+        norm = self._module
+        if not norm.training:
+            return type(norm).forward(norm, x)
+        out, mean, variance = _Normalize.apply(x, norm.weight, norm.bias, norm.eps, self._lanes)
+        count = x.numel() // x.shape[1] * self._lanes.gather.world_size
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-            self.num_batches_tracked += 1
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
+            norm.num_batches_tracked += 1
         return out
-
-
-class _LaneBatchNorm1d(_LaneNorm, nn.BatchNorm1d):
-    pass
-
-
-class _LaneBatchNorm2d(_LaneNorm, nn.BatchNorm2d):
-    pass
 
 
 class _Normalize(torch.autograd.Function):
@@ -274,21 +262,12 @@ class _Normalize(torch.autograd.Function):
         return normal * weight.view(shape) + bias.view(shape), mean, variance
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         (normal, weight, inverse), lanes, shape = ctx.saved_tensors, ctx.lanes, ctx.shape
-        # Laid out as the layer's input is, whatever came from above.
-        upstream = torch.empty_like(normal).copy_(grads[0])
-        blocks = zip(lanes.split(upstream), lanes.split(normal), strict=True)
+        above = torch.empty_like(normal).copy_(upstream[0])  # Laid out as the input is.
+        blocks = zip(lanes.split(above), lanes.split(normal), strict=True)
         sums = [torch.stack([(up * x).sum(ctx.dims), up.sum(ctx.dims)]) for up, x in blocks]
         to_weight, to_bias = lanes.total(sums)
         along, shift = (to_weight / ctx.count).view(shape), (to_bias / ctx.count).view(shape)
-        to_x = (upstream - shift - normal * along) * (weight * inverse).view(shape)
+        to_x = (above - shift - normal * along) * (weight * inverse).view(shape)
         return to_x, to_weight, to_bias, None, None
-
-
-_EXACT: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Conv2d: _LaneConv2d,
-    nn.Linear: _LaneLinear,
-    nn.BatchNorm1d: _LaneBatchNorm1d,
-    nn.BatchNorm2d: _LaneBatchNorm2d,
-}

@@ -1,112 +1,157 @@
-"""Runs with `exact` on real ranks: the same bits of weights and losses on any number of them."""
+"""Exact runs on real ranks: the same bits of weights and losses on any number of them."""
 
-from collections.abc import Callable
+import hashlib
+import io
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
 from small_digits import write_small_digits
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipelines.config import RECIPES, DataConfig
-from pipelines.index import build_index
+from pipelines.index import Index, build_index
+from pipelines.plan import lanes_of
 from pipelines.reader import read_windows
+from pipelines.views import Views
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, worker_counts
 from training.evaluation.evaluator import Sets
-from training.gather import LocalGather, ProcessGroupGather
+from training.gather import Gather, LocalGather, ProcessGroupGather
+from training.gradients import micro_batches, whole_batch
+from training.loop import fit
 from training.metrics import read_metrics
-from training.models.exact import tree_sum
+from training.models.exact import Lanes, exact_lanes, make_exact, tree_sum
+from training.objectives import Objective, build_objective
+from training.optimizers import build_optimizer
 from training.process import Worker
 from training.trainer import run_uri, train
 
 _STEPS = 3
 _SGD = {"name": "sgd", "learning_rate": 3.0}
-_BYOL = {"objective": "byol", "byol": {"predictor_hidden_dim": 24}}
-_SUPERVISED = {"objective": "supervised"}
-_EFFICIENTNET = {"encoder": {"name": "efficientnet-b0"}}
+_ADAMW = {"name": "adamw", "learning_rate": 0.3}
+_PROJECTOR = {"projector": {"hidden_dim": 32, "dim": 16}}
+_BYOL = {"objective": "byol", "byol": {"predictor_hidden_dim": 24}, **_PROJECTOR}
+_SUPERVISED = {"objective": "supervised", "supervised": {"classes": 10}}
+_MICRO = {"batch_size": 16, "micro_batch_size": 8}
+_AN_IMAGE_A_LANE = {"batch_size": 4}
+_NO_DATA = Index("", "folder", pa.table({}))
+
+
+def _simclr(**fields: Any) -> dict[str, Any]:
+    return {**_PROJECTOR, **fields}
+
+
+def _encoder(name: str, **fields: Any) -> dict[str, Any]:
+    return {"encoder": {"name": name, **fields}}
+
 
 # Steep enough that rounding, were there any, would grow.
 _ROWS: dict[str, dict[str, Any]] = {
-    "simclr sgd average": {"optimizer": {**_SGD, "average_decay": 0.5}},
-    "simclr resnet18 lars": {"encoder": {"name": "resnet18"}, "optimizer": {"name": "lars"}},
-    "simclr efficientnet adamw": {
-        **_EFFICIENTNET,
-        "optimizer": {"name": "adamw", "learning_rate": 0.01},
-    },
-    "simclr clipped": {"optimizer": {**_SGD, "clip_norm": 0.5}},
-    "simclr micro-batches": {"batch_size": 16, "micro_batch_size": 8},
-    "dcl": {"simclr": {"loss": "dcl"}},
-    "nt-logistic": {"simclr": {"loss": "nt-logistic"}},
-    "nt-logistic-semi-hard": {"simclr": {"loss": "nt-logistic-semi-hard"}},
-    "margin": {"simclr": {"loss": "margin"}},
-    "margin-semi-hard": {"simclr": {"loss": "margin-semi-hard", "margin": 1.0}},
+    "simclr, average": _simclr(optimizer={**_SGD, "average_decay": 0.5}),
+    "simclr, lars": _simclr(**_encoder("resnet18"), optimizer={"name": "lars"}),
+    "simclr, resnet50": _simclr(**_encoder("resnet50"), **_AN_IMAGE_A_LANE),
+    "simclr, plain": _simclr(**_encoder("plain8")),
+    "simclr, efficientnet, adamw": _simclr(**_encoder("efficientnet-b0"), optimizer=_ADAMW),
+    "simclr, mobilenet": _simclr(**_encoder("torchvision:mobilenet_v3_small")),
+    "simclr, convnext": _simclr(**_encoder("torchvision:convnext_tiny"), optimizer=_ADAMW),
+    "simclr, clipped": _simclr(optimizer={**_SGD, "clip_norm": 0.5}),
+    "simclr, micro-batches": _simclr(**_MICRO),
+    "dcl": _simclr(simclr={"loss": "dcl"}),
+    "nt-logistic": _simclr(simclr={"loss": "nt-logistic"}),
+    "nt-logistic-semi-hard": _simclr(simclr={"loss": "nt-logistic-semi-hard"}),
+    "margin": _simclr(simclr={"loss": "margin"}),
+    "margin-semi-hard": _simclr(simclr={"loss": "margin-semi-hard", "margin": 1.0}),
     "byol": _BYOL,
-    "byol together": {"objective": "byol", "byol": {"predictor_hidden_dim": 24, "views_apart": False}},
-    "byol micro-batches": {**_BYOL, "batch_size": 16, "micro_batch_size": 8},
-    "byol efficientnet, an image a lane": {**_BYOL, **_EFFICIENTNET, "batch_size": 4},
+    "byol, together": _BYOL | {"byol": {"predictor_hidden_dim": 24, "views_apart": False}},
+    "byol, micro-batches": {**_BYOL, **_MICRO},
+    "byol, efficientnet": {**_BYOL, **_encoder("efficientnet-b0"), **_AN_IMAGE_A_LANE},
     "supervised": _SUPERVISED,
-    "supervised efficientnet, an image a lane": {**_SUPERVISED, **_EFFICIENTNET, "batch_size": 4},
+    "supervised, efficientnet": {**_SUPERVISED, **_encoder("efficientnet-b0"), **_AN_IMAGE_A_LANE},
 }
 
 
+def _config(data: DataConfig, **fields: Any) -> TrainConfig:
+    defaults = {"batch_size": 8, "lanes": 4, "exact": True, "optimizer": _SGD, **_encoder("resnet8")}
+    return TrainConfig(**{"data": data, **defaults, **fields})
+
+
+def _row(name: str) -> TrainConfig:
+    view = replace(RECIPES["simclr-cifar"][0], size=32 if "torchvision" in str(_ROWS[name]) else 17)
+    return _config(DataConfig(train="nowhere", view=view), **_ROWS[name])
+
+
+def _gather() -> Gather:
+    return ProcessGroupGather() if dist.is_initialized() else LocalGather()
+
+
+def _views(config: TrainConfig, gather: Gather, step: int, dtype: torch.dtype = torch.float32) -> Views:
+    """This rank's part of a step's batch of noise."""
+    generator, size = torch.Generator().manual_seed(step), config.data.view.size
+    shape = (1 if config.objective == "supervised" else 2, config.batch_size, 3, size, size)
+    images = torch.randn(shape, generator=generator).to(dtype)
+    rows = np.arange(config.batch_size).reshape(config.lanes, -1)
+    mine = rows[list(lanes_of(gather.rank, gather.world_size, config.lanes))].reshape(-1)
+    views = tuple(view[mine].contiguous(memory_format=torch.channels_last) for view in images)
+    return Views(views, torch.arange(config.batch_size)[mine] % 10, mine)
+
+
+def _objective(config: TrainConfig, dtype: torch.dtype = torch.float32) -> Objective:
+    torch.manual_seed(config.seed)
+    objective = build_objective(config, _NO_DATA, LocalGather()).to(dtype)
+    return objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def _digest(*modules: nn.Module | None) -> str:
+    saved = io.BytesIO()
+    for module in filter(None, modules):
+        for value in module.state_dict().values():
+            saved.write(value.contiguous().numpy().tobytes())
+    return hashlib.blake2b(saved.getbuffer()).hexdigest()
+
+
+def _trained(names: list[str]) -> dict[str, list[tuple[float, str]]]:
+    """Loss and digest of all weights after each step of each row, as this rank has them."""
+    return {name: list(_steps(_row(name))) for name in names}
+
+
+def _steps(config: TrainConfig) -> Iterator[tuple[float, str]]:
+    gather, objective, found = _gather(), _objective(config), []
+    make_exact(objective, exact_lanes(config, gather))
+    decay = config.optimizer.average_decay
+    average = decay and AveragedModel(objective, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    backward = whole_batch(objective, dtype=torch.float32)
+    if config.micro_batch_size:
+        lanes, parts = config.lanes // gather.world_size, config.batch_size // config.micro_batch_size
+        settings = {"lanes": lanes, "parts": parts, "gather": LocalGather(), "dtype": torch.float32}
+        backward = micro_batches(objective, **settings)
+
+    def after_step(done: int, loss: Tensor, _rate: float) -> None:
+        objective.after_step(done - 1, _STEPS)
+        if average:
+            average.update_parameters(objective)
+        found.append((loss.item(), _digest(objective, average or None)))
+
+    fit(
+        objective, backward, build_optimizer(objective, config.optimizer),
+        (_views(config, gather, step) for step in range(_STEPS)),
+        start_step=0, stop_step=_STEPS, rate=lambda _step: config.optimizer.learning_rate / 10,
+        after_step=after_step, device=torch.device("cpu"), clip_norm=config.optimizer.clip_norm,
+    )  # fmt: skip
+    yield from found
+
+
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    folder = tmp_path_factory.mktemp("digits")
-    write_small_digits(folder, 96)
-    view = replace(RECIPES["simclr-cifar"][0], size=17)
-    return DataConfig(train=str(folder / "train"), test=str(folder / "test"), view=view, window_rows=12)
-
-
-def _config(data: DataConfig, output: Path, **fields: Any) -> TrainConfig:
-    settings: dict[str, Any] = {
-        "batch_size": 8,
-        "lanes": 4,
-        "steps": _STEPS,
-        "exact": True,
-        "encoder": {"name": "resnet8"},
-        "optimizer": _SGD,
-        "evaluation": {"neighbours": 5, "diagnostic_images": 0},
-        "checkpoint": {"every_steps": 1, "keep": 9},
-    }
-    if fields.get("objective") != "supervised":
-        settings["projector"] = {"hidden_dim": 32, "dim": 16}
-    return TrainConfig(data=data, output=str(output), **{**settings, **fields})
-
-
-def _train(config: TrainConfig, threads: int = 1) -> None:
-    """Train in this process, or as the rank that it is."""
-    torch.set_num_threads(threads)
-    gather = ProcessGroupGather() if dist.is_initialized() else LocalGather()
-    worker = Worker(gather=gather, device=torch.device("cpu"), threads=1, tables=read_windows)
-    index, test = (build_index(uri, config.data) for uri in (config.data.train, config.data.test or ""))
-    train(config, Sets.of(config, index, test), worker, lambda _values: None)
-    assert torch.get_num_threads() == threads
-    torch.set_num_threads(1)
-
-
-def _losses(config: TrainConfig) -> list[float]:
-    return [line["loss"] for line in read_metrics(run_uri(config)) if "loss" in line]
-
-
-def _tensors(saved: Any) -> list[Tensor]:
-    """All tensors in a checkpoint, in order."""
-    if isinstance(saved, Tensor):
-        return [saved]
-    parts = saved.values() if isinstance(saved, dict) else saved if isinstance(saved, list | tuple) else ()
-    return [tensor for part in parts for tensor in _tensors(part)]
-
-
-def _assert_same(config: TrainConfig, expected: TrainConfig) -> None:
-    assert _losses(config) == _losses(expected)
-    for step in range(1, _STEPS + 1):
-        ours, theirs = (_tensors(Checkpoints(run_uri(of), 9).load(step)) for of in (config, expected))
-        assert len(ours) == len(theirs) > 20
-        differing = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if not torch.equal(a, b)]
-        assert not differing, f"step {step}: {len(differing)} of {len(ours)} tensors differ"
+def alone() -> dict[str, list[tuple[float, str]]]:
+    """What a single process trains."""
+    return _trained(list(_ROWS))
 
 
 def test_the_tree_adds_up_as_by_hand_and_workers_lanes_are_its_branches() -> None:
@@ -117,34 +162,142 @@ def test_the_tree_adds_up_as_by_hand_and_workers_lanes_are_its_branches() -> Non
         assert torch.equal(tree_sum([tree_sum(lanes[rank::workers]) for rank in range(workers)]), expected)
 
 
-def test_other_numbers_of_workers_are_refused_with_those_that_fit(data: DataConfig, tmp_path: Path) -> None:
-    config = _config(data, tmp_path, lanes=12, batch_size=24, workers=3)
-    with pytest.raises(ValueError, match=r"workers=3; try --workers out of 1, 2, 4$"):
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_every_step_has_the_same_bits_on_any_number_of_ranks(
+    world_size: int, alone: dict[str, list[tuple[float, str]]], run_ranks: Callable
+) -> None:
+    assert all(len({digest for _, digest in steps}) == _STEPS for steps in alone.values())
+    for rank, found in enumerate(run_ranks(_trained, world_size, list(_ROWS))):
+        differing = [name for name in _ROWS if found[name] != alone[name]]
+        assert not differing, f"rank {rank} of {world_size}"
+
+
+@pytest.mark.parametrize("name", ["simclr, efficientnet, adamw", "simclr, convnext", "byol", "supervised"])
+def test_loss_gradients_and_statistics_are_plain_pytorchs_but_for_rounding(name: str) -> None:
+    config = _row(name)
+    plain, exact = (_objective(config, torch.float64) for _ in range(2))
+    make_exact(exact, exact_lanes(config, LocalGather()))
+    losses = [model(_views(config, LocalGather(), 0, torch.float64)) for model in (plain, exact)]
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-12)
+    for loss in losses:
+        loss.backward()
+    for (key, ours), (_, theirs) in zip(exact.named_parameters(), plain.named_parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None), key
+        if ours.grad is not None and theirs.grad is not None:
+            largest = theirs.grad.abs().max().item()
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-10 * largest, msg=key)
+    for (key, ours), (_, theirs) in zip(exact.named_buffers(), plain.named_buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12, msg=key)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    folder = tmp_path_factory.mktemp("digits")
+    write_small_digits(folder, 96)
+    view = replace(RECIPES["simclr-cifar"][0], size=17)
+    return DataConfig(train=str(folder / "train"), test=str(folder / "test"), view=view, window_rows=12)
+
+
+def _train(config: TrainConfig, until: int | None = None) -> None:
+    """Train in this process, or as the rank that it is."""
+    worker = Worker(gather=_gather(), device=torch.device("cpu"), threads=1, tables=read_windows)
+    index, test = (build_index(uri, config.data) for uri in (config.data.train, config.data.test or ""))
+    train(config, Sets.of(config, index, test), worker, lambda _values: None, until=until)
+
+
+_MEASURED = ("loss", "view_matching", "knn_top1", "linear_top1", "alignment", "uniformity", "effective_rank")
+
+
+def _measured(config: TrainConfig) -> list[tuple[int, dict[str, float]]]:
+    """What metrics.jsonl has of the steps and evaluations, but for times."""
+    lines = read_metrics(run_uri(config))
+    assert not [line for line in lines if "warning" in line and "kind" in line["warning"]]
+    chosen = [(line["step"], {key: line[key] for key in _MEASURED if key in line}) for line in lines]
+    return [(step, values) for step, values in chosen if values]
+
+
+def _tensors(saved: Any) -> list[Tensor]:
+    """All tensors in a checkpoint, in order."""
+    if isinstance(saved, Tensor):
+        return [saved]
+    parts = saved.values() if isinstance(saved, dict) else saved if isinstance(saved, list | tuple) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
+
+
+@pytest.mark.parametrize("optimizer", ["lars", "adamw"])
+def test_a_run_resumed_on_other_numbers_of_ranks_has_the_same_checkpoints_and_metrics(
+    optimizer: str, data: DataConfig, tmp_path: Path, run_ranks: Callable
+) -> None:
+    settings = {"name": optimizer, "learning_rate": 0.3, "average_decay": 0.5}
+    evaluation = {
+        "neighbours": 5,
+        "diagnostic_images": 20,
+        "held_out": 0.2,
+        "every_epochs": 1,
+        "linear": True,
+    }
+    alone = _config(
+        data, output=str(tmp_path / "alone"), **_PROJECTOR, steps=12, optimizer=settings,
+        evaluation={**evaluation, "every_epochs": 1}, checkpoint={"every_steps": 3, "keep": 9},
+    )  # fmt: skip
+    config = replace(alone, output=str(tmp_path / "ranks"))
+    _train(alone)
+    run_ranks(_train, 2, config, 4)
+    run_ranks(_train, 4, config, 7)
+    _train(config, 9)
+    run_ranks(_train, 2, config)
+    assert _measured(config) == _measured(alone)
+    for step in (3, 6, 9, 12):
+        ours, theirs = (_tensors(Checkpoints(run_uri(of), 9).load(step)) for of in (config, alone))
+        assert len(ours) == len(theirs) > 60
+        assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True)), step
+
+
+def test_threads_are_the_callers_own_again_after_a_run(data: DataConfig, tmp_path: Path) -> None:
+    config = _config(data, output=str(tmp_path), **_PROJECTOR, steps=0, evaluation={"diagnostic_images": 0})
+    torch.set_num_threads(2)
+    try:
+        _train(config)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("workers", [3, 6, 8])
+def test_other_numbers_of_workers_are_refused_with_those_that_fit(workers: int, data: DataConfig) -> None:
+    config = _config(data, lanes=12, batch_size=24, workers=workers)
+    with pytest.raises(ValueError, match=rf"divides lanes=12, not workers={workers}; try one of 1, 2, 4$"):
         worker_counts(config)
     assert worker_counts(replace(config, workers="2:12")) == [2, 4]
+    with pytest.raises(ValueError, match=r"no power of two in workers=5:12; include one of 1, 2, 4$"):
+        worker_counts(replace(config, workers="5:12"))
     assert worker_counts(replace(config, workers=3, exact=False)) == [3]
 
 
 @pytest.mark.parametrize(
-    "fields", [{"compile": True}, {"precision": "bfloat16"}, {"objective": "own:Objective", "projector": {}}]
+    "fields", [{"compile": True}, {"precision": "bfloat16"}, {"objective": "own:Objective"}]
 )
-def test_what_cannot_be_exact_is_refused_by_name(
-    fields: dict[str, Any], data: DataConfig, tmp_path: Path
-) -> None:
+def test_settings_that_cannot_be_exact_are_refused(fields: dict[str, Any], data: DataConfig) -> None:
     with pytest.raises(ValueError, match="exact=true"):
-        _config(data, tmp_path, **fields)
+        _config(data, **fields)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("row", _ROWS)
-def test_every_checkpoint_and_loss_has_the_same_bits_on_any_number_of_ranks(
-    row: str, data: DataConfig, tmp_path: Path, run_ranks: Callable
-) -> None:
-    alone = _config(data, tmp_path / "1", **_ROWS[row])
-    _train(alone)
-    first, *_, last = (Checkpoints(run_uri(alone), 9).load(step)["model"] for step in range(1, _STEPS + 1))
-    assert not all(torch.equal(first[key], last[key]) for key in first)
-    for ranks in (2, 4):
-        config = replace(alone, output=str(tmp_path / str(ranks)))
-        run_ranks(_train, ranks, config)
-        _assert_same(config, alone)
+class _Scaled(nn.Module):
+    """A module with a weight of its own and a batch norm inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.norm = nn.Parameter(torch.ones(())), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.norm(x)
+
+
+@pytest.mark.parametrize(
+    "module", [_Scaled(), nn.BatchNorm2d(3, affine=False), nn.BatchNorm2d(3, momentum=None)]
+)
+def test_a_module_that_has_no_exact_form_is_refused_by_name(module: nn.Module) -> None:
+    objective = _objective(_row("supervised"))
+    objective.encoder.trunk = nn.Sequential(module, objective.encoder.trunk)
+    with pytest.raises(ValueError, match=rf"exact form of encoder\.trunk\.0, a {type(module).__name__}"):
+        make_exact(objective, Lanes(LocalGather(), 4, 2))
