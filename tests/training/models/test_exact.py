@@ -1,40 +1,29 @@
 """Exact runs on real ranks: the same bits of weights and losses on any number of them."""
 
-import hashlib
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
+from exact_steps import STEPS, Steps, noise, plain_objective, steps_config, trained
 from small_digits import write_small_digits
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipelines.config import RECIPES, DataConfig
-from pipelines.index import Index, build_index
-from pipelines.plan import lanes_of
+from pipelines.index import build_index
 from pipelines.reader import read_windows
-from pipelines.views import Views
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, worker_counts
 from training.evaluation.evaluator import Sets
-from training.gather import Gather, LocalGather, ProcessGroupGather
-from training.gradients import micro_batches, whole_batch
-from training.loop import fit
+from training.gather import LocalGather, ProcessGroupGather
 from training.metrics import read_metrics
 from training.models.exact import Lanes, exact_lanes, make_exact, tree_sum
-from training.objectives import Objective, build_objective
-from training.optimizers import build_optimizer
 from training.process import Worker
 from training.trainer import run_uri, train
 
-_STEPS = 3
 _SGD = {"name": "sgd", "learning_rate": 3.0}
 _ADAMW = {"name": "adamw", "learning_rate": 0.3}
 _PROJECTOR = {"projector": {"hidden_dim": 32, "dim": 16}}
@@ -42,7 +31,6 @@ _BYOL = {"objective": "byol", "byol": {"predictor_hidden_dim": 24}, **_PROJECTOR
 _SUPERVISED = {"objective": "supervised", "supervised": {"classes": 10}}
 _MICRO = {"batch_size": 16, "micro_batch_size": 8}
 _AN_IMAGE_A_LANE = {"batch_size": 4}
-_NO_DATA = Index("", "folder", pa.table({}))
 
 
 def _simclr(**fields: Any) -> dict[str, Any]:
@@ -78,80 +66,15 @@ _ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-def _config(data: DataConfig, **fields: Any) -> TrainConfig:
-    defaults = {"batch_size": 8, "lanes": 4, "exact": True, "optimizer": _SGD, **_encoder("resnet8")}
-    return TrainConfig(**{"data": data, **defaults, **fields})
-
-
 def _row(name: str) -> TrainConfig:
-    view = replace(RECIPES["simclr-cifar"][0], size=32 if "torchvision" in str(_ROWS[name]) else 17)
-    return _config(DataConfig(train="nowhere", view=view), **_ROWS[name])
-
-
-def _gather() -> Gather:
-    return ProcessGroupGather() if dist.is_initialized() else LocalGather()
-
-
-def _views(config: TrainConfig, gather: Gather, step: int, dtype: torch.dtype = torch.float32) -> Views:
-    """This rank's part of a step's batch of noise."""
-    generator, size = torch.Generator().manual_seed(step), config.data.view.size
-    shape = (1 if config.objective == "supervised" else 2, config.batch_size, 3, size, size)
-    images = torch.randn(shape, generator=generator).to(dtype)
-    rows = np.arange(config.batch_size).reshape(config.lanes, -1)
-    mine = rows[list(lanes_of(gather.rank, gather.world_size, config.lanes))].reshape(-1)
-    views = tuple(view[mine].contiguous(memory_format=torch.channels_last) for view in images)
-    return Views(views, torch.arange(config.batch_size)[mine] % 10, mine)
-
-
-def _objective(config: TrainConfig, dtype: torch.dtype = torch.float32) -> Objective:
-    torch.manual_seed(config.seed)
-    objective = build_objective(config, _NO_DATA, LocalGather()).to(dtype)
-    return objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-
-def _digest(*modules: nn.Module | None) -> str:
-    saved = io.BytesIO()
-    for module in filter(None, modules):
-        for value in module.state_dict().values():
-            saved.write(value.contiguous().numpy().tobytes())
-    return hashlib.blake2b(saved.getbuffer()).hexdigest()
-
-
-def _trained(names: list[str]) -> dict[str, list[tuple[float, str]]]:
-    """Loss and digest of all weights after each step of each row, as this rank has them."""
-    return {name: list(_steps(_row(name))) for name in names}
-
-
-def _steps(config: TrainConfig) -> Iterator[tuple[float, str]]:
-    gather, objective, found = _gather(), _objective(config), []
-    make_exact(objective, exact_lanes(config, gather))
-    decay = config.optimizer.average_decay
-    average = decay and AveragedModel(objective, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    backward = whole_batch(objective, dtype=torch.float32)
-    if config.micro_batch_size:
-        lanes, parts = config.lanes // gather.world_size, config.batch_size // config.micro_batch_size
-        settings = {"lanes": lanes, "parts": parts, "gather": LocalGather(), "dtype": torch.float32}
-        backward = micro_batches(objective, **settings)
-
-    def after_step(done: int, loss: Tensor, _rate: float) -> None:
-        objective.after_step(done - 1, _STEPS)
-        if average:
-            average.update_parameters(objective)
-        found.append((loss.item(), _digest(objective, average or None)))
-
-    fit(
-        objective, backward, build_optimizer(objective, config.optimizer),
-        (_views(config, gather, step) for step in range(_STEPS)),
-        start_step=0, stop_step=_STEPS, rate=lambda _step: config.optimizer.learning_rate / 10,
-        after_step=after_step, device=torch.device("cpu"), clip_norm=config.optimizer.clip_norm,
-    )  # fmt: skip
-    yield from found
+    size = 32 if "torchvision" in str(_ROWS[name]) else 17
+    return steps_config(size, **{"optimizer": _SGD, **_ROWS[name]})
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, list[tuple[float, str]]]:
-    """What a single process trains."""
-    return _trained(list(_ROWS))
+def alone() -> dict[str, Steps]:
+    """The steps of a single process."""
+    return trained({name: _row(name) for name in _ROWS})
 
 
 def test_the_tree_adds_up_as_by_hand_and_workers_lanes_are_its_branches() -> None:
@@ -164,10 +87,10 @@ def test_the_tree_adds_up_as_by_hand_and_workers_lanes_are_its_branches() -> Non
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_every_step_has_the_same_bits_on_any_number_of_ranks(
-    world_size: int, alone: dict[str, list[tuple[float, str]]], run_ranks: Callable
+    world_size: int, alone: dict[str, Steps], run_ranks: Callable
 ) -> None:
-    assert all(len({digest for _, digest in steps}) == _STEPS for steps in alone.values())
-    for rank, found in enumerate(run_ranks(_trained, world_size, list(_ROWS))):
+    assert all(len({digest for _, digest in steps}) == STEPS for steps in alone.values())
+    for rank, found in enumerate(run_ranks(trained, world_size, {name: _row(name) for name in _ROWS})):
         differing = [name for name in _ROWS if found[name] != alone[name]]
         assert not differing, f"rank {rank} of {world_size}"
 
@@ -175,9 +98,11 @@ def test_every_step_has_the_same_bits_on_any_number_of_ranks(
 @pytest.mark.parametrize("name", ["simclr, efficientnet, adamw", "simclr, convnext", "byol", "supervised"])
 def test_loss_gradients_and_statistics_are_plain_pytorchs_but_for_rounding(name: str) -> None:
     config = _row(name)
-    plain, exact = (_objective(config, torch.float64) for _ in range(2))
+    plain, exact = (plain_objective(config).double() for _ in range(2))
     make_exact(exact, exact_lanes(config, LocalGather()))
-    losses = [model(_views(config, LocalGather(), 0, torch.float64)) for model in (plain, exact)]
+    views = noise(config, LocalGather(), 0)
+    views = replace(views, images=tuple(image.double() for image in views.images))
+    losses = [model(views) for model in (plain, exact)]
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-12)
     for loss in losses:
         loss.backward()
@@ -198,9 +123,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     return DataConfig(train=str(folder / "train"), test=str(folder / "test"), view=view, window_rows=12)
 
 
+def _config(data: DataConfig, **fields: Any) -> TrainConfig:
+    return steps_config(17, **{"data": data, **fields})
+
+
 def _train(config: TrainConfig, until: int | None = None) -> None:
     """Train in this process, or as the rank that it is."""
-    worker = Worker(gather=_gather(), device=torch.device("cpu"), threads=1, tables=read_windows)
+    gather = ProcessGroupGather() if dist.is_initialized() else LocalGather()
+    worker = Worker(gather=gather, device=torch.device("cpu"), threads=1, tables=read_windows)
     index, test = (build_index(uri, config.data) for uri in (config.data.train, config.data.test or ""))
     train(config, Sets.of(config, index, test), worker, lambda _values: None, until=until)
 
@@ -297,7 +227,7 @@ class _Scaled(nn.Module):
     "module", [_Scaled(), nn.BatchNorm2d(3, affine=False), nn.BatchNorm2d(3, momentum=None)]
 )
 def test_a_module_that_has_no_exact_form_is_refused_by_name(module: nn.Module) -> None:
-    objective = _objective(_row("supervised"))
+    objective = plain_objective(_row("supervised"))
     objective.encoder.trunk = nn.Sequential(module, objective.encoder.trunk)
     with pytest.raises(ValueError, match=rf"exact form of encoder\.trunk\.0, a {type(module).__name__}"):
         make_exact(objective, Lanes(LocalGather(), 4, 2))
