@@ -256,8 +256,11 @@ def worker_counts(config: TrainConfig) -> list[int]:
     fewest, most = map(int, (config.workers or f"1:{config.lanes}").split(":"))
     counts = [count for count in fits if fewest <= count <= most]
     if not counts:
-        what = f"lanes={config.lanes} is a multiple of no {'power of two' if config.exact else 'number'} in"
-        raise ValueError(f"{what} workers={config.workers}; include one of {named}")
+        wanted = "power of two" if config.exact else "number"
+        raise ValueError(
+            f"lanes={config.lanes} is a multiple of no {wanted} in workers={config.workers}; include one of "
+            f"{named}"
+        )
     return counts
 
 
