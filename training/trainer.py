@@ -381,7 +381,7 @@ class _Run:
         judged: Any = self.average.module if self.average else self.objective
         encoders = {"knn_top1": judged.encoder, **others}
         worker = self.worker.careful if done <= self.careful_until else self.worker
-        evaluator = Evaluator(self.config, self.sets, worker, self.left_out)
+        evaluator = Evaluator(self.config, self.sets, worker, self.left_out, singly=self.config.exact)
         values = evaluator.online(encoders, last=done == self.steps, classifier=judged.full_classifier)
         if self.log and values:
             self.log.note(done, **values)

@@ -153,7 +153,7 @@ class _LossOfAll:
     lanes: Lanes
 
     def __call__(self, embedded: list[Float[Tensor, "n dim"]], views: Views) -> Float[Tensor, ""]:
-        labels = self.lanes.everyone(views.labels)
+        labels = self.lanes.everyone(views.labels.to(embedded[0].device))
         return self.loss([self.lanes.everyone(rows) for rows in embedded], replace(views, labels=labels))
 
 
