@@ -1,8 +1,8 @@
 """Training with the same bits on any number of workers: lane by lane, with sums in a fixed order.
 
-How a kernel rounds may depend on how many rows it gets, so each layer gets the rows of one lane at a time:
-the same shape on any number of workers. A sum over lanes is a balanced binary tree; each worker adds up its
-own lanes, which are a subtree of it.
+How a kernel rounds may depend on how many rows it gets (the last numbers of a tensor, which fill no vector,
+have another exp too), so each layer gets the rows of one lane at a time: the same shape on any number of
+workers. A sum over lanes is a balanced binary tree; each worker adds up its own lanes, a subtree of it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +24,10 @@ from training.objectives import Objective
 
 # Kernels may round differently where their input begins between multiples of this many bytes.
 _ALIGNMENT = 64
+
+
+# Modules that do not round, so that the number of rows makes no difference.
+_NO_ROUNDING = (nn.ReLU, nn.ReLU6, nn.MaxPool2d, nn.Identity, nn.Flatten, nn.Dropout)
 
 
 def tree_sum(parts: Sequence[Float[Tensor, "*dims"]]) -> Float[Tensor, "*dims"]:
@@ -91,43 +95,52 @@ def make_exact(objective: Objective, lanes: Lanes) -> None:
     Modules keep their parameters and names; only their `forward` changes, in training. Gradients are sums
     over all workers' lanes, so they need no averaging. Every worker computes the loss of all workers' rows.
 
-    Raises ValueError, naming it, for a module that has no exact form. Modules without weights must treat each
-    row by itself, which is not checked.
+    Raises ValueError, naming it, for a module that has no exact form. Modules must treat each row by itself,
+    and those that contain batch norms must compute nothing that rounds, but for sums of two tensors and
+    products. That is not checked; it holds for diptych's and torchvision's networks.
     """
-    for name, module in _owners(objective):
-        _check(name, module)
-        module.forward = (_Norm if isinstance(module, BatchNorm) else _ByLane)(module, lanes)
+    for name, module in list(_parts(objective)):
+        if not isinstance(module, BatchNorm):
+            module.forward = _ByLane(module, lanes)
+        elif module.affine and module.track_running_stats and module.momentum is not None:
+            module.forward = _Norm(module, lanes)
+        else:
+            raise _no_form(name, module)
     objective.loss = _LossOfAll(objective.loss, lanes)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _owners(parent: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Batch norms and other outermost modules below `parent` that have weights of their own, by name."""
+def _parts(parent: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Batch norms below `parent`, and the outermost modules without any inside, by name."""
     for key, child in parent.named_children():
-        if isinstance(child, BatchNorm) or next(child.parameters(recurse=False), None) is not None:
-            yield prefix + key, child
+        if isinstance(child, BatchNorm) or not _has_norm(child):
+            if not isinstance(child, _NO_ROUNDING):
+                yield prefix + key, child
+        elif next(child.parameters(recurse=False), None) is not None:
+            raise _no_form(prefix + key, child)
         else:
-            yield from _owners(child, f"{prefix}{key}.")
+            yield from _parts(child, f"{prefix}{key}.")
 
 
-def _check(name: str, module: nn.Module) -> None:
-    """Raise ValueError where a module of `_owners` has no exact form."""
-    if isinstance(module, BatchNorm):
-        exact = module.affine and module.track_running_stats and module.momentum is not None
-    else:  # Rows that go through it lane by lane must not be normalised by one another.
-        exact = not any(isinstance(part, BatchNorm) for part in module.modules())
-    if not exact:
-        raise ValueError(
-            f"exact=true has no exact form of {name}, a {type(module).__name__}, because of its batch norm; "
-            "choose another encoder, or leave exact out"
-        )
+def _has_norm(module: nn.Module) -> bool:
+    return any(isinstance(part, BatchNorm) for part in module.modules())
+
+
+def _no_form(name: str, module: nn.Module) -> ValueError:
+    return ValueError(
+        f"exact=true has no exact form of {name}, a {type(module).__name__}, because of its batch norm; "
+        "choose another encoder, or leave exact out"
+    )
 
 
 def _aligned(block: Tensor) -> Tensor:
     """The block as kernels see it on any number of workers: with one layout, at an aligned address."""
-    laid_out = block.contiguous(memory_format=_layout(block))
-    if laid_out.data_ptr() % _ALIGNMENT == 0:
+    layout = _layout(block)
+    laid_out = block.contiguous(memory_format=layout)
+    # Strides of dimensions of size 1 say nothing, and yet kernels are chosen by them.
+    strides = torch.empty(block.shape, device="meta", memory_format=layout).stride()
+    if laid_out.stride() == strides and laid_out.data_ptr() % _ALIGNMENT == 0:
         return laid_out
-    return laid_out.clone(memory_format=_layout(block))
+    return torch.empty_like(block, memory_format=layout).copy_(block)
 
 
 def _layout(x: Tensor) -> torch.memory_format:
@@ -173,6 +186,9 @@ class _ByLane:
 
     def __init__(self, module: nn.Module, lanes: Lanes) -> None:
         self._original, self._lanes = _Original(module), lanes
+        for part in module.modules():
+            if hasattr(part, "inplace"):
+                part.inplace = False  # A block may be a part of another tensor.
 
     def __call__(self, x: Float[Tensor, "n *dims"]) -> Float[Tensor, "n *out"]:
         if not self._original.module.training:
