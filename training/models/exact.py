@@ -71,12 +71,14 @@ class Lanes:
         """
         return _Everyone.apply(local, self)
 
-    def _joined(self, local: Tensor) -> Tensor:
+    def joined(self, local: Tensor) -> Tensor:
+        """All rows as `everyone` has them, without gradients."""
         world_size, rest = self.gather.world_size, local.shape[1:]
         everyone = self.gather.rows(local).view(world_size, self.parts, self.count, self.rows, *rest)
         return everyone.movedim(0, 2).reshape(-1, *rest)
 
-    def _own(self, everyone: Tensor) -> Tensor:
+    def own(self, everyone: Tensor) -> Tensor:
+        """This worker's rows of `joined`."""
         rest = everyone.shape[1:]
         lanes = everyone.reshape(self.parts, self.count, self.gather.world_size, self.rows, *rest)
         return lanes[:, :, self.gather.rank].reshape(-1, *rest)
@@ -151,11 +153,11 @@ class _Everyone(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor, lanes: Lanes) -> Tensor:
         ctx.lanes = lanes
-        return lanes._joined(local)
+        return lanes.joined(local)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        return ctx.lanes._own(upstream[0]), None
+        return ctx.lanes.own(upstream[0]), None
 
 
 @dataclass(frozen=True, eq=False)
