@@ -89,7 +89,8 @@ def _measure(settings: _Settings, gather: Gather) -> list[tuple[float, float]]:
     without = _stepping(settings, gather)
     exact = _stepping(replace(settings, config=replace(settings.config, exact=True)), gather)
     for _ in range(_WARM_UP):
-        next(without), next(exact)
+        next(without)
+        next(exact)
     return [
         (
             statistics.median(next(without) for _ in range(settings.steps)),

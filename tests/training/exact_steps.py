@@ -42,8 +42,9 @@ class GatherThroughMemory(ProcessGroupGather):
 def steps_config(size: int, **fields: Any) -> TrainConfig:
     """An exact config whose views have `size` pixels a side, and which needs no images."""
     view = replace(RECIPES["simclr-cifar"][0], size=size)
-    defaults = {"batch_size": 8, "lanes": 4, "exact": True, "encoder": {"name": "resnet8"}}
-    return TrainConfig(**{"data": DataConfig(train="nowhere", view=view), **defaults, **fields})
+    settings: dict[str, Any] = {"data": DataConfig(train="nowhere", view=view), "exact": True}
+    settings |= {"batch_size": 8, "lanes": 4, "encoder": {"name": "resnet8"}, **fields}
+    return TrainConfig(**settings)
 
 
 def noise(config: TrainConfig, gather: Gather, step: int) -> Views:
@@ -73,10 +74,12 @@ def trained(configs: dict[str, TrainConfig], device: str = "cpu") -> dict[str, S
 
 
 def _steps(config: TrainConfig, gather: Gather, device: torch.device) -> Steps:
-    objective, found = plain_objective(config).to(device), []
+    found: Steps = []
+    objective = plain_objective(config).to(device)
     make_exact(objective, exact_lanes(config, gather))
-    decay = config.optimizer.average_decay
-    average = decay and AveragedModel(objective, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    average = None
+    if (decay := config.optimizer.average_decay) is not None:
+        average = AveragedModel(objective, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     backward = whole_batch(objective, dtype=torch.float32)
     if config.micro_batch_size:
         lanes, parts = config.lanes // gather.world_size, config.batch_size // config.micro_batch_size
@@ -88,7 +91,7 @@ def _steps(config: TrainConfig, gather: Gather, device: torch.device) -> Steps:
         objective.after_step(done - 1, STEPS)
         if average:
             average.update_parameters(objective)
-        found.append((loss.item(), _digest(objective, average or None)))
+        found.append((loss.item(), _digest(objective, average)))
 
     with deterministic(exact=True, device=device):
         fit(

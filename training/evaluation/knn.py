@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -69,16 +70,19 @@ def knn_accuracy(
     asked, answers = F.normalize(gather.uneven_rows(queries[0]), dim=1), gather.uneven_rows(queries[1])
     # Labels may be any numbers; each distinct one gets a column for its votes.
     values, numbers = labels.unique(return_inverse=True)
-    settings = {
-        "classes": len(values),
-        "neighbours": fitting_neighbours(config.neighbours, labels),
-        "temperature": config.temperature,
-    }
+    votes = partial(
+        knn_votes,
+        bank=features,
+        bank_labels=numbers,
+        classes=len(values),
+        neighbours=fitting_neighbours(config.neighbours, labels),
+        temperature=config.temperature,
+    )
     right = torch.zeros((), dtype=torch.int64, device=labels.device)
     # Chunks of all workers' queries: the products round alike on any number of workers.
     chunks = list(zip(asked.split(_CHUNK), answers.split(_CHUNK), strict=True))
     for part, wanted in chunks[gather.rank :: gather.world_size]:
-        right += (values[knn_votes(part, features, numbers, **settings).argmax(dim=1)] == wanted).sum()
+        right += (values[votes(part).argmax(dim=1)] == wanted).sum()
     return float(gather.total(right) / len(answers))
 
 

@@ -188,9 +188,9 @@ class _ByLane:
 
     def __init__(self, module: nn.Module, lanes: Lanes) -> None:
         self._original, self._lanes = _Original(module), lanes
-        for part in module.modules():
-            if hasattr(part, "inplace"):
-                part.inplace = False  # A block may be a part of another tensor.
+        inplace: list[Any] = [part for part in module.modules() if hasattr(part, "inplace")]
+        for part in inplace:
+            part.inplace = False  # A block may be a part of another tensor.
 
     def __call__(self, x: Float[Tensor, "n *dims"]) -> Float[Tensor, "n *out"]:
         if not self._original.module.training:
