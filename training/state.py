@@ -11,9 +11,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from pipelines.index import Index
 from training.checkpoint import snapshot
 from training.config import TrainConfig
+from training.gather import LocalGather
 from training.gradients import Backward, micro_batches, whole_batch
 from training.losses import Matching
 from training.models.batch_norm import synchronize_batch_norm
+from training.models.exact import exact_lanes, make_exact
 from training.objectives import Objective, build_objective
 from training.optimizers import build_optimizer, load_moments
 from training.process import Worker
@@ -58,11 +60,15 @@ class TrainState:
         gather = TimedGather(self._worker.gather, self._timer)
         # A checkpoint has what `init` would give, which may be gone by now.
         config = replace(self._config, init=None) if resumed else self._config
-        objective = build_objective(config, index, gather, matching)
+        of_loss = LocalGather() if config.exact else gather
+        objective = build_objective(config, index, of_loss, matching)
         objective.to(self._worker.device)
         # Convolutions are faster so, on CPUs by 1.4 times.
         objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        synchronize_batch_norm(objective, gather)
+        if config.exact:
+            make_exact(objective, exact_lanes(config, gather))
+        else:
+            synchronize_batch_norm(objective, gather)
         return objective
 
     def load(self, saved: dict[str, Any]) -> None:
@@ -92,14 +98,15 @@ class TrainState:
     def backward(self) -> Backward:
         """How a step computes its gradients: of the whole batch or in micro-batches, on all workers."""
         config, gather = self._config, self._worker.gather
-        half = config.precision == "bfloat16" or (
-            config.precision == "auto" and self._worker.device.type == "cuda"
-        )
+        on_gpu = self._worker.device.type == "cuda"
+        half = config.precision == "bfloat16" or (config.precision == "auto" and on_gpu and not config.exact)
         dtype = torch.bfloat16 if half else torch.float32
         if config.compile:
             self.objective.encoder.compile()
+        if config.exact:
+            gather = LocalGather()  # Exact layers add up all workers' gradients themselves.
         if config.micro_batch_size is not None and config.micro_batch_size < config.batch_size:
-            lanes = config.lanes // gather.world_size
+            lanes = config.lanes // self._worker.gather.world_size
             parts = config.batch_size // config.micro_batch_size
             return micro_batches(
                 self.objective, lanes=lanes, parts=parts, gather=gather, dtype=dtype, timer=self._timer

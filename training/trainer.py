@@ -16,6 +16,7 @@ from pipelines.quarantine import Quarantine
 from pipelines.views import Views
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig
+from training.determinism import deterministic, kind_of_machine, kind_warnings
 from training.errors import NonFiniteError, StoppedError
 from training.evaluation.certainty import doubts
 from training.evaluation.evaluator import Evaluator, Sets
@@ -76,8 +77,8 @@ def train(
     stop, and UnsavedError where the storage takes no checkpoint for too long, or where another process has
     taken the lease `held`.
     """
-    run = _Run(config, sets, worker, progress, until, careful_until, held)
-    run.train()
+    with deterministic(exact=config.exact, device=worker.device):
+        _Run(config, sets, worker, progress, until, careful_until, held).train()
 
 
 class _Run:
@@ -110,6 +111,9 @@ class _Run:
         self.patience = min(storage.patience(), _SHARE_OF_TIMEOUT * config.timeout)
         self.saver = Saver(self.checkpoints, self._warn, whole=saved["step"] if saved else None)
         self.start_step = saved["step"] if saved else 0
+        if config.exact:
+            kind = saved.get("kind") if saved else None
+            self.warnings += kind_warnings(worker.gather, worker.device, kind)
         self.best, self.saved_at = self._best_score(), time.monotonic()
         self.progress = progress
         if self._leads:
@@ -226,7 +230,8 @@ class _Run:
         if due or late or better or stopping:
             log.write()
             self.best = score if better and score is not None else self.best
-            self.saver.save(done, self.state.snapshot(done), score=score if better else None)
+            saved = self.state.snapshot(done) | {"kind": kind_of_machine(self.worker.device)}
+            self.saver.save(done, saved, score=score if better else None)
             self.saved_at = time.monotonic()
         self.saver.look()
         if stopping or done == self.stop_step or self.saver.failed_saves >= _FAILED_SAVES:
@@ -255,7 +260,8 @@ class _Run:
         judged = self.state.evaluated
         encoders = {"knn_top1": judged.encoder, **others}
         worker = self.worker.careful if done <= self.careful_until else self.worker
-        evaluator = Evaluator(self.config, self.sets, worker, self.stream.left_out)
+        left_out = self.stream.left_out
+        evaluator = Evaluator(self.config, self.sets, worker, left_out, singly=self.config.exact)
         values = evaluator.online(encoders, last=done == self.steps, classifier=judged.full_classifier)
         if self.log and values:
             self.log.note(done, **values)

@@ -1,4 +1,4 @@
-"""An actor on each node that reports versions, memory, views, storage and clock to the doctor."""
+"""An actor on each node that reports versions, memory, views, exact bits, storage and clock to the doctor."""
 
 import io
 import os
@@ -19,6 +19,8 @@ from pipelines import storage
 from pipelines.augment.dali import Request, make_views
 from pipelines.augment.draws import draw
 from pipelines.config import ViewRecipe
+from training.determinism import kind_of_machine
+from training.selftest import exact_bits
 
 _PACKAGES = ("torch", "torchvision", "pyarrow", "nvidia-dali-cuda130")
 
@@ -54,6 +56,11 @@ class NodeAgent:
     def gpu(self) -> str:
         """Name of this process's first GPU. Raises RuntimeError if its driver does not work."""
         return torch.cuda.get_device_name(0)
+
+    def exact_step(self, gpu: bool) -> tuple[str, dict[str, str]]:
+        """Digest of an exact step on this node's CPU or this process's first GPU, and the kind of machine."""
+        device = torch.device("cuda", 0) if gpu else torch.device("cpu")
+        return exact_bits(device), kind_of_machine(device)
 
     def write(self, uri: str, name: str) -> float:
         """Write a file of 8 MiB below `uri`; returns bytes per second."""

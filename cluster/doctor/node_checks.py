@@ -17,6 +17,7 @@ from cluster.doctor.check_results import CheckResult, Level
 from cluster.doctor.node_agent import NodeAgent, example_views, node_info
 from pipelines import storage
 from pipelines.storage.filesystems import IN_A_JOB
+from training.determinism import Kind, kind_differences
 from training.ray_train.nodes import usable_resources
 
 # The agent has to start and to import PyTorch and DALI. A busy node takes longer; one that first installs a
@@ -56,6 +57,7 @@ def check_nodes(uri: str | None) -> Iterator[CheckResult]:
     yield from token_results(answers)
     yield from _resources(nodes, answers)
     yield from _dali(nodes)
+    yield from _exact_steps(nodes)
     yield from _clocks(nodes)
     yield from _storage(nodes, uri)
 
@@ -189,6 +191,41 @@ def _dali(nodes: list[Node]) -> Iterator[CheckResult]:
         yield CheckResult(
             check, node.name, f"{device}views within {difference:.0e} of this process's",
             "ok" if same else "error", "" if same else "give all nodes the same version of DALI",
+        )  # fmt: skip
+
+
+def _exact_steps(nodes: list[Node]) -> Iterator[CheckResult]:
+    asked = {"CPU": [(node, node.agent.exact_step.remote(False)) for node in nodes]}
+    asked["GPU"] = [(node, node.gpu_agent.exact_step.remote(True)) for node in nodes if node.gpus]
+    for device, answers in asked.items():
+        found = {}
+        for node, answer in answers:
+            try:
+                found[node.name] = _answer(answer)
+            except NodeAgentError as error:
+                way_out = "runs with exact=true may fail there too: see the node's logs"
+                yield CheckResult(f"exact step on the {device}", node.name, str(error), "warning", way_out)
+        yield from exact_results(device, found)
+
+
+def exact_results(device: str, found: dict[str, tuple[str, Kind]]) -> Iterator[CheckResult]:
+    """Compare the bits of an exact step between nodes, and name what differs where they do.
+
+    found: the step's digest and the kind of machine of each node.
+    """
+    if not found:
+        return
+    check, (first, (bits, kind)) = f"exact step on the {device}", next(iter(found.items()))
+    others = {node: theirs for node, (digest, theirs) in found.items() if digest != bits}
+    if not others:
+        yield CheckResult(check, "every node", f"the same bits, {bits}")
+    for node, theirs in others.items():
+        differing = (
+            "; ".join(kind_differences(kind, theirs)) or "no difference in hardware or versions is known"
+        )
+        yield CheckResult(
+            check, node, f"other bits than on {first}: {differing}", "warning",
+            "train with exact=true on nodes of one kind; runs without it are not affected",
         )  # fmt: skip
 
 

@@ -471,6 +471,7 @@ def test_a_cluster_that_can_train_passes_every_check_of_doctor(examined: list[st
     assert levels == {"ok"}
     for check in ("versions", "CPUs, GPUs", "memory", "object store", "DALI on the CPU", "clock", "storage"):
         assert check in shown
+    assert re.search("exact step on the CPU +every node +the same bits", shown)
     for told in ("2 on 2 node(s), gloo", "views within 0e+00", "GB/s into each worker", "MB/s, read"):
         assert told in shown
     assert storage.names(f"{bucket}/doctor") == []

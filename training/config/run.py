@@ -23,6 +23,7 @@ from training.config.objective import (
     Temperature,
     changed_fields,
     check_objective,
+    is_own,
 )
 
 Positive = Annotated[float, Field(gt=0)]
@@ -181,7 +182,11 @@ class TrainConfig:
     """Images that pass through the networks at a time, over all workers, for batches that do not fit into
     memory. Gradients are the whole batch's, batch norm's statistics a micro-batch's. Unset: batch_size."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the forward pass; auto: bfloat16 on a GPU. Losses and weights are in float32."""
+    """Precision of the forward pass; auto: bfloat16 on a GPU, unless `exact` is set. Losses and weights are
+    in float32."""
+    exact: bool = False
+    """Train to the same weights, bit for bit, on any power of two of workers that divides `lanes`, on
+    machines of one kind. Slower: layers run lane by lane, in float32 and in one thread of each worker."""
     compile: bool = False
     """Compile the encoder with torch.compile: takes minutes at the start, speeds up steps on a GPU."""
     epochs: Count = 100
@@ -221,6 +226,7 @@ class TrainConfig:
         )
         _check_single_images(self)
         _check_second_view(self)
+        _check_exact(self)
 
 
 def _changed(config: TrainConfig) -> set[str]:
@@ -237,18 +243,31 @@ def training_recipes(config: TrainConfig) -> tuple[ViewRecipe, ...]:
 
 def worker_counts(config: TrainConfig) -> list[int]:
     """Numbers of workers that the config allows, ascending; ValueError if `lanes` is a multiple of none."""
+    fits = fitting_counts(config)
+    named = ", ".join(map(str, fits))
     if isinstance(config.workers, int):
+        if config.exact and config.workers not in fits:
+            raise ValueError(
+                f"exact=true needs a power of two of workers that divides lanes={config.lanes}, not "
+                f"workers={config.workers}; try one of {named}"
+            )
         check_lanes(config.batch_size, config.lanes, config.workers)
         return [config.workers]
     fewest, most = map(int, (config.workers or f"1:{config.lanes}").split(":"))
-    counts = [count for count in range(fewest, most + 1) if config.lanes % count == 0]
+    counts = [count for count in fits if fewest <= count <= most]
     if not counts:
-        fits = ", ".join(str(count) for count in range(1, config.lanes + 1) if config.lanes % count == 0)
+        wanted = "power of two" if config.exact else "number"
         raise ValueError(
-            f"lanes={config.lanes} is a multiple of no number in workers={config.workers}; include one of "
-            f"{fits}"
+            f"lanes={config.lanes} is a multiple of no {wanted} in workers={config.workers}; include one of "
+            f"{named}"
         )
     return counts
+
+
+def fitting_counts(config: TrainConfig) -> list[int]:
+    """Numbers of workers that divide `lanes`, ascending; with `exact` only powers of two."""
+    counts = [count for count in range(1, config.lanes + 1) if config.lanes % count == 0]
+    return [count for count in counts if not (config.exact and count & (count - 1))]
 
 
 def most_workers(config: TrainConfig) -> int:
@@ -298,6 +317,21 @@ def _check_second_view(config: TrainConfig) -> None:
             f"data.second_view.{changed[0]} has no effect with objective=supervised, which trains on the "
             "first view alone; leave it out"
         )
+
+
+def _check_exact(config: TrainConfig) -> None:
+    """Raise ValueError where exact=true is set beside what it cannot make exact."""
+    if not config.exact:
+        return
+    if is_own(config.objective):
+        raise ValueError(
+            f"exact=true is for simclr, byol and supervised, and objective={config.objective} may mix rows; "
+            "leave exact out"
+        )
+    if config.compile:
+        raise ValueError("compile=true does not keep the bits of exact=true; leave one of them out")
+    if config.precision == "bfloat16":
+        raise ValueError("exact=true needs precision=float32, got precision=bfloat16; leave one of them out")
 
 
 def shipped_config(name: str) -> Path:

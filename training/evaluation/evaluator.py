@@ -36,14 +36,21 @@ from training.process import Worker
 class Evaluator:
     """Evaluates encoders on the sets of a run; every worker calls it, and all get the same values.
 
-    Images that turn out to be bad are appended to `quarantined`.
+    Images that turn out to be bad are appended to `quarantined`. singly: as in knn.embed.
     """
 
     def __init__(
-        self, config: TrainConfig, sets: Sets, worker: Worker, quarantined: list[Quarantined] | None = None
+        self,
+        config: TrainConfig,
+        sets: Sets,
+        worker: Worker,
+        quarantined: list[Quarantined] | None = None,
+        *,
+        singly: bool = False,
     ) -> None:
         self._config, self._sets, self._worker = config, sets.complete(config), worker
         self._quarantined = [] if quarantined is None else quarantined
+        self._singly = singly
 
     def online(
         self, encoders: Mapping[str, Encoder], *, last: bool, classifier: Encoder | None = None
@@ -139,7 +146,7 @@ class Evaluator:
             batch_size=self._config.evaluation.batch_size,
         )  # fmt: skip
         device = self._worker.device
-        features, labels = embed(encoders, self._noting(views), device)
+        features, labels = embed(encoders, self._noting(views), device, singly=self._singly)
         if not self._worker.gather.total(torch.tensor(len(labels), device=device)):
             raise ValueError(f"evaluation found no image of {index.uri} that can be decoded; {WAY_OUT}")
         if len(labels) and (least := int(labels.min())) < 0:
@@ -160,7 +167,9 @@ class Evaluator:
         )  # fmt: skip
         first, second = (
             self._worker.gather.uneven_rows(features)
-            for features in embed_views(encoder, self._noting(views), self._worker.device)
+            for features in embed_views(
+                encoder, self._noting(views), self._worker.device, singly=self._singly
+            )
         )
         if len(first) < 2:
             return {}

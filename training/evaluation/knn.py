@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -65,52 +66,64 @@ def knn_accuracy(
 
     Features may have any norm; each worker passes its share of both.
     """
-    features, labels = gather.uneven_rows(F.normalize(bank[0], dim=1)), gather.uneven_rows(bank[1])
+    features, labels = F.normalize(gather.uneven_rows(bank[0]), dim=1), gather.uneven_rows(bank[1])
+    asked, answers = F.normalize(gather.uneven_rows(queries[0]), dim=1), gather.uneven_rows(queries[1])
     # Labels may be any numbers; each distinct one gets a column for its votes.
     values, numbers = labels.unique(return_inverse=True)
-    neighbours = fitting_neighbours(config.neighbours, labels)
+    votes = partial(
+        knn_votes,
+        bank=features,
+        bank_labels=numbers,
+        classes=len(values),
+        neighbours=fitting_neighbours(config.neighbours, labels),
+        temperature=config.temperature,
+    )
+    right = torch.zeros((), dtype=torch.int64, device=labels.device)
+    # Chunks of all workers' queries: the products round alike on any number of workers.
     chunk = max(1, min(_CHUNK, _MOST_SIMILARITIES // len(features)))
-    chosen = [
-        knn_votes(
-            part,
-            features,
-            numbers,
-            classes=len(values),
-            neighbours=neighbours,
-            temperature=config.temperature,
-        ).argmax(dim=1)
-        for part in F.normalize(queries[0], dim=1).split(chunk)
-    ]
-    right = (values[torch.cat(chosen)] == queries[1]).sum()
-    counts = gather.total(torch.stack([right, torch.tensor(len(queries[1]), device=right.device)]))
-    return float(counts[0] / counts[1])
+    chunks = list(zip(asked.split(chunk), answers.split(chunk), strict=True))
+    for part, wanted in chunks[gather.rank :: gather.world_size]:
+        right += (values[votes(part).argmax(dim=1)] == wanted).sum()
+    return float(gather.total(right) / len(answers))
 
 
 def embed(
-    encoders: Sequence[Encoder], views: Iterable[Views], device: torch.device
+    encoders: Sequence[Encoder], views: Iterable[Views], device: torch.device, *, singly: bool = False
 ) -> tuple[list[Float[Tensor, "n dim"]], Int[Tensor, " n"]]:
-    """Features of all images' first view from each encoder, and the labels."""
+    """Features of all images' first view from each encoder, and the labels.
+
+    singly: encode each image alone, so that rounding does not depend on the others in its batch.
+    """
     features = [[torch.empty(0, encoder.dim, device=device)] for encoder in encoders]
     labels = [torch.empty(0, dtype=torch.int64, device=device)]
     with _frozen(encoders, device):
         for batch in _with_images(views):
             image = batch.to(device).images[0]
             for encoder, rows in zip(encoders, features, strict=True):
-                rows.append(encoder(image).float())
+                rows.append(_encoded(encoder, image, singly))
             labels.append(batch.labels.to(device))
     return [torch.cat(rows) for rows in features], torch.cat(labels)
 
 
 def embed_views(
-    encoder: Encoder, views: Iterable[Views], device: torch.device
+    encoder: Encoder, views: Iterable[Views], device: torch.device, *, singly: bool = False
 ) -> list[Float[Tensor, "n dim"]]:
-    """Features of all images' first and second view."""
+    """Features of all images' first and second view; `singly` as in `embed`."""
     features = [[torch.empty(0, encoder.dim, device=device)] for _ in range(2)]
     with _frozen([encoder], device):
         for batch in _with_images(views):
             for image, rows in zip(batch.to(device).images, features, strict=True):
-                rows.append(encoder(image).float())
+                rows.append(_encoded(encoder, image, singly))
     return [torch.cat(rows) for rows in features]
+
+
+def _encoded(
+    encoder: Encoder, images: Float[Tensor, "n 3 height width"], singly: bool
+) -> Float[Tensor, "n dim"]:
+    if not singly:
+        return encoder(images).float()
+    # Copies, since rounding may also depend on an image's place in memory.
+    return torch.cat([encoder(image.clone()).float() for image in images.split(1)])
 
 
 def _with_images(views: Iterable[Views]) -> Iterator[Views]:

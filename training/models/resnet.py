@@ -152,11 +152,12 @@ class _ImageNetResNet(nn.Module):
         self.layer2 = _stage(block, wide, 2 * channels, blocks[1], 2, shortcut)
         self.layer3 = _stage(block, 2 * wide, 4 * channels, blocks[2], 2, shortcut)
         self.layer4 = _stage(block, 4 * wide, 8 * channels, blocks[3], 2, shortcut)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
 
     def forward(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n dim"]:
         x = self.maxpool(F.relu(self.bn1(self.conv1(images))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return self.avgpool(x).flatten(1)
 
 
 def _stage(

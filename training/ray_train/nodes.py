@@ -12,7 +12,7 @@ import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
 from pipelines.stream import READER_CPUS, READERS
-from training.config import TrainConfig, most_workers, worker_counts
+from training.config import TrainConfig, fitting_counts, most_workers, worker_counts
 from training.errors import NoRoomError
 
 # Imports nothing that takes seconds, since the process of channel.py's actor imports this module.
@@ -147,7 +147,7 @@ def fitting_workers(config: TrainConfig) -> int:
         )
     fitting = [count for count in allowed if count * each <= cpus and count * (share or 0.0) <= gpus]
     if not fitting:
-        fewer = [count for count in range(1, int(cpus / each) + 1) if config.lanes % count == 0]
+        fewer = [count for count in fitting_counts(config) if count * each <= cpus]
         way_out = f"--workers {fewer[-1]}" if fewer else "--wait-for-nodes 1800, if it grows"
         raise NoRoomError(
             f"workers={allowed[0]} need {allowed[0] * each:g} CPUs of the cluster, which has {cpus:g}; "

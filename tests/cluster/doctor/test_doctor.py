@@ -5,7 +5,7 @@ import ray
 from commands import diptych
 
 from cluster.cli.main import main
-from cluster.doctor.node_checks import object_store_result, version_results
+from cluster.doctor.node_checks import exact_results, object_store_result, version_results
 
 
 @pytest.mark.ray
@@ -32,6 +32,15 @@ def test_nodes_with_other_versions_are_an_error() -> None:
     assert (same.level, same.found) == ("ok", "Python 3.11.7")
     assert (differs.level, differs.found) == ("error", "2.60.0 on a; 2.61.0 on b")
     assert differs.way_out == "give all nodes the same image"
+
+
+def test_nodes_with_other_bits_are_a_warning_that_says_what_differs() -> None:
+    one, other = {"CPU": "EPYC", "torch": "2.11"}, {"CPU": "Xeon", "torch": "2.11"}
+    (same,) = exact_results("CPU", {"a": ("01", one), "b": ("01", other)})
+    assert (same.level, same.found) == ("ok", "the same bits, 01")
+    (differs,) = exact_results("CPU", {"a": ("01", one), "b": ("02", other), "c": ("01", one)})
+    assert (differs.level, differs.where) == ("warning", "b")
+    assert differs.found == "other bits than on a: CPU EPYC and Xeon"
 
 
 @pytest.mark.parametrize(
