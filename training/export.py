@@ -43,7 +43,8 @@ class Trained:
     def metadata(self) -> dict[str, str]:
         """Facts that users of the features need: the network, its run, and how to prepare images."""
         view = self.config.data.view
-        chosen = {key: value for key, value in asdict(self.config.encoder).items() if value is not None}
+        encoder, default = asdict(self.config.encoder), asdict(EncoderConfig())
+        chosen = {key: value for key, value in encoder.items() if key == "name" or value != default[key]}
         return {
             "encoder": json.dumps(chosen),
             "features": str(self.encoder.dim),

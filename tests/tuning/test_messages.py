@@ -43,7 +43,7 @@ _TRAINING: list[tuple[dict[str, Any], str]] = [
     ({"encoder": {"name": "resnet20", "stem": "cifar"}}, "encoder.stem has no effect on resnet20; leave it"),
     ({"encoder": {"name": "resnet50", "width": 1.5}}, "encoder.width=1.5 on resnet50 must be whole; try 1"),
     ({"encoder": {"name": "efficientnet", "alpha": 1.2, "depth": 2}}, "encoder.alpha and encoder.depth both"),
-    ({"encoder": {"name": "efficientnet", "phi": 1}}, "encoder.phi has no effect without alpha, beta or"),
+    ({"encoder": {"name": "efficientnet", "phi": 2}}, "encoder.phi has no effect without alpha, beta or"),
     ({"encoder": {"name": "efficientnet", "base_size": 64}}, "encoder.base_size has no effect without"),
     ({"encoder": {"name": "efficientnet", "gamma": 1.3}}, "encoder.gamma asks for views of 291 pixels, and"),
 ]  # fmt: skip

@@ -109,7 +109,7 @@ def test_the_page_has_every_section_and_is_small_enough_to_send(run: Path, page:
     assert page.stat().st_size < 15e6
     content = page.read_text()
     assert _headings(content) == [
-        "Summary", "Curves", "Images and their views", "Features", "Nearest neighbours",
+        "Not learned (yet)", "Summary", "Curves", "Images and their views", "Features", "Nearest neighbours",
         "Quarantined images", "Run it again", "Versions", "Config",
     ]  # fmt: skip
     assert len(re.findall("<g data-name", content)) == _TEST_IMAGES
