@@ -126,7 +126,7 @@ def export(
     dest: str,
     /,
     *,
-    format: Literal["torchvision", "safetensors", "onnx"],
+    format: Literal["torchvision", "timm", "safetensors", "onnx"],
     checkpoint: int | None = None,
 ) -> None:
     """Write the encoder of a run to a file for other programs.
@@ -138,7 +138,7 @@ def export(
     dest
         The file to write: a path, file://, s3://, gs:// or az://.
     format
-        torchvision: a state dict for torchvision's class of the same name, with an all-zero classifier.
+        torchvision, timm: a state dict for the library's model of the same name, with an all-zero classifier.
         safetensors: the weights by name. onnx: the network, for any number of images.
     checkpoint
         Step of the checkpoint; unset: the newest.
