@@ -21,6 +21,15 @@ from training.models.weight_names import OURS, Found, Naming, groups, namings, s
 # So many names of a kind are listed.
 _LISTED = 4
 
+# The share of the tensors that must fit. A ResNet-50's file fits 77 of a ResNet-18's 100.
+_ENOUGH = 0.8
+
+# The first bytes of what torch writes: a zip, and a pickle before torch 1.6.
+_PICKLES = (b"PK", b"\x80")
+
+# Layers whose weights an encoder need not have, though it may have others in them.
+_HEADS = {"fc", "head", "heads", "classifier"}
+
 
 class Fit(NamedTuple):
     """Tensors for an encoder's trunk by its own names, a line that says which fit, and whether all do."""
@@ -30,32 +39,39 @@ class Fit(NamedTuple):
     complete: bool
 
 
+class _Match(NamedTuple):
+    """The tensors of a group in a file that fit an encoder under a naming, by our names."""
+
+    found: Found
+    naming: Naming
+    tensors: dict[str, Tensor]
+
+
 def read_weights(place: str, encoder: Encoder) -> Fit:
     """The weights of `place` that fit the encoder, which may be on the meta device.
 
     torchvision:NAME downloads the library's default weights, unless they are in torch.hub's cache. Raises
-    ValueError where there are none, the file is damaged or could run code, or most of the encoder's tensors
-    are not in it.
+    ValueError where there are none, the file is damaged or could run code, or it is of another network.
     """
-    content = read_content(place)
-    expected = encoder.trunk.state_dict()
-    found, naming, tensors = max(
-        ((found, naming, _fitting(expected, found, naming)) for found in groups(content)
-         for naming in namings(encoder.trunk)),
-        key=lambda candidate: len(candidate[2]), default=(Found({}, "", False), Naming(str), {}),
-    )  # fmt: skip
-    needed = [name for name in expected if not name.endswith("num_batches_tracked")]
-    fitting = sum(name in tensors for name in needed)
+    content, expected = read_content(place), encoder.trunk.state_dict()
+    match = max(
+        (_match(expected, found, naming) for found in groups(content) for naming in namings(encoder.trunk)),
+        key=lambda match: len(match.tensors),
+        default=_Match(Found({}, "", False), Naming(str), {}),
+    )
+    needed = [name for name in expected if _counts(name)]
+    fitting = sum(name in match.tensors for name in needed)
+    unused = _unused(expected, match)
+    # A deeper network of the same kind has all that is needed, and more in the same layers.
+    layers = {match.naming.theirs(name).partition(".")[0] for name in needed} - _HEADS
+    deeper = [name for name in unused if name.partition(".")[0] in layers]
     summary = f"{place}: {fitting} of the encoder's {len(needed)} tensors fit"
-    lacking = _lacking(needed, expected, found, naming, tensors)
-    if 2 * fitting <= len(needed):
-        raise ValueError(f"{summary}{lacking}; set --encoder to the network that the weights are of")
-    if not found.ours:
-        tensors = shifted(tensors, naming.shift)
-    used = {naming.theirs(name) for name in expected}
-    unused = [name for name in found.tensors if name not in used]
-    summary += f" ({found.origin}){lacking}{_listed('not used', unused)}"
-    return Fit(tensors, summary, fitting == len(needed))
+    summary += f" ({match.found.origin})" if fitting else ""
+    summary += _lacking(needed, expected, match) + _listed("not used", deeper or unused)
+    if fitting < _ENOUGH * (len(needed) + len(deeper)):
+        raise ValueError(f"{summary}; set --encoder to the network that the weights are of")
+    tensors = match.tensors if match.found.ours else shifted(match.tensors, match.naming.shift)
+    return Fit(tensors, summary, fitting == len(needed) and not deeper)
 
 
 def read_content(place: str) -> Mapping[str, Any]:
@@ -65,27 +81,31 @@ def read_content(place: str) -> Mapping[str, Any]:
     return _read(place)
 
 
-def _fitting(expected: Mapping[str, Tensor], found: Found, naming: Naming) -> dict[str, Tensor]:
-    """The tensors of the group whose name and shape are those of one that is expected, by our names."""
+def _counts(name: str) -> bool:
+    """Whether a tensor is one that matters; batch norms count their batches for nothing."""
+    return not name.endswith("num_batches_tracked")
+
+
+def _match(expected: Mapping[str, Tensor], found: Found, naming: Naming) -> _Match:
     theirs = {name: found.tensors.get(naming.theirs(name)) for name in expected}
-    return {
+    fitting = {
         name: tensor
         for name, tensor in theirs.items()
         if tensor is not None and tensor.shape == expected[name].shape
     }
+    return _Match(found, naming, fitting)
 
 
-def _lacking(
-    needed: list[str],
-    expected: Mapping[str, Tensor],
-    found: Found,
-    naming: Naming,
-    tensors: Mapping[str, Tensor],
-) -> str:
+def _unused(expected: Mapping[str, Tensor], match: _Match) -> list[str]:
+    used = {match.naming.theirs(name) for name in expected}
+    return [name for name in match.found.tensors if name not in used and _counts(name)]
+
+
+def _lacking(needed: list[str], expected: Mapping[str, Tensor], match: _Match) -> str:
     missing, misshapen = [], []
     for name in needed:
-        if name not in tensors:
-            theirs = found.tensors.get(naming.theirs(name))
+        if name not in match.tensors:
+            theirs = match.found.tensors.get(match.naming.theirs(name))
             if theirs is None:
                 missing.append(name)
             else:
@@ -109,14 +129,17 @@ def _downloaded(library: str, name: str) -> Mapping[str, Any]:
             f"{name!r}, pretrained=True).state_dict(), 'weights.pt'), and give --init weights.pt"
         )
     try:
-        weights = torchvision.models.get_model_weights(name).DEFAULT
+        known: Any = torchvision.models.get_model_weights(name)
+        weights = known.DEFAULT
     except (ValueError, AttributeError) as error:
         raise ValueError(
-            f"torchvision has no weights of {name!r}; give --init {TORCHVISION}resnet50"
+            f"torchvision has no weights of {name!r}; try --init {TORCHVISION}resnet50"
         ) from error
     try:
         # A bar for who looks on; workers have no terminal.
-        return weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
+        return weights.get_state_dict(
+            progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True
+        )
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"{weights.url} could not be downloaded: {storage.first_line(error)}; fetch it elsewhere "
@@ -140,12 +163,12 @@ def _read(uri: str) -> Mapping[str, Any]:
         # DINO's checkpoints have the command's arguments in one.
         with torch.serialization.safe_globals([Namespace]):
             loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise ValueError(
-            f"{uri} holds more than tensors and numbers, which could run code; if you trust it, save its "
-            "weights alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pt')"
-        ) from error
     except Exception as error:  # torch, zipfile and safetensors raise many kinds of error for damaged files.
+        if isinstance(error, UnpicklingError) and content.startswith(_PICKLES):
+            raise ValueError(
+                f"{uri} holds more than tensors and numbers, which could run code; if you trust it, save its "
+                "weights alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pt')"
+            ) from error
         raise ValueError(f"{uri} is damaged: {storage.first_line(error)}; fetch it again") from error
     return loaded if isinstance(loaded, Mapping) else {}
 

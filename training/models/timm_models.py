@@ -1,13 +1,16 @@
 """timm's models by name, without their classifiers."""
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from training.models.torchvision_models import check_forward, stop_dropping
+
+_T = TypeVar("_T")
 
 
 class NormAct(nn.Sequential):
@@ -43,17 +46,27 @@ def timm_trunk(name: str) -> tuple[nn.Module, int]:
 
 
 def check_timm_size(name: str, size: int) -> None:
-    """Raise ValueError if there is no such model, or it does not accept images of `size` pixels a side."""
-    check_forward(blank_timm_model(name), name, size)
+    """Raise ValueError if there is no such model, or it does not accept images of `size` pixels a side.
+
+    Also where it gives no vector of features for an image, as models for other tasks.
+    """
+    trunk, dim = _blank(lambda: timm_trunk(name))
+    features = check_forward(trunk, name, size)
+    if not isinstance(features, torch.Tensor) or features.shape != (2, dim):
+        raise ValueError(f"timm's {name} does not turn an image into one vector; choose another encoder.name")
 
 
 def blank_timm_model(name: str) -> nn.Module:
     """The model on the meta device, without memory for weights, where it supports that."""
+    return _blank(lambda: timm_model(name))
+
+
+def _blank(build: Callable[[], _T]) -> _T:
     try:
         with torch.device("meta"):
-            return timm_model(name)
-    except NotImplementedError:  # Some compute settings with tensors.
-        return timm_model(name)
+            return build()
+    except NotImplementedError:  # Some models compute their settings with tensors.
+        return build()
 
 
 def _timm(name: str) -> ModuleType:

@@ -64,10 +64,10 @@ def check_size(name: str, size: int) -> None:
     check_forward(blank_model(name), name, size)
 
 
-def check_forward(model: nn.Module, name: str, size: int) -> None:
-    """Raise ValueError if the model does not accept images of `size` pixels a side."""
+def check_forward(model: nn.Module, name: str, size: int) -> Any:
+    """The model's output for two images of `size` pixels a side; ValueError if it does not accept them."""
     try:
-        model(torch.empty(2, 3, size, size, device=next(model.parameters()).device))
+        return model(torch.empty(2, 3, size, size, device=next(model.parameters()).device))
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(

@@ -200,8 +200,8 @@ def test_what_does_not_fit_is_named_and_keeps_its_first_weights(tmp_path: Path) 
     assert torch.equal(encoder.trunk.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])
 
 
-@pytest.mark.parametrize("content", [{"epoch": 3}, {}, [1, 2], "resnet50", "mobilenet_v2"])
-def test_a_file_of_which_most_does_not_fit_is_refused_in_one_line(content: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [{"epoch": 3}, {}, [1, 2], "resnet34", "resnet50", "mobilenet_v2"])
+def test_a_file_of_another_network_or_of_none_is_refused_in_one_line(content: Any, tmp_path: Path) -> None:
     state = _theirs(content).state_dict() if isinstance(content, str) else content
     torch.save(state, tmp_path / "theirs.pt")
     with pytest.raises(ValueError, match=rf"theirs.pt: \d+ of the encoder's {_TENSORS} tensors fit") as error:
@@ -231,7 +231,7 @@ def test_a_damaged_file_is_named(ending: str, damage: str, tmp_path: Path) -> No
         safetensors.torch.save_file(state, place)
     content = {"cut": place.read_bytes()[:-100], "empty": b"", "text": b"<html>404</html>"}[damage]
     place.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{place} (is damaged: |holds more than tensors)"):
+    with pytest.raises(ValueError, match=rf"{place} is damaged: .*; fetch it again"):
         read_weights(str(place), _encoder("resnet8"))
 
 
