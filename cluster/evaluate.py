@@ -21,7 +21,7 @@ from training.errors import RunError
 from training.evaluation.certainty import COMPARED, doubts
 from training.evaluation.evaluator import Sets
 from training.evaluation.finetune import Protocol, finetune_config
-from training.export import WRITERS, read_trained, torchvision_name
+from training.export import WRITERS, read_trained, timm_name, torchvision_name
 from training.models.torchvision_models import ARGUMENTS
 from training.report import write_reports
 from training.run_folder import kept_index, read_config, read_values
@@ -191,6 +191,9 @@ def run_export(run: str, dest: str, format: str | None = None, checkpoint: int |
     )
     if format == "torchvision":
         print(_how_to_load(torchvision_name(trained.config.encoder)))
+    if format == "timm":
+        model = timm_name(trained.config.encoder)
+        print(f'load it with timm.create_model("{model}", checkpoint_path=PATH); the classifier is all zeros')
 
 
 def _how_to_load(model: str) -> str:

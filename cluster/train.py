@@ -15,10 +15,11 @@ from pipelines import storage
 from pipelines.index import Index
 from pipelines.labels import labelled_part, numbered, read_labels, with_labels
 from pipelines.plan import check_lanes
-from training.checkpoint import Checkpoints, find_checkpoint
+from training.checkpoint import Checkpoints
 from training.config import TrainConfig, most_workers, worker_counts
 from training.errors import RunError, StoppedError
 from training.evaluation.evaluator import Sets
+from training.initial import find_initial
 from training.lease import Held, leased
 from training.metrics import read_metrics
 from training.metrics_table import Metrics
@@ -30,6 +31,7 @@ from training.run_folder import claim_run, find_run, keep_index, kept_index
 from training.trainer import make_plan, run_uri, total_steps
 
 if TYPE_CHECKING:
+    from training.models.foreign_weights import Fit
     from training.ray_train.launch import Launch
 
 
@@ -144,11 +146,11 @@ def _report(config: TrainConfig) -> None:
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The config with absolute paths, and with `init` as the URI of a checkpoint."""
+    """The config with paths that mean the same in every process, and `init` as what all of them can read."""
     data = config.data
     test = absolute(data.test) if data.test else None
     data = replace(data, train=absolute(data.train), test=test)
-    init = find_checkpoint(storage.absolute(config.init), warn) if config.init else None
+    init = find_initial(config.init, warn) if config.init else None
     return replace(config, data=data, output=storage.absolute(config.output), init=init)
 
 
@@ -160,8 +162,14 @@ def _steps_done(config: TrainConfig) -> int:
         read_metrics(run_uri(config))  # Workers append to it: damage must show before they start.
         return saved["step"]
     if config.init:
-        check_initial(config.encoder, config.init)
+        say_fit(check_initial(config.encoder, config.init))
     return 0
+
+
+def say_fit(fit: "Fit | None") -> None:
+    """Print how many tensors of other libraries' weights fit the encoder; a warning unless all do."""
+    if fit:
+        (print if fit.complete else warn)(fit.summary)
 
 
 def _launch(

@@ -15,14 +15,14 @@ from cluster.ray_cluster import cluster
 from cluster.signals import Interrupted, stop_signals
 from cluster.tables import LiveTrials, described, trial_table
 from cluster.terminal import counted, warn
-from cluster.train import training_index, with_absolute_paths
+from cluster.train import say_fit, training_index, with_absolute_paths
 from pipelines import storage
 from pipelines.index import Index
 from pipelines.labels import with_labels
-from training.checkpoint import find_checkpoint
 from training.config import TrainConfig, most_workers
 from training.errors import RunError, UnsavedError
 from training.evaluation.certainty import doubts, shown, shown_baselines
+from training.initial import find_initial
 from training.lease import Held, leased
 from training.objectives import check_initial, own_modules, read_initial
 from training.run_folder import encode_toml, keep_index, kept_index, kept_toml, to_toml, to_values
@@ -194,7 +194,7 @@ def with_checkpoints(space: dict[str, Any]) -> dict[str, Any]:
     def found(places: Any) -> Any:
         if isinstance(places, list | tuple):
             return [found(place) for place in places]
-        return find_checkpoint(storage.absolute(places), warn) if isinstance(places, str) else places
+        return find_initial(places, warn) if isinstance(places, str) else places
 
     def of(table: Any, key: str = "") -> Any:
         if not isinstance(table, dict):
@@ -227,7 +227,7 @@ def _check_checkpoints(search: SearchConfig) -> None:
         if place and searched:
             read_initial(place)
         elif place:
-            check_initial(train.encoder, place)
+            say_fit(check_initial(train.encoder, place))
 
 
 def _count(search: SearchConfig) -> int:

@@ -43,6 +43,7 @@ HOMES = {
         "cluster/cli/tune_commands.py",
         "cluster/config_file.py",
     },
+    "timm": {"training/models/timm_models.py"},
     "plotly": {"training/report/curves.py", "training/report/page.py", "tuning/figures.py"},
     "jinja2": {"training/report/page.py"},
 }

@@ -16,13 +16,16 @@ from training.config.encoder import (
     EFFICIENTNETS,
     IMAGENET_DEPTHS,
     RESNETS,
+    TIMM,
     TORCHVISION,
     EncoderConfig,
     depth_of,
 )
 from training.evaluation.finetune import encoder_of
 from training.models.encoders import Encoder
+from training.models.timm_models import blank_timm_model
 from training.models.torchvision_models import blank_model
+from training.models.weight_names import Naming, namings, shifted, timm_naming
 from training.run_folder import read_config
 
 _LOG = logging.getLogger("diptych")
@@ -75,6 +78,8 @@ def torchvision_name(config: EncoderConfig) -> str:
     """torchvision's name for the same network; ValueError where it has none."""
     if config.name.startswith(TORCHVISION):
         return config.name.removeprefix(TORCHVISION)
+    if config.name.startswith(TIMM):
+        raise ValueError(f"{config.name} has timm's names of weights; try --format timm")
     if config.name in EFFICIENTNETS:
         return config.name.replace("-", "_")
     named = config.name in RESNETS and not config.name.startswith("plain")
@@ -93,9 +98,32 @@ def to_torchvision(trained: Trained) -> bytes:
 
     Without its classifier, that model outputs the encoder's features in evaluation mode.
     """
-    name = torchvision_name(trained.config.encoder)
-    model = blank_model(name)
-    weights = _tensors(trained.encoder) | _variances(trained.encoder, model)
+    model = blank_model(torchvision_name(trained.config.encoder))
+    return _for_model(trained, model, next(namings(trained.encoder.trunk)))
+
+
+def timm_name(config: EncoderConfig) -> str:
+    """timm's name for the same network; ValueError where it has none."""
+    if config.name.startswith(TIMM):
+        return config.name.removeprefix(TIMM)
+    if config.name.startswith(TORCHVISION):
+        raise ValueError(f"{config.name} has torchvision's names of weights; try --format torchvision")
+    try:
+        return torchvision_name(config)
+    except ValueError as error:
+        raise ValueError(f"{error}".replace("torchvision", "timm", 1)) from error
+
+
+def to_timm(trained: Trained) -> bytes:
+    """As to_torchvision, for timm's model."""
+    model = blank_timm_model(timm_name(trained.config.encoder))
+    return _for_model(trained, model, timm_naming(trained.encoder.trunk))
+
+
+def _for_model(trained: Trained, model: nn.Module, naming: Naming) -> bytes:
+    """The weights by the names of `model`, with zeros for what the encoder lacks."""
+    ours = shifted(_tensors(trained.encoder), -naming.shift)
+    weights = {naming.theirs(name): tensor for name, tensor in ours.items()}
     state = {
         key: weights.get(key, torch.zeros(blank.shape, dtype=blank.dtype))
         for key, blank in model.state_dict().items()
@@ -107,10 +135,14 @@ def to_torchvision(trained: Trained) -> bytes:
 
 
 def to_safetensors(trained: Trained) -> bytes:
-    """The encoder's weights by name, with the metadata."""
+    """The encoder's weights by name, timm's for its models, with the metadata."""
     from safetensors.torch import save
 
-    return save(_tensors(trained.encoder), metadata=trained.metadata)
+    tensors = _tensors(trained.encoder)
+    if trained.config.encoder.name.startswith(TIMM):
+        naming = timm_naming(trained.encoder.trunk)
+        tensors = {naming.theirs(name): tensor for name, tensor in tensors.items()}
+    return save(tensors, metadata=trained.metadata)
 
 
 def to_onnx(trained: Trained) -> bytes:
@@ -149,19 +181,6 @@ def to_onnx(trained: Trained) -> bytes:
     return model.SerializeToString()
 
 
-def _variances(encoder: Encoder, theirs: nn.Module) -> dict[str, Tensor]:
-    """Running variances, raised by the difference between our batch norms' eps and that of `theirs`.
-
-    torchvision's EfficientNets up to B4 use 1e-5, the paper's code and ours 1e-3.
-    """
-    added = {key: module.eps for key, module in theirs.named_modules() if isinstance(module, nn.BatchNorm2d)}
-    return {
-        f"{key}.running_var": norm.running_var + (norm.eps - added[key])
-        for key, norm in encoder.trunk.named_modules()
-        if isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None and norm.eps != added[key]
-    }
-
-
 def _tensors(encoder: Encoder) -> dict[str, Tensor]:
     """The encoder's weights, contiguous in memory."""
     return {key: value.contiguous() for key, value in encoder.trunk.state_dict().items()}
@@ -169,6 +188,7 @@ def _tensors(encoder: Encoder) -> dict[str, Tensor]:
 
 WRITERS: Mapping[str, Callable[[Trained], bytes]] = {
     "torchvision": to_torchvision,
+    "timm": to_timm,
     "safetensors": to_safetensors,
     "onnx": to_onnx,
 }

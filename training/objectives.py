@@ -11,7 +11,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from training.config import EncoderConfig, TrainConfig
 from training.config.objective import Option, is_own
 from training.evaluation.certainty import class_numbers
 from training.gather import Gather, mean_over_workers
+from training.initial import is_foreign
 from training.losses import (
     Matching,
     byol_loss,
@@ -39,6 +40,9 @@ from training.losses import (
 )
 from training.models.encoders import Encoder, build_encoder
 from training.models.heads import Head, build_classifier, build_predictor, build_projector
+
+if TYPE_CHECKING:
+    from training.models.foreign_weights import Fit
 
 Base = TypeVar("Base")
 
@@ -288,32 +292,52 @@ def count_classes(config: TrainConfig, index: Index) -> int:
 
 
 def read_initial(checkpoint: str, device: str = "cpu") -> dict[str, Any]:
-    """Contents of the checkpoint that a run's encoder starts from; ValueError if there is none."""
+    """Contents of the checkpoint or file that a run's encoder starts from; ValueError if there is none."""
+    if is_foreign(checkpoint):
+        from training.models.foreign_weights import read_content  # Imports torchvision.
+
+        return dict(read_content(checkpoint))
     saved = read_checkpoint(checkpoint, device)
     if saved is None:
         raise ValueError(f"there is no checkpoint {checkpoint}; give --init a run or one of its checkpoints")
     return saved
 
 
-def check_initial(config: EncoderConfig, checkpoint: str) -> None:
+def check_initial(config: EncoderConfig, checkpoint: str) -> "Fit | None":
     """Raise ValueError unless the checkpoint is whole and its encoder's weights fit the encoder of `config`.
 
-    Compares names and shapes: no weights are made or copied.
+    Compares names and shapes: of another run's checkpoint no weights are made or copied. Returns which weights
+    of another library fit.
     """
+    if is_foreign(checkpoint):
+        from training.models.foreign_weights import read_weights  # Imports torchvision.
+
+        return read_weights(checkpoint, build_encoder(config))
     saved = read_initial(checkpoint, device="meta")
     with torch.device("meta"):
         encoder = build_encoder(config)
     if _shapes(encoder.state_dict()) != _shapes(weights_of("encoder", saved)):
         raise _misfit(saved, checkpoint)
+    return None
 
 
-def load_initial(encoder: Encoder, checkpoint: str) -> None:
-    """Load the weights of the checkpoint's encoder into `encoder`; ValueError if they do not fit."""
+def load_initial(encoder: Encoder, checkpoint: str) -> "Fit | None":
+    """Give `encoder` the weights of the checkpoint's encoder; ValueError if they do not fit.
+
+    Returns which of them do, for weights of other libraries; those of a run must all.
+    """
+    if is_foreign(checkpoint):
+        from training.models.foreign_weights import read_weights  # Imports torchvision.
+
+        fit = read_weights(checkpoint, encoder)
+        encoder.trunk.load_state_dict(fit.tensors, strict=False)
+        return fit
     saved = read_initial(checkpoint)
     try:
         encoder.load_state_dict(weights_of("encoder", saved))
     except RuntimeError as error:
         raise _misfit(saved, checkpoint) from error
+    return None
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:

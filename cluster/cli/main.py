@@ -131,7 +131,7 @@ def export(
     dest: str,
     /,
     *,
-    format: Literal["torchvision", "safetensors", "onnx"] | None = None,
+    format: Literal["torchvision", "timm", "safetensors", "onnx"] | None = None,
     checkpoint: int | None = None,
 ) -> None:
     """Write the encoder of a run to a file for other programs.
@@ -143,9 +143,9 @@ def export(
     dest
         The file to write: a path, file://, s3://, gs:// or az://.
     format
-        torchvision: a state dict for torchvision's class of the same name, with an all-zero classifier.
+        torchvision, timm: a state dict for the library's model of the same name, with an all-zero classifier.
         safetensors: the weights by name. onnx: the network, for any number of images. Unset: by the ending
-        of the file, .pt or .pth, .safetensors, or .onnx.
+        of the file, .pt or .pth (torchvision), .safetensors, or .onnx.
     checkpoint
         Step of the checkpoint; unset: the newest.
     """

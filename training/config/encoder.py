@@ -13,7 +13,7 @@ from pipelines.config import STRICT, Probability
 CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
 RESNETS = tuple(f"{kind}{depth}" for kind in ("resnet", "plain") for depth in IMAGENET_DEPTHS + CIFAR_DEPTHS)
-TORCHVISION = "torchvision:"
+TORCHVISION, TIMM = "torchvision:", "timm:"
 
 
 class Scaling(NamedTuple):
@@ -42,15 +42,17 @@ _COEFFICIENTS = ("alpha", "beta", "gamma")
 
 
 def _checked_name(name: str) -> str:
-    """The name, if there is such an encoder; torchvision's are checked later: its import takes seconds."""
-    if name in ENCODERS or name.startswith(TORCHVISION):
+    """The name, if there is such an encoder; other libraries' are checked later: imports take seconds."""
+    if name in ENCODERS or name.startswith((TORCHVISION, TIMM)):
         return name
     from torchvision.models import list_models
 
     if name in list_models():
         raise ValueError(f"no such encoder; did you mean {TORCHVISION}{name}?")
     near = get_close_matches(name, ENCODERS, 3) or ("resnet50", "plain34", "efficientnet-b0")
-    raise ValueError(f"no such encoder; there are {', '.join(near)} and others, or {TORCHVISION}NAME")
+    raise ValueError(
+        f"no such encoder; there are {', '.join(near)} and others, {TORCHVISION}NAME or {TIMM}NAME"
+    )
 
 
 Multiplier = Annotated[float, Field(gt=0)]
@@ -62,7 +64,8 @@ class EncoderConfig:
 
     name: Annotated[str, AfterValidator(_checked_name)] = "resnet50"
     """The network: resnet18 to 152 (ImageNet's), resnet8 to 110 (CIFAR's), plain... (the same without
-    shortcuts), efficientnet-b0 to -b7, efficientnet (scaled freely), or torchvision:NAME."""
+    shortcuts), efficientnet-b0 to -b7, efficientnet (scaled freely), torchvision:NAME, or timm:NAME, which
+    needs `pip install timm`."""
     stem: Literal["imagenet", "cifar"] = "imagenet"
     """First layers of an ImageNet ResNet or plain net: a 7x7 convolution and pooling (imagenet), or a 3x3
     convolution alone (cifar)."""
@@ -129,6 +132,10 @@ def check_view_size(config: EncoderConfig, size: int) -> None:
         )
 
         check_size(config.name.removeprefix(TORCHVISION), size)
+    if config.name.startswith(TIMM):
+        from training.models.timm_models import check_timm_size
+
+        check_timm_size(config.name.removeprefix(TIMM), size)
     if config.gamma is not None and size != (needed := efficientnet_resolution(config)):
         raise ValueError(
             f"encoder.gamma asks for views of {needed} pixels, and data.view.size={size}; "

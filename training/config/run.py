@@ -194,8 +194,9 @@ class TrainConfig:
     steps: Count | None = None
     """Steps to train for, instead of `epochs`. Unset: `epochs` decides."""
     init: str | None = None
-    """Start from the encoder of another run, OUTPUT/NAME, or of one of its checkpoints. Unset: random
-    weights."""
+    """Weights that the encoder starts from: another run, OUTPUT/NAME, or one of its checkpoints; a file with
+    torchvision's or timm's names; a checkpoint of MoCo, SimSiam, DINO, lightly or solo-learn; or
+    torchvision:NAME, that library's download. Unset: random weights."""
     objective: ObjectiveName = "simclr"
     """simclr, byol, supervised (cross entropy with the labels, on the first view alone), or a custom
     MODULE:CLASS: a subclass of training.Objective in a Python file of the current folder or in an installed

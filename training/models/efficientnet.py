@@ -74,7 +74,7 @@ _BASE = (
 _STEM, _HEAD = 32, 1280
 
 # As in the paper's code, where TensorFlow's momentum is 0.99. torchvision has 1e-5 and 0.1 up to B4.
-_NORM_EPS, _NORM_MOMENTUM = 1e-3, 0.01
+NORM_EPS, _NORM_MOMENTUM = 1e-3, 0.01
 
 
 def round_channels(channels: float) -> int:
@@ -162,7 +162,7 @@ def _initialize(trunk: nn.Module) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
-            module.eps, module.momentum = _NORM_EPS, _NORM_MOMENTUM
+            module.eps, module.momentum = NORM_EPS, _NORM_MOMENTUM
 
 
 class _Block(nn.Module):

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from training.config.encoder import (
     CIFAR_DEPTHS,
     RESNETS,
+    TIMM,
     TORCHVISION,
     EncoderConfig,
     depth_of,
@@ -36,11 +37,15 @@ def build_encoder(config: EncoderConfig) -> Encoder:
     """The encoder of `config`, with weights drawn from torch's global generator."""
     if config.name in RESNETS:
         return Encoder(*_resnet(config))
-    # Importing torchvision takes a second and a half in every process.
+    # Importing torchvision takes a second and a half in every process, and timm longer.
     if config.name.startswith(TORCHVISION):
         from training.models.torchvision_models import torchvision_trunk
 
         return Encoder(*torchvision_trunk(config.name.removeprefix(TORCHVISION)))
+    if config.name.startswith(TIMM):
+        from training.models.timm_models import timm_trunk
+
+        return Encoder(*timm_trunk(config.name.removeprefix(TIMM)))
     from training.models.efficientnet import EfficientNet
 
     multipliers = scaling(config)

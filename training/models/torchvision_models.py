@@ -37,13 +37,18 @@ def torchvision_trunk(name: str) -> tuple[nn.Module, int]:
     Dropout is disabled, since a random generator's draws depend on the number of workers.
     """
     trunk = torchvision_model(name)
-    for module in trunk.modules():
-        if isinstance(module, _DROPPING):
-            module.p = 0.0
+    stop_dropping(trunk)
     path = classifier_of(name)
     classifier: Any = trunk.get_submodule(path)
     trunk.set_submodule(path, nn.Identity())
     return trunk, classifier.in_features if isinstance(classifier, nn.Linear) else classifier.in_channels
+
+
+def stop_dropping(trunk: nn.Module) -> None:
+    """Set the probabilities of dropout and stochastic depth to 0."""
+    for module in trunk.modules():
+        if isinstance(module, _DROPPING):
+            module.p = 0.0
 
 
 def classifier_of(name: str) -> str:
@@ -56,9 +61,13 @@ def classifier_of(name: str) -> str:
 
 def check_size(name: str, size: int) -> None:
     """Raise ValueError if there is no such model, or it does not accept images of `size` pixels a side."""
-    model = blank_model(name)
+    check_forward(blank_model(name), name, size)
+
+
+def check_forward(model: nn.Module, name: str, size: int) -> Any:
+    """The model's output for two images of `size` pixels a side; ValueError if it does not accept them."""
     try:
-        model(torch.empty(2, 3, size, size, device=next(model.parameters()).device))
+        return model(torch.empty(2, 3, size, size, device=next(model.parameters()).device))
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
