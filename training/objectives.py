@@ -306,8 +306,8 @@ def read_initial(checkpoint: str, device: str = "cpu") -> dict[str, Any]:
 def check_initial(config: EncoderConfig, checkpoint: str) -> "Fit | None":
     """Raise ValueError unless the checkpoint is whole and its encoder's weights fit the encoder of `config`.
 
-    Compares names and shapes: of another run's checkpoint no weights are made or copied. Returns which weights
-    of another library fit.
+    Compares names and shapes: of another run's checkpoint no weights are made or copied. Returns which
+    weights of another library fit.
     """
     if is_foreign(checkpoint):
         from training.models.foreign_weights import read_weights  # Imports torchvision.
