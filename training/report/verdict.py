@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pipelines import storage
 from training.evaluation.certainty import FEW_IMAGES, shown
 from training.evaluation.knn import COLLAPSED_RANK
-from training.export import torchvision_name
 from training.losses.matching import chance
 from training.report.history import RunHistory
 
@@ -127,6 +126,9 @@ def _waiting(run: RunHistory) -> float:
 
 def _next(run: RunHistory) -> Iterator[str]:
     """Commands to paste."""
+    # Imports torchvision, which takes a second: a run should not wait for it at its start.
+    from training.export import torchvision_name
+
     config, uri = run.config, shlex.quote(run.uri)
     last = run.steps[-1] if run.steps else {"step": 0, "epoch": 0}
     if last["step"] < config.steps if config.steps else last["epoch"] < config.epochs:
