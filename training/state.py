@@ -1,4 +1,4 @@
-"""What a run trains and a checkpoint holds: the networks, the optimiser and the moving average."""
+"""The networks, optimiser and moving average that a run trains and a checkpoint holds."""
 
 import inspect
 from dataclasses import replace

@@ -99,7 +99,7 @@ def launch_group(
 
 
 class _WorkerGroup:
-    """Workers that do one task together. left: set once nobody waits for them any more."""
+    """Workers that do one task together. left: is set when the caller no longer waits for them."""
 
     def __init__(
         self, config: TrainConfig, sets: Sets, progress: Progress, task: Task, stopping: Callable[[], bool]

@@ -26,7 +26,7 @@ _REASONS = 2
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a run's metrics say of its encoder.
+    """The judgement that a run's metrics allow on its encoder.
 
     learned: None if the metrics do not tell. evidence: what that rests on. reasons: the most likely ones if
     it has not learned. next: commands.
