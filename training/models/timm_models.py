@@ -86,10 +86,11 @@ def _split_norms(trunk: nn.Module) -> None:
     for parent in list(trunk.modules()):
         for name, child in parent.named_children():
             if isinstance(child, BatchNormAct2d):
+                layer: Any = child  # timm does not declare the types of its parts.
                 pair = NormAct()
-                pair.add_module("norm", _plain_norm(child))
-                pair.add_module("drop", child.drop)
-                pair.add_module("act", child.act)
+                pair.add_module("norm", _plain_norm(layer))
+                pair.add_module("drop", layer.drop)
+                pair.add_module("act", layer.act)
                 parent.add_module(name, pair)
 
 

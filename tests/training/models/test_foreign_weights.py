@@ -3,7 +3,7 @@
 The checkpoints have the entries and prefixes of the sources that `weight_names` names.
 """
 
-import re
+import socket
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,6 @@ import torchvision
 from counting import randomise_statistics
 from folders import digit_folders
 from torch import Tensor, nn
-from torchvision.models import Weights, WeightsEnum, register_model
 
 from cluster.cli.main import main
 from cluster.train import say_fit
@@ -264,50 +263,32 @@ def test_files_and_libraries_are_told_from_runs_and_their_checkpoints(
         find_initial("runs/first", print)
 
 
-@pytest.fixture
-def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for the weights of models of torchvision's registry, beside an empty cache of torch.hub."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    (tmp_path / "published").mkdir()
-    return tmp_path / "published"
-
-
-def _register(name: str, path: Path) -> None:
-    """Register a model of torchvision's whose default weights are at `path`, as its own are."""
-
-    class Published(WeightsEnum):
-        DEFAULT = Weights(url=path.as_uri(), transforms=nn.Identity, meta={})
-
-    def builder(*, weights: Published | None = None) -> nn.Module:
-        raise NotImplementedError
-
-    register_model(name)(builder)
-
-
-def test_torchvisions_weights_are_downloaded_once_and_checked(published: Path) -> None:
-    import hashlib
-
-    model = _theirs()
-    torch.save(model.state_dict(), published / "new")
-    digest = hashlib.sha256((published / "new").read_bytes()).hexdigest()
-    path = (published / "new").rename(published / f"resnet18-{digest[:8]}.pth")
-    _register("published_whole", path)
-    encoder = _encoder("resnet18")
-    assert _load(encoder, "torchvision:published_whole").complete
-    path.unlink()
-    assert _load(encoder, "torchvision:published_whole").complete  # From the cache.
+def test_torchvisions_weights_come_from_torch_hubs_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, encoder = _theirs(), _encoder("resnet18")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    known: Any = torchvision.models.get_model_weights("resnet18")
+    torch.save(model.state_dict(), cache / Path(known.DEFAULT.url).name)
+    assert _load(encoder, "torchvision:resnet18").complete
     assert _difference(encoder, model, "fc") < 1e-9
 
 
-def test_a_download_that_fails_or_arrives_damaged_is_named_with_what_works(published: Path) -> None:
-    path = published / "resnet18-00000000.pth"
-    _register("published_damaged", path)
-    said = f"{path.as_uri()} could not be downloaded: .*; fetch it elsewhere and give the file to --init"
-    with pytest.raises(ValueError, match=said):
-        read_weights("torchvision:published_damaged", _encoder("resnet18"))
-    torch.save(_theirs().state_dict(), path)
-    with pytest.raises(ValueError, match=re.escape("invalid hash value")):
-        read_weights("torchvision:published_damaged", _encoder("resnet18"))
+def test_a_download_that_fails_is_named_with_what_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with socket.socket() as bound:  # It does not listen, so connections to its port are refused.
+        bound.bind(("127.0.0.1", 0))
+        for name in ("https_proxy", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{bound.getsockname()[1]}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        said = r"https://.*/resnet18-.* could not be downloaded: .*refused.*; fetch it elsewhere and give"
+        with pytest.raises(ValueError, match=said):
+            read_weights("torchvision:resnet18", _encoder("resnet18"))
 
 
 @pytest.mark.parametrize(
