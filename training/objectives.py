@@ -314,7 +314,10 @@ def check_initial(config: EncoderConfig, checkpoint: str) -> "Fit | None":
 
         return read_weights(checkpoint, build_encoder(config))
     saved = read_initial(checkpoint, device="meta")
-    with torch.device("meta"):
+    try:
+        with torch.device("meta"):
+            encoder = build_encoder(config)
+    except NotImplementedError:  # torchvision's RegNets compute their widths with tensors.
         encoder = build_encoder(config)
     if _shapes(encoder.state_dict()) != _shapes(weights_of("encoder", saved)):
         raise _misfit(saved, checkpoint)

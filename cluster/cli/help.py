@@ -31,7 +31,7 @@ _PANELS = {
     "Data": ("--data.",),
     "Encoder": ("--encoder.", "--init"),
     "Objective": ("--objective-options", "--projector.", "--simclr.", "--byol.", "--supervised."),
-    "Optimiser": ("--optimizer.", "--steps", "--micro-batch-size", "--precision", "--compile", "--exact"),
+    "Optimiser": ("--optimizer.", "--steps", "--micro-batch-size", "--precision", "--compile"),
     "Evaluation": ("--evaluation.",),
     "Checkpoints": ("--checkpoint.",),
     "Cluster": ("--cpus-per-worker", "--gpus-per-worker", "--wait-for-nodes", "--retries", "--timeout"),
