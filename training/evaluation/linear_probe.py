@@ -71,7 +71,8 @@ def _split(labels: Int[Tensor, " n"], share: float, seed: int) -> tuple[Tensor, 
 
 def _train(train: Labelled, classes: int, rate: float, config: ProbeConfig, seed: int) -> nn.Linear:
     features, labels = train
-    head = nn.Linear(features.shape[1], classes, device=features.device)
+    # Without the layer's own draws, which would move the generator that training's state keeps.
+    head = nn.utils.skip_init(nn.Linear, features.shape[1], classes, device=features.device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     optimizer = torch.optim.SGD(head.parameters(), lr=rate, momentum=0.9, nesterov=True)

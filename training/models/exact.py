@@ -102,13 +102,16 @@ def make_exact(objective: Objective, lanes: Lanes) -> None:
     products. That is not checked; it holds for diptych's and torchvision's networks.
     """
     for name, module in list(_parts(objective)):
-        if not isinstance(module, BatchNorm):
-            module.forward = _ByLane(module, lanes)
-        elif module.affine and module.track_running_stats and module.momentum is not None:
-            module.forward = _Norm(module, lanes)
-        else:
-            raise _no_form(name, module)
+        module.forward = _exact_forward(name, module, lanes)
     objective.loss = _LossOfAll(objective.loss, lanes)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _exact_forward(name: str, module: nn.Module, lanes: Lanes) -> "_ByLane | _Norm":
+    if not isinstance(module, BatchNorm):
+        return _ByLane(module, lanes)
+    if module.affine and module.track_running_stats and module.momentum is not None:
+        return _Norm(module, lanes)
+    raise _no_form(name, module)
 
 
 def _parts(parent: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

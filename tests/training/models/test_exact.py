@@ -45,11 +45,10 @@ def _encoder(name: str, **fields: Any) -> dict[str, Any]:
 _ROWS: dict[str, dict[str, Any]] = {
     "simclr, average": _simclr(optimizer={**_SGD, "average_decay": 0.5}),
     "simclr, lars": _simclr(**_encoder("resnet18"), optimizer={"name": "lars"}),
-    "simclr, resnet50": _simclr(**_encoder("resnet50"), **_AN_IMAGE_A_LANE),
     "simclr, plain": _simclr(**_encoder("plain8")),
     "simclr, efficientnet, adamw": _simclr(**_encoder("efficientnet-b0"), optimizer=_ADAMW),
     "simclr, mobilenet": _simclr(**_encoder("torchvision:mobilenet_v3_small")),
-    "simclr, convnext": _simclr(**_encoder("torchvision:convnext_tiny"), optimizer=_ADAMW),
+    "simclr, squeezenet": _simclr(**_encoder("torchvision:squeezenet1_1")),
     "simclr, clipped": _simclr(optimizer={**_SGD, "clip_norm": 0.5}),
     "simclr, micro-batches": _simclr(**_MICRO),
     "dcl": _simclr(simclr={"loss": "dcl"}),
@@ -60,7 +59,6 @@ _ROWS: dict[str, dict[str, Any]] = {
     "byol": _BYOL,
     "byol, together": _BYOL | {"byol": {"predictor_hidden_dim": 24, "views_apart": False}},
     "byol, micro-batches": {**_BYOL, **_MICRO},
-    "byol, efficientnet": {**_BYOL, **_encoder("efficientnet-b0"), **_AN_IMAGE_A_LANE},
     "supervised": _SUPERVISED,
     "supervised, efficientnet": {**_SUPERVISED, **_encoder("efficientnet-b0"), **_AN_IMAGE_A_LANE},
 }
@@ -95,7 +93,7 @@ def test_every_step_has_the_same_bits_on_any_number_of_ranks(
         assert not differing, f"rank {rank} of {world_size}"
 
 
-@pytest.mark.parametrize("name", ["simclr, efficientnet, adamw", "simclr, convnext", "byol", "supervised"])
+@pytest.mark.parametrize("name", ["simclr, efficientnet, adamw", "simclr, squeezenet", "byol", "supervised"])
 def test_loss_gradients_and_statistics_are_plain_pytorchs_but_for_rounding(name: str) -> None:
     config = _row(name)
     plain, exact = (plain_objective(config).double() for _ in range(2))
@@ -106,11 +104,11 @@ def test_loss_gradients_and_statistics_are_plain_pytorchs_but_for_rounding(name:
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-12)
     for loss in losses:
         loss.backward()
-    for (key, ours), (_, theirs) in zip(exact.named_parameters(), plain.named_parameters(), strict=True):
-        assert (ours.grad is None) == (theirs.grad is None), key
-        if ours.grad is not None and theirs.grad is not None:
-            largest = theirs.grad.abs().max().item()
-            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-10 * largest, msg=key)
+    expected = {key: weight.grad for key, weight in plain.named_parameters()}
+    largest = max(grad.abs().max().item() for grad in expected.values() if grad is not None)
+    for key, weight in exact.named_parameters():
+        # A bias before a batch norm has a gradient of 0, of which only rounding is left.
+        torch.testing.assert_close(weight.grad, expected[key], rtol=1e-9, atol=1e-12 * largest, msg=key)
     for (key, ours), (_, theirs) in zip(exact.named_buffers(), plain.named_buffers(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12, msg=key)
 
@@ -160,15 +158,11 @@ def test_a_run_resumed_on_other_numbers_of_ranks_has_the_same_checkpoints_and_me
 ) -> None:
     settings = {"name": optimizer, "learning_rate": 0.3, "average_decay": 0.5}
     evaluation = {
-        "neighbours": 5,
-        "diagnostic_images": 20,
-        "held_out": 0.2,
-        "every_epochs": 1,
-        "linear": True,
-    }
+        "neighbours": 5, "diagnostic_images": 20, "held_out": 0.2, "every_epochs": 1, "linear": True,
+    }  # fmt: skip
     alone = _config(
         data, output=str(tmp_path / "alone"), **_PROJECTOR, steps=12, optimizer=settings,
-        evaluation={**evaluation, "every_epochs": 1}, checkpoint={"every_steps": 3, "keep": 9},
+        evaluation=evaluation, checkpoint={"every_steps": 3, "keep": 9},
     )  # fmt: skip
     config = replace(alone, output=str(tmp_path / "ranks"))
     _train(alone)
@@ -184,7 +178,7 @@ def test_a_run_resumed_on_other_numbers_of_ranks_has_the_same_checkpoints_and_me
 
 
 def test_threads_are_the_callers_own_again_after_a_run(data: DataConfig, tmp_path: Path) -> None:
-    config = _config(data, output=str(tmp_path), **_PROJECTOR, steps=0, evaluation={"diagnostic_images": 0})
+    config = _config(data, output=str(tmp_path), **_PROJECTOR, steps=1, evaluation={"diagnostic_images": 0})
     torch.set_num_threads(2)
     try:
         _train(config)
