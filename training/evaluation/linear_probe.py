@@ -72,7 +72,7 @@ def _split(labels: Int[Tensor, " n"], share: float, seed: int) -> tuple[Tensor, 
 def _train(train: Labelled, classes: int, rate: float, config: ProbeConfig, seed: int) -> nn.Linear:
     features, labels = train
     # Without the layer's own draws, which would move the generator that training's state keeps.
-    head = nn.utils.skip_init(nn.Linear, features.shape[1], classes, device=features.device)
+    head = nn.Linear(features.shape[1], classes, device="meta").to_empty(device=features.device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     optimizer = torch.optim.SGD(head.parameters(), lr=rate, momentum=0.9, nesterov=True)
