@@ -38,7 +38,7 @@ from training.gather import Gather, LocalGather, ProcessGroupGather
 from training.gradients import whole_batch
 from training.models.batch_norm import synchronize_batch_norm
 from training.models.exact import exact_lanes, make_exact
-from training.objectives import build_objective
+from training.objective_builder import build_objective
 from training.optimizers import build_optimizer, set_learning_rate
 
 _WARM_UP = 2

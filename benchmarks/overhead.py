@@ -40,7 +40,7 @@ from training.config import TrainConfig
 from training.gather import ProcessGroupGather
 from training.gradients import whole_batch
 from training.models.batch_norm import synchronize_batch_norm
-from training.objectives import build_objective
+from training.objective_builder import build_objective
 from training.optimizers import build_optimizer, set_learning_rate
 from training.trainer import make_plan
 

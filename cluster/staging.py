@@ -158,7 +158,7 @@ def _values(command: Iterable[str], tomls: Mapping[str, bytes], key: str) -> Ite
 
 def _own_code(objective: str) -> Iterator[tuple[str, bytes]]:
     """The Python files of MODULE:CLASS, by their path within the job's folder; none if it is installed."""
-    from training.objectives import own_modules  # torch takes seconds to import.
+    from training.own_objective import own_modules  # torch takes seconds to import.
 
     for source in own_modules(objective):
         for path in source.rglob("*.py") if source.is_dir() else [source]:

@@ -14,16 +14,17 @@ from cluster.trackers import Trackers, check_trackers, open_trackers
 from pipelines import storage
 from pipelines.index import Index
 from pipelines.labels import labelled_part, numbered, read_labels, with_labels
-from pipelines.plan import check_lanes
+from pipelines.plan import Plan, check_lanes
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, most_workers, worker_counts
 from training.errors import RunError, StoppedError
 from training.evaluation.evaluator import Sets
-from training.initial import find_initial
+from training.initial import check_initial, find_initial
 from training.lease import Held, leased
 from training.metrics import read_metrics
 from training.metrics_table import Metrics
-from training.objectives import check_initial, count_classes, own_modules
+from training.objective_builder import count_classes
+from training.own_objective import own_modules
 from training.report import write_report
 from training.report.history import RunHistory
 from training.report.verdict import verdict
@@ -68,7 +69,8 @@ def run_training(
     images = _listed(config, train, test, resumed=resumed)
     done = _steps_done(config)
     sets = Sets.of(config, images.train, images.test)
-    steps = total_steps(config, make_plan(config, sets.train))
+    plan = make_plan(config, sets.train)
+    steps = total_steps(config, plan)
     ended = Event()
     with leased(run, ended) as held:
         _claim(config, images, resumed=resumed)
@@ -76,6 +78,7 @@ def run_training(
             print(f"{run} is finished: {done} steps")
         else:
             _check_images(config, images, sets, resumed=resumed, done=done)
+            print(_announcement(config, plan, steps))
             startup.reached("index")
             _launch(config, sets, steps, done, startup, modules, launch, ended, held)
         _report(config)
@@ -188,7 +191,6 @@ def _launch(
     from training.ray_train.launch import launch as start_workers
 
     run = run_uri(config)
-    print(_announcement(config, sets, steps))
     with (
         open_trackers(config) as trackers,
         cluster(most_workers(config) * config.cpus_per_worker, modules, ("train", "--resume", run)),
@@ -217,12 +219,12 @@ def _launch(
             ) from stopped
 
 
-def _announcement(config: TrainConfig, sets: Sets, steps: int) -> str:
+def _announcement(config: TrainConfig, plan: Plan, steps: int) -> str:
     """How many images and steps the run has, and how many workers are started."""
-    each = make_plan(config, sets.train).steps_per_epoch
+    each = plan.steps_per_epoch
     of = f" ({steps / each:,.3g} epochs of {each:,})" if each else ""
     workers = f"{config.workers or 'the'} worker{'' if config.workers == 1 else 's'}"
-    return f"{sets.train.rows.sum():,} images, {steps:,} steps{of}; starting {workers} ..."
+    return f"{plan.rows.sum():,} images, {steps:,} steps{of}; starting {workers} ..."
 
 
 def _tell(values: dict[str, Any], bar: RunBar, trackers: Trackers) -> None:

@@ -22,9 +22,9 @@ from pipelines.labels import with_labels
 from training.config import TrainConfig, most_workers
 from training.errors import RunError, UnsavedError
 from training.evaluation.certainty import doubts, shown, shown_baselines
-from training.initial import find_initial
+from training.initial import check_initial, find_initial, read_initial
 from training.lease import Held, leased
-from training.objectives import check_initial, own_modules, read_initial
+from training.own_objective import own_modules
 from training.run_folder import encode_toml, keep_index, kept_index, kept_toml, to_toml, to_values
 from tuning.compound import scoring
 from tuning.config import METRICS, SearchConfig

@@ -19,7 +19,7 @@ from training.gather import Gather, LocalGather
 from training.gradients import whole_batch
 from training.losses import nt_xent
 from training.models.exact import exact_lanes, make_exact
-from training.objectives import build_objective
+from training.objective_builder import build_objective
 from training.optimizers import build_optimizer, set_learning_rate
 
 # Rows of each worker, and the dimension of a projection.

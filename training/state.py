@@ -16,7 +16,8 @@ from training.gradients import Backward, micro_batches, whole_batch
 from training.losses import Matching
 from training.models.batch_norm import synchronize_batch_norm
 from training.models.exact import exact_lanes, make_exact
-from training.objectives import Objective, build_objective
+from training.objective_builder import build_objective
+from training.objectives import Objective
 from training.optimizers import build_optimizer, load_moments
 from training.process import Worker
 from training.step_timer import StepTimer, TimedGather

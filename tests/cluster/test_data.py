@@ -27,7 +27,7 @@ from pipelines.philox import derive_key, permutation
 from training.checkpoint import Checkpoints
 from training.config import EncoderConfig, TrainConfig
 from training.gather import LocalGather
-from training.objectives import build_objective
+from training.objective_builder import build_objective
 from training.run_folder import claim_run
 from training.trainer import run_uri
 

@@ -22,7 +22,8 @@ from training.gather import Gather, LocalGather, ProcessGroupGather
 from training.gradients import micro_batches, whole_batch
 from training.loop import fit
 from training.models.exact import exact_lanes, make_exact
-from training.objectives import Objective, build_objective
+from training.objective_builder import build_objective
+from training.objectives import Objective
 from training.optimizers import build_optimizer
 
 STEPS = 3

@@ -20,7 +20,8 @@ from training.gradients import micro_batches, split, whole_batch
 from training.losses import Matching
 from training.models.batch_norm import synchronize_batch_norm
 from training.models.encoders import Encoder
-from training.objectives import BYOL, Objective, build_objective
+from training.objective_builder import build_objective
+from training.objectives import BYOL, Objective
 
 _LANES, _PARTS = 4, 3
 _FIELDS: dict[str, dict[str, Any]] = {

@@ -35,20 +35,12 @@ from training.config import EncoderConfig, EvaluationConfig, OptimizerConfig, Tr
 from training.config.objective import SupervisedConfig
 from training.evaluation.evaluator import Sets
 from training.gather import LocalGather, ProcessGroupGather
+from training.initial import check_initial, load_initial, read_initial
 from training.metrics import read_metrics
 from training.models.batch_norm import synchronize_batch_norm
 from training.models.encoders import build_encoder
-from training.objectives import (
-    BYOL,
-    Objective,
-    SimCLR,
-    build_objective,
-    check_initial,
-    count_classes,
-    load_initial,
-    read_initial,
-    target_decay,
-)
+from training.objective_builder import build_objective, count_classes
+from training.objectives import BYOL, Objective, SimCLR, target_decay
 from training.optimizers import LARS, build_optimizer
 from training.process import Worker
 from training.trainer import make_plan, run_uri, train
@@ -401,7 +393,13 @@ def test_simclr_is_the_objective_unless_another_is_named(data: DataConfig) -> No
     assert isinstance(_objective(TrainConfig(data=data, encoder={"name": "resnet8"})), SimCLR)  # pyright: ignore
 
 
-_ENCODERS = ("resnet8", "resnet14", "efficientnet-b0", "torchvision:squeezenet1_0")
+_ENCODERS = (
+    "resnet8",
+    "resnet14",
+    "efficientnet-b0",
+    "torchvision:squeezenet1_0",
+    "torchvision:regnet_y_400mf",
+)
 
 
 @pytest.mark.parametrize("own", _ENCODERS)

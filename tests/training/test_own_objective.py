@@ -10,7 +10,8 @@ from pipelines.config import DataConfig
 from pipelines.index import Index, build_index
 from training.config import TrainConfig
 from training.gather import LocalGather
-from training.objectives import Objective, build_objective, find_own, own_modules
+from training.objective_builder import build_objective
+from training.own_objective import find_own, own_modules
 
 _CODE = """
 import torch
@@ -95,7 +96,7 @@ def test_its_code_goes_along_with_a_job(home: Path) -> None:
 def test_what_will_not_do_says_why(home: Path, name: str, options: dict, said: str) -> None:
     own_modules("mine_alone:Mine")
     with pytest.raises(ValueError, match=said):
-        find_own(Objective, name, options)
+        find_own(name, options)
 
 
 def test_a_config_names_a_known_objective_or_a_class() -> None:

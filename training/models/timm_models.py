@@ -1,16 +1,14 @@
 """timm's models by name, without their classifiers."""
 
-from collections.abc import Callable
 from difflib import get_close_matches
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
+from training.models.meta import on_meta
 from training.models.torchvision_models import check_forward, stop_dropping
-
-_T = TypeVar("_T")
 
 
 class NormAct(nn.Sequential):
@@ -50,7 +48,7 @@ def check_timm_size(name: str, size: int) -> None:
 
     Also where it gives no vector of features for an image, as models for other tasks.
     """
-    trunk, dim = _blank(lambda: timm_trunk(name))
+    trunk, dim = on_meta(lambda: timm_trunk(name))
     features = check_forward(trunk, name, size)
     if not isinstance(features, torch.Tensor) or features.shape != (2, dim):
         raise ValueError(f"timm's {name} does not turn an image into one vector; choose another encoder.name")
@@ -58,15 +56,7 @@ def check_timm_size(name: str, size: int) -> None:
 
 def blank_timm_model(name: str) -> nn.Module:
     """The model on the meta device, without memory for weights, where it supports that."""
-    return _blank(lambda: timm_model(name))
-
-
-def _blank(build: Callable[[], _T]) -> _T:
-    try:
-        with torch.device("meta"):
-            return build()
-    except NotImplementedError:  # Some models compute their settings with tensors.
-        return build()
+    return on_meta(lambda: timm_model(name))
 
 
 def _timm(name: str) -> ModuleType:

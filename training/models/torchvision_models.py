@@ -8,6 +8,8 @@ import torchvision
 from torch import nn
 from torchvision.ops import StochasticDepth
 
+from training.models.meta import on_meta
+
 # Without auxiliary classifiers, with which these models return a tuple in training.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
@@ -77,8 +79,4 @@ def check_forward(model: nn.Module, name: str, size: int) -> Any:
 
 def blank_model(name: str, **arguments: Any) -> nn.Module:
     """The model on the meta device, without memory for weights, where it supports that."""
-    try:
-        with torch.device("meta"):
-            return torchvision_model(name, **arguments)
-    except NotImplementedError:  # RegNets compute their widths with tensors.
-        return torchvision_model(name, **arguments)
+    return on_meta(lambda: torchvision_model(name, **arguments))

@@ -14,7 +14,7 @@ from pipelines.index import Index, build_index
 from pipelines.labels import with_labels
 from training.config import TrainConfig
 from training.evaluation.sets import Sets
-from training.objectives import count_classes
+from training.objective_builder import count_classes
 
 _ROWS, _CLASSES = 600, 6
 

@@ -25,11 +25,11 @@ from training.config import TrainConfig
 from training.config.encoder import EncoderConfig
 from training.export import Trained, to_safetensors, to_torchvision
 from training.gather import LocalGather
-from training.initial import find_initial, is_foreign
+from training.initial import find_initial, is_foreign, load_initial
 from training.models.encoders import Encoder, build_encoder
 from training.models.foreign_weights import Fit, read_weights
 from training.models.torchvision_models import classifier_of
-from training.objectives import build_objective, load_initial
+from training.objective_builder import build_objective
 
 # Parameters and running statistics of a ResNet-18 without its classifier: 20 convolutions, 20 batch norms.
 _TENSORS = 20 + 20 * 4
