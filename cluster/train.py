@@ -15,6 +15,7 @@ from pipelines import storage
 from pipelines.index import Index
 from pipelines.labels import labelled_part, numbered, read_labels, with_labels
 from pipelines.plan import Plan, check_lanes
+from training.advice import advice
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, most_workers, worker_counts
 from training.errors import RunError, StoppedError
@@ -79,6 +80,9 @@ def run_training(
         else:
             _check_images(config, images, sets, resumed=resumed, done=done)
             print(_announcement(config, plan, steps))
+            if not done:
+                for line in advice(config, steps, plan.steps_per_epoch):
+                    warn(line)
             startup.reached("index")
             _launch(config, sets, steps, done, startup, modules, launch, ended, held)
         _report(config)
