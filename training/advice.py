@@ -20,5 +20,6 @@ def advice(config: TrainConfig, steps: int, steps_per_epoch: int) -> Iterator[st
     if config.optimizer.name == "lars" and config.batch_size < _SMALL_BATCH:
         yield (
             f"LARS is for batches of {_SMALL_BATCH} images and more: with batch_size={config.batch_size} it "
-            "learns slowly; try --optimizer.name adamw --optimizer.learning-rate 0.003 --optimizer.scaling none"
+            "learns slowly; try --optimizer.name adamw --optimizer.learning-rate 0.003 "
+            "--optimizer.scaling none"
         )
