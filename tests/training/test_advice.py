@@ -9,8 +9,9 @@ from training.advice import advice
 from training.config import OptimizerConfig, TrainConfig, shipped_config
 
 
-def _advice(steps: int, steps_per_epoch: int = 2, **fields: Any) -> list[str]:
-    return list(advice(TrainConfig(data=DataConfig(train="photos"), **fields), steps, steps_per_epoch))
+def _advice(length: int, **fields: Any) -> list[str]:
+    config = TrainConfig(data=DataConfig(train="photos"), **fields)
+    return list(advice(config, length, steps_per_epoch=2))
 
 
 def test_too_few_steps_are_said_with_the_epochs_that_are_enough() -> None:

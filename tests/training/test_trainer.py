@@ -472,7 +472,7 @@ def test_another_encoders_weights_are_refused(
     checkpoint = str(Path(run_uri(whole[0]), "checkpoints", f"step-{_STEPS:09}.pt"))
     with pytest.raises(ValueError, match="resnet8, does not fit this run's: set the same --encoder fields"):
         _train(_config(data, tmp_path, init=checkpoint, encoder={"name": "resnet20"}))
-    with pytest.raises(ValueError, match=r"there is no checkpoint .*nowhere.pt"):
+    with pytest.raises(ValueError, match=r"there is no file .*nowhere.pt; give --init a run"):
         _train(_config(data, tmp_path, init=str(tmp_path / "nowhere.pt")))
 
 

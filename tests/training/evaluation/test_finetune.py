@@ -22,7 +22,7 @@ from training.trainer import run_uri, train
 # Each objective with its own settings, and all else that can be set of a run: none may be in the way.
 _RUNS: dict[str, list[dict[str, Any]]] = {
     "simclr": [
-        {"temperature": 0.5},
+        {"temperature": 0.5}, {"exact": True},
         *({"projector": part} for part in ({"kind": "none"}, {"kind": "linear", "dim": 8})),
         *({"projector": part} for part in ({"layers": 3}, {"hidden_dim": 8}, {"dim": 8})),
         {"simclr": {"loss": "nt-logistic"}},
