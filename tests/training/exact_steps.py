@@ -26,7 +26,7 @@ from training.objective_builder import build_objective
 from training.objectives import Objective
 from training.optimizers import build_optimizer
 
-STEPS = 3
+STEPS = 2
 _NO_DATA = Index("", "folder", pa.table({}))
 
 # Loss, and digest of all weights, after each step.

@@ -30,7 +30,6 @@ _PROJECTOR = {"projector": {"hidden_dim": 32, "dim": 16}}
 _BYOL = {"objective": "byol", "byol": {"predictor_hidden_dim": 24}, **_PROJECTOR}
 _SUPERVISED = {"objective": "supervised", "supervised": {"classes": 10}}
 _MICRO = {"batch_size": 16, "micro_batch_size": 8}
-_AN_IMAGE_A_LANE = {"batch_size": 4}
 
 
 def _simclr(**fields: Any) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def _encoder(name: str, **fields: Any) -> dict[str, Any]:
 # Steep enough that rounding, were there any, would grow.
 _ROWS: dict[str, dict[str, Any]] = {
     "simclr, average": _simclr(optimizer={**_SGD, "average_decay": 0.5}),
-    "simclr, lars": _simclr(**_encoder("resnet18"), optimizer={"name": "lars"}),
+    "simclr, lars": _simclr(**_encoder("resnet14"), optimizer={"name": "lars"}),
     "simclr, plain": _simclr(**_encoder("plain8")),
     "simclr, efficientnet, adamw": _simclr(**_encoder("efficientnet-b0"), optimizer=_ADAMW),
     "simclr, mobilenet": _simclr(**_encoder("torchvision:mobilenet_v3_small")),
@@ -60,7 +59,7 @@ _ROWS: dict[str, dict[str, Any]] = {
     "byol, together": _BYOL | {"byol": {"predictor_hidden_dim": 24, "views_apart": False}},
     "byol, micro-batches": {**_BYOL, **_MICRO},
     "supervised": _SUPERVISED,
-    "supervised, efficientnet": {**_SUPERVISED, **_encoder("efficientnet-b0"), **_AN_IMAGE_A_LANE},
+    "supervised, an image a lane": {**_SUPERVISED, "batch_size": 4},
 }
 
 
@@ -152,11 +151,10 @@ def _tensors(saved: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in _tensors(part)]
 
 
-@pytest.mark.parametrize("optimizer", ["lars", "adamw"])
 def test_a_run_resumed_on_other_numbers_of_ranks_has_the_same_checkpoints_and_metrics(
-    optimizer: str, data: DataConfig, tmp_path: Path, run_ranks: Callable
+    data: DataConfig, tmp_path: Path, run_ranks: Callable
 ) -> None:
-    settings = {"name": optimizer, "learning_rate": 0.3, "average_decay": 0.5}
+    settings = {"name": "adamw", "learning_rate": 0.3, "average_decay": 0.5}
     evaluation = {
         "neighbours": 5, "diagnostic_images": 20, "held_out": 0.2, "every_epochs": 1, "linear": True,
     }  # fmt: skip

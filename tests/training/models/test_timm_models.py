@@ -28,13 +28,11 @@ _PAIRS = [
     ("resnet18", "resnet18"),
     ("resnet50", "resnet50"),
     ("efficientnet-b0", "efficientnet_b0"),
-    ("timm:resnet18", "resnet18"),
     ("timm:efficientnet_b0", "efficientnet_b0"),
     ("timm:mobilenetv3_small_050", "mobilenetv3_small_050"),
     ("timm:densenet121", "densenet121"),
     ("timm:convnext_atto", "convnext_atto"),
     ("timm:vit_tiny_patch16_224", "vit_tiny_patch16_224"),
-    ("timm:swin_tiny_patch4_window7_224", "swin_tiny_patch4_window7_224"),
 ]
 
 
@@ -45,51 +43,45 @@ def _theirs(name: str, **arguments: Any) -> nn.Module:
     return model.eval()
 
 
-def _images(count: int = 2) -> Tensor:
-    return torch.randn(count, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+def _images(size: int) -> Tensor:
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def _difference(one: nn.Module, two: nn.Module) -> float:
+def _difference(one: nn.Module, two: nn.Module, size: int) -> float:
+    images = _images(size).double()
     with torch.no_grad():
-        expected = two.double()(_images().double())
-        return float((one.double()(_images().double()) - expected).norm() / expected.norm())
-
-
-def _limit(name: str) -> float:
-    # timm's EfficientNets add 1e-5 to variances, ours 1e-3: variances in float32 make up for it.
-    return 1e-6 if name == "efficientnet-b0" else 1e-9
+        expected = two.double()(images)
+        return float((one.double()(images) - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize(("name", "theirs"), _PAIRS)
-def test_a_file_with_timms_names_gives_timms_features(name: str, theirs: str, tmp_path: Path) -> None:
-    torch.save(_theirs(theirs).state_dict(), tmp_path / "theirs.pt")
-    encoder = build_encoder(EncoderConfig(name=name)).eval()
-    fit = read_weights(str(tmp_path / "theirs.pt"), encoder)
-    encoder.trunk.load_state_dict(fit.tensors, strict=False)
-    assert fit.complete, fit.summary
+def test_timms_weights_give_timms_features_and_go_back_to_timms_class(
+    name: str, theirs: str, tmp_path: Path
+) -> None:
     model: Any = _theirs(theirs)
-    model.reset_classifier(0)
-    assert _difference(encoder, model) < _limit(name)
-
-
-@pytest.mark.parametrize(("name", "theirs"), _PAIRS)
-def test_timms_own_class_loads_every_exported_weight_and_gives_the_features(name: str, theirs: str) -> None:
+    torch.save(model.state_dict(), tmp_path / "theirs.pt")
     trained = _trained(name)
-    model: Any = _theirs(theirs)
-    model.load_state_dict(torch.load(io.BytesIO(to_timm(trained)), weights_only=True), strict=True)
-    with torch.no_grad():
-        assert not model(_images()).any()  # The classifier's weights are zeros.
-    model.reset_classifier(0)
-    assert _difference(trained.encoder, model) < _limit(name)
+    fit = read_weights(str(tmp_path / "theirs.pt"), trained.encoder)
+    trained.encoder.trunk.load_state_dict(fit.tensors, strict=False)
+    assert fit.complete, fit.summary
+
+    back: Any = _theirs(theirs)
+    back.load_state_dict(torch.load(io.BytesIO(to_timm(trained)), weights_only=True), strict=True)
+    assert not any(weight.any() for weight in back.get_classifier().parameters())
+    size = 224 if "vit" in name else 64
+    for other in (model, back):
+        other.reset_classifier(0)
+        # timm's EfficientNets add 1e-5 to variances, ours 1e-3: variances in float32 make up for it.
+        assert _difference(trained.encoder, other, size) < (1e-6 if name == "efficientnet-b0" else 1e-9)
 
 
 def test_safetensors_of_a_timm_model_has_timms_names_and_gives_the_encoder_back(tmp_path: Path) -> None:
     from safetensors.torch import load
 
-    trained = _trained("timm:efficientnet_b0")
+    trained = _trained("timm:mobilenetv3_small_050")
     (tmp_path / "encoder.safetensors").write_bytes(to_safetensors(trained))
     tensors = load((tmp_path / "encoder.safetensors").read_bytes())
-    _theirs("efficientnet_b0", num_classes=0).load_state_dict(tensors, strict=True)
+    _theirs("mobilenetv3_small_050", num_classes=0).load_state_dict(tensors, strict=True)
     fit = read_weights(str(tmp_path / "encoder.safetensors"), trained.encoder)
     assert fit.complete
     for key, tensor in trained.encoder.trunk.state_dict().items():
@@ -117,12 +109,12 @@ def test_an_export_by_names_that_the_network_has_not_is_refused(name: str, forma
         format(_trained(name))
 
 
-@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "efficientnet_b0", "densenet121"])
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "efficientnet_b0"])
 def test_training_draws_no_random_numbers(name: str) -> None:
     trunk, dim = timm_trunk(name)
     before = torch.get_rng_state()
     with torch.no_grad():
-        features = trunk.train()(_images())
+        features = trunk.train()(_images(224))
     assert features.shape == (2, dim)
     assert torch.equal(torch.get_rng_state(), before)
 
