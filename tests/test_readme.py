@@ -152,8 +152,9 @@ def test_the_experiment_shows_the_promise(home: Path) -> None:
     )  # fmt: skip
     rows = re.findall(r"^(\S.*?)  .* (\d\.\de[+-]\d\d) +\S+%$", done.stdout, re.MULTILINE)
     off = {name: float(value) for name, value in rows}
-    assert off.keys() == {"1", "2", "2, killed, then 1", "2, another seed"}
-    assert max(value for name, value in off.items() if "seed" not in name) < 1e-3 < off["2, another seed"]
+    assert off.keys() == {"1", "2", "2, killed, then 1", "2, not exact", "2, another seed"}
+    assert off["1"] == off["2"] == off["2, killed, then 1"] == 0 < off["2, not exact"]
+    assert off["2, another seed"] > 1e-3
 
 
 def test_the_two_commands_are_targets_that_run_the_demo_and_the_tests() -> None:

@@ -81,7 +81,10 @@ def _submit(config: Path, *names: str) -> list[str]:
 
 def _log(cluster: dict[str, str], job: str) -> str:
     path = Path(cluster["folder"]) / "session_latest" / "logs" / f"job-driver-{job}.log"
-    return path.read_text() if path.exists() else ""
+    try:
+        return path.read_text()
+    except FileNotFoundError:  # Ray may put it elsewhere between a look and the reading.
+        return ""
 
 
 def _status(job: str) -> str:

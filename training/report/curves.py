@@ -1,7 +1,7 @@
 """The curves of one run, or of several over each other, as Plotly figures."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from textwrap import wrap
 from typing import Any
 
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from training.config import TrainConfig
 from training.losses.matching import chance
 from training.metrics_table import Metrics
-from training.report.history import STAGES, RunHistory
+from training.report.history import STAGES, RunHistory, collapsed_loss
 from training.report.page import COLOURS, GREY, plot_html, styled
 
 # Most points of a curve, and most points of the area plot of stages.
@@ -21,13 +21,13 @@ _CURVE_POINTS, _STAGE_POINTS = 600, 60
 # Characters of a line of a run's name beside its bar: a phone has room for few.
 _LABEL_WIDTH = 16
 
-# Curves with fewer points show them as markers.
-_FEW_POINTS = 30
+# Curves with fewer points show them as markers; those with more are smoothed over this share of them.
+_FEW_POINTS, _SMOOTHED_SHARE = 30, 1 / 20
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A drawn curve. plot: HTML. legend: (colour, text) below it."""
+    """A drawn curve. plot: HTML, empty if there is nothing to draw. legend: (colour, text) below it."""
 
     title: str
     about: str
@@ -39,8 +39,9 @@ class Curve:
 class _Metric:
     """A key of metrics.jsonl that is drawn.
 
-    scale: factor of its values. baseline: a key of its first line, drawn dashed beside it. chance: its value
-    by chance, drawn dashed too.
+    scale: factor of its values. every_step: each step has one, of its own batch, so that it is smoothed.
+    measured: keys of its first line that have levels to compare it with, and their names. level: a function
+    of the config that gives another one, or None, and its name. They are drawn dashed.
     """
 
     key: str
@@ -48,43 +49,52 @@ class _Metric:
     about: str = ""
     axis: str = ""
     scale: float = 1.0
-    baseline: str = ""
-    chance: Callable[[TrainConfig], float] | None = None
+    every_step: bool = False
+    measured: Mapping[str, str] = field(default_factory=dict)
+    level: tuple[str, Callable[[TrainConfig], float | None]] | None = None
 
 
 _METRICS = (
-    _Metric("loss", "Loss", "Of each step's batch."),
+    _Metric(
+        "loss", "Loss", "Of each step's batch; dashed: of features that are all alike.", every_step=True,
+        level=("all features alike", collapsed_loss),
+    ),
     _Metric(
         "view_matching", "View matching",
         "Views whose nearest other view in the batch is their partner; dashed: by chance.",
-        "%", 100, chance=lambda config: chance(config.batch_size),
+        "%", 100, every_step=True, level=("chance", lambda config: chance(config.batch_size)),
     ),
     _Metric(
-        "knn_top1", "kNN accuracy", "Of images that are not trained on; dashed: of their raw pixels.",
-        "top-1, %", 100, "knn_top1_pixels",
+        "knn_top1", "kNN accuracy",
+        "Of images that are not trained on; dashed: of their raw pixels, and the largest class's share.",
+        "top-1, %", 100, measured={"knn_top1_pixels": "raw pixels", "majority_share": "the largest class"},
     ),
     _Metric("linear_top1", "Linear probe", "Of images that are not trained on.", "top-1, %", 100),
     _Metric("top1", "Classifier", "Of images that are not trained on.", "top-1, %", 100),
+    _Metric("learning_rate", "Learning rate", "Of each step."),
+    _Metric("images_per_second", "Throughput", "Images per second, over all workers.", every_step=True),
+)  # fmt: skip
+
+_WITHOUT_LABELS = (
     _Metric("alignment", "Alignment", "Squared distance of an image's two views: less is better."),
     _Metric("uniformity", "Uniformity", "How evenly the features spread: less is better."),
     _Metric("effective_rank", "Effective rank", "Directions that the features fill: 1 is a collapse."),
-    _Metric("learning_rate", "Learning rate", "Of each step."),
-    _Metric("images_per_second", "Throughput", "Images per second, over all workers."),
-)  # fmt: skip
+)
 
 _STAGE_TITLES = {"data_wait": "waiting for data", "optimizer": "optimiser"}
 
 
 def curves(runs: Mapping[str, RunHistory]) -> list[Curve]:
     """A curve for each metric that any of the runs, by name, has; then where the time went."""
-    drawn = [
-        _curve(metric, runs)
-        for metric in _METRICS
-        if any(run.lines_with(metric.key) for run in runs.values())
-    ]
+    drawn = _drawn(_METRICS, runs)
     if timed := {name: run for name, run in runs.items() if run.stage_seconds()}:
         drawn.append(_stages(timed))
     return drawn
+
+
+def feature_curves(runs: Mapping[str, RunHistory]) -> list[Curve]:
+    """The curves of what is measured of features without labels."""
+    return _drawn(_WITHOUT_LABELS, runs)
 
 
 def run_colours(runs: Mapping[str, RunHistory]) -> list[tuple[str, str]]:
@@ -102,7 +112,30 @@ def thinned(
     return np.add.reduceat(values, starts) / counts[:, None], size
 
 
+def smoothed(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Mean of each value and of its neighbours on both sides; at the ends, of fewer on both sides."""
+    reach = np.arange(len(values))
+    reach = np.minimum(np.minimum(reach, reach[::-1]), int(_SMOOTHED_SHARE * len(values) / 2))
+    sums = np.cumsum(np.append(0.0, values))
+    places = np.arange(len(values))
+    return (sums[places + reach + 1] - sums[places - reach]) / (2 * reach + 1)
+
+
+def _drawn(metrics: Iterable[_Metric], runs: Mapping[str, RunHistory]) -> list[Curve]:
+    return [
+        _curve(metric, runs) for metric in metrics if any(run.lines_with(metric.key) for run in runs.values())
+    ]
+
+
+def _loss_of(config: TrainConfig) -> tuple[object, ...]:
+    """What two runs must have in common for their losses to be compared."""
+    return config.objective, config.simclr, config.temperature, config.batch_size, config.byol.views_apart
+
+
 def _curve(metric: _Metric, runs: Mapping[str, RunHistory]) -> Curve:
+    if metric.key == "loss" and len({_loss_of(run.config) for run in runs.values()}) > 1:
+        about = "Not drawn: losses of other objectives, temperatures or batch sizes cannot be compared."
+        return Curve(metric.title, about, "")
     figure, steps_per_point = go.Figure(), 1
     for (colour, name), run in zip(run_colours(runs), runs.values(), strict=True):
         if lines := run.lines_with(metric.key):
@@ -112,6 +145,7 @@ def _curve(metric: _Metric, runs: Mapping[str, RunHistory]) -> Curve:
     if metric.scale == 100 or metric.key in ("images_per_second", "learning_rate"):
         figure.update_yaxes(rangemode="tozero")
     about = metric.about + (f" Means of {steps_per_point:,} steps." if steps_per_point > 1 else "")
+    figure.update_yaxes(hoverformat=".4~g")
     plot = plot_html(styled(figure, "step", metric.axis), f"curve-{metric.key}")
     return Curve(metric.title, about, plot)
 
@@ -128,13 +162,18 @@ def _add_run(
     """Draw a run's curve and its baselines; returns the number of lines that a point is the mean of."""
     rows = np.column_stack((lines.column("step"), metric.scale * lines.column(metric.key)))
     rows, size = thinned(rows, _CURVE_POINTS)
+    steps, values = rows.T
     mode = "lines+markers" if len(rows) < _FEW_POINTS else "lines"
-    figure.add_scatter(
-        x=rows[:, 0], y=rows[:, 1], mode=mode, name=name, line={"color": colour, "width": 1.75}
-    )
+    if metric.every_step and mode == "lines":
+        figure.add_scatter(
+            x=steps, y=values, mode=mode, name=name, opacity=0.35, hoverinfo="skip",
+            line={"color": colour, "width": 1},
+        )  # fmt: skip
+        values = smoothed(values)
+    figure.add_scatter(x=steps, y=values, mode=mode, name=name, line={"color": colour, "width": 1.75})
     for label, level in _baselines(metric, run, lines[0]).items():
         figure.add_scatter(
-            x=rows[[0, -1], 0], y=[metric.scale * level] * 2, mode="lines", name=label,
+            x=steps[[0, -1]], y=[metric.scale * level] * 2, mode="lines", name=label,
             line={"color": dashed, "dash": "dash", "width": 1.25},
         )  # fmt: skip
     return size
@@ -142,8 +181,12 @@ def _add_run(
 
 def _baselines(metric: _Metric, run: RunHistory, first: Mapping[str, Any]) -> dict[str, float]:
     """Levels to compare a curve with, by name; `first` is the first line that has the metric."""
-    levels = {"raw pixels": first[metric.baseline]} if metric.baseline in first else {}
-    return levels | ({"chance": metric.chance(run.config)} if metric.chance else {})
+    levels = {name: first[key] for key, name in metric.measured.items() if key in first}
+    if metric.level:
+        name, of = metric.level
+        if (level := of(run.config)) is not None:
+            levels[name] = level
+    return levels
 
 
 def _stages(runs: Mapping[str, RunHistory]) -> Curve:

@@ -1,5 +1,6 @@
 """A run's files, read for its report, whether the run has finished, was stopped or is still running."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from json import JSONDecodeError
@@ -52,6 +53,17 @@ class RunHistory:
         """Seconds of each stage summed over all steps; empty if the metrics have none."""
         sums = {stage: float(np.nansum(self.steps.column(f"{stage}_seconds"))) for stage in STAGES}
         return sums if any(sums.values()) else {}
+
+
+def collapsed_loss(config: TrainConfig) -> float | None:
+    """The loss of features that are all alike, so that all similarities are equal; None if unknown.
+
+    NT-Xent then chooses among 2N - 1 images at random, and DCL, which leaves the partner out, among 2N - 2.
+    """
+    others = {"nt-xent": 2 * config.batch_size - 1, "dcl": 2 * config.batch_size - 2}
+    if config.objective != "simclr" or config.simclr.loss not in others:
+        return None
+    return math.log(others[config.simclr.loss])
 
 
 def read_run(run: str) -> RunHistory:

@@ -11,7 +11,7 @@ from pipelines import storage
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig, config_hash, training_recipes
 from training.config.objective import objective_title
-from training.report.curves import curves, run_colours
+from training.report.curves import curves, feature_curves, run_colours
 from training.report.features import affordable_images, sample_features
 from training.report.history import RunHistory, read_history, read_run
 from training.report.images import feature_map, neighbours, pixelated, view_columns
@@ -121,7 +121,12 @@ def _newest_checkpoint(run: RunHistory) -> tuple[dict[str, Any] | None, str]:
 
 
 def _curves(runs: Mapping[str, RunHistory]) -> dict[str, Any]:
-    return {"curves": curves(runs), "run_colours": run_colours(runs), "plotly_script": plotly_script()}
+    return {
+        "curves": curves(runs),
+        "feature_curves": feature_curves(runs),
+        "run_colours": run_colours(runs),
+        "plotly_script": plotly_script(),
+    }
 
 
 def _features(run: RunHistory, saved: dict[str, Any], multiply_adds: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pipelines import storage
 from training.evaluation.certainty import FEW_IMAGES, shown
 from training.evaluation.knn import COLLAPSED_RANK
 from training.losses.matching import chance
-from training.report.history import RunHistory
+from training.report.history import RunHistory, collapsed_loss
 
 # Steps at the start and the end of a run that are averaged: one step is of few images.
 _FEW_STEPS = 50
@@ -90,10 +90,10 @@ def _reasons(run: RunHistory) -> Iterator[str]:
     ranks = run.lines_with("effective_rank")
     if ranks and ranks[-1]["effective_rank"] < COLLAPSED_RANK:
         yield "the features have collapsed to a point: lower --optimizer.learning-rate"
-    elif _alike(run):
+    elif (alike := collapsed_loss(run.config)) and _stayed_at(alike, run):
         yield (
-            f"the loss has stayed at ln(2N - 1) = {math.log(2 * run.config.batch_size - 1):.2f}, that of "
-            "features that are all alike: lower --optimizer.learning-rate"
+            f"the loss has stayed at {alike:.2f}, that of features that are all alike: lower "
+            "--optimizer.learning-rate"
         )
     if skipped := len(run.lines_with("skipped")):
         yield f"{skipped:,} steps were skipped, since their loss was not finite: --optimizer.clip-norm 1"
@@ -108,14 +108,10 @@ def _reasons(run: RunHistory) -> Iterator[str]:
     yield "it needs more --epochs, a larger --batch-size or another --optimizer.learning-rate"
 
 
-def _alike(run: RunHistory) -> bool:
-    """Whether NT-Xent's loss is that of features that are all alike: all similarities are equal."""
-    config = run.config
+def _stayed_at(loss: float, run: RunHistory) -> bool:
+    """Whether the last losses are much the same as `loss`."""
     losses = run.steps[-_FEW_STEPS:].column("loss")
-    if config.objective != "simclr" or config.simclr.loss != "nt-xent" or not len(losses):
-        return False
-    alike = math.log(2 * config.batch_size - 1)
-    return abs(losses.mean() / alike - 1) < _SAME_LOSS
+    return len(losses) > 0 and abs(losses.mean() / loss - 1) < _SAME_LOSS
 
 
 def _waiting(run: RunHistory) -> float:

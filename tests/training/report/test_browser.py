@@ -110,7 +110,7 @@ def test_the_page_has_every_section_and_is_small_enough_to_send(run: Path, page:
     content = page.read_text()
     assert _headings(content) == [
         "Not learned (yet)", "Summary", "Curves", "Images and their views", "Features", "Nearest neighbours",
-        "Quarantined images", "Run it again", "Versions", "Config",
+        "Features without labels", "Quarantined images", "Run it again", "Versions", "Config",
     ]  # fmt: skip
     assert len(re.findall("<g data-name", content)) == _TEST_IMAGES
     assert f"{_TEST_IMAGES} test images as the encoder sees them after {_STEPS} steps" in content
@@ -214,8 +214,10 @@ def test_several_runs_are_compared(run: Path, other: Path) -> None:
     differing = content[content.index("Differing settings") : content.index("<h2>Curves")]
     rows = [re.findall("<td>([^<]*)</td>", row) for row in differing.split("<tr>")[2:]]
     assert rows == [["seed", "0", "1"], ["temperature", "1.0", "0.5"]]
-    for title in ("loss", "knn_top1", "effective_rank", "stages"):
+    for title in ("view_matching", "knn_top1", "effective_rank", "stages"):
         assert f'id="curve-{title}"' in content
+    assert 'id="curve-loss"' not in content
+    assert "losses of other objectives, temperatures or batch sizes cannot be compared" in content
 
 
 def test_runs_of_one_name_are_told_apart_by_where_they_are(run: Path, tmp_path: Path) -> None:
@@ -340,6 +342,8 @@ def test_a_browser_draws_a_comparisons_runs_over_each_other(
     browser.open(path, width=width, dark=True)
     assert browser.errors == []
     assert browser.run("document.documentElement.scrollWidth") <= width
-    assert browser.run("document.querySelectorAll('#curve-loss .trace').length") == 2
-    drawn = browser.run("document.getElementById('curve-loss').data.map(trace => trace.name).join(' ')")
+    assert browser.run("document.querySelectorAll('#curve-learning_rate .trace').length") == 2
+    drawn = browser.run(
+        "document.getElementById('curve-learning_rate').data.map(trace => trace.name).join(' ')"
+    )
     assert drawn == "first second"

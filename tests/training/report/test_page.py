@@ -28,7 +28,8 @@ def test_a_path_may_be_broken_between_its_parts_and_is_escaped_all_the_same() ->
     rows = [["data.train", "s3://bucket/<folder>/1.5"]]
     content = render_template(
         "comparison.html",
-        **shared, names=["one"], summary=rows, differences=[], curves=[], first_run="", versions=[],
+        **shared, names=["one"], summary=rows, differences=[], curves=[], feature_curves=[], first_run="",
+        versions=[],
     )  # fmt: skip
     assert "<td>data.<wbr>train</td><td>s3://<wbr>bucket/&lt;folder&gt;/1.5</td>" in content
 
