@@ -51,6 +51,13 @@ def address() -> str | None:
     return _noted_by_ray() if named else None
 
 
+def place() -> str:
+    """Where `cluster` runs things, in words: the cluster that it joins, or this machine."""
+    ray: Any = sys.modules.get("ray")  # Importing it takes seconds.
+    there = ray.get_runtime_context().gcs_address if ray and ray.is_initialized() else address()
+    return f"on the Ray cluster at {there}" if there else "on this machine"
+
+
 @contextmanager
 def cluster(cpus: float, modules: Sequence[Path] = (), resume: Sequence[str] = ()) -> Iterator[None]:
     """Connect to the cluster, or start one with at least `cpus` logical CPUs; leave or end it afterwards.

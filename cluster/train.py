@@ -6,7 +6,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cluster.datasets import absolute, read_index, say_mixing
-from cluster.ray_cluster import cluster
+from cluster.ray_cluster import cluster, place
 from cluster.run_bar import RunBar
 from cluster.signals import Interrupted, stop_signals
 from cluster.terminal import Startup, counted, warn
@@ -144,7 +144,13 @@ def _check_images(config: TrainConfig, images: _Images, sets: Sets, *, resumed: 
 def _report(config: TrainConfig) -> None:
     """Write the run's report; a failure to write it is a warning."""
     try:
-        print(f"report: {write_report(config)}")
+        report = write_report(config)
+        look = (
+            f"; to look at it: diptych report {run_uri(config)} --output report.html"
+            if "://" in report
+            else ""
+        )
+        print(f"report: {report}{look}")
     except OSError as error:
         warn(
             f"the report could not be written: {storage.first_line(error)}; {storage.way_out(error)}, then: "
@@ -228,7 +234,7 @@ def _announcement(config: TrainConfig, plan: Plan, steps: int) -> str:
     each = plan.steps_per_epoch
     of = f" ({steps / each:,.3g} epochs of {each:,})" if each else ""
     workers = f"{config.workers or 'the'} worker{'' if config.workers == 1 else 's'}"
-    return f"{plan.rows.sum():,} images, {steps:,} steps{of}; starting {workers} ..."
+    return f"{plan.rows.sum():,} images, {steps:,} steps{of}; starting {workers} {place()} ..."
 
 
 def _tell(values: dict[str, Any], bar: RunBar, trackers: Trackers) -> None:
