@@ -145,12 +145,9 @@ def _report(config: TrainConfig) -> None:
     """Write the run's report; a failure to write it is a warning."""
     try:
         report = write_report(config)
-        look = (
-            f"; to look at it: diptych report {run_uri(config)} --output report.html"
-            if "://" in report
-            else ""
-        )
-        print(f"report: {report}{look}")
+        print(f"report: {report}")
+        if "://" in report:
+            print(f"to look at it: diptych report {run_uri(config)} --output report.html")
     except OSError as error:
         warn(
             f"the report could not be written: {storage.first_line(error)}; {storage.way_out(error)}, then: "
