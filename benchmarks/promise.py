@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Float
 
 from cluster import cluster, run_training
-from cluster.demo import scattered_digits
+from cluster.digits import scattered_digits
 from pipelines.shards import write_shards
 from training import TrainConfig, read_metrics
 from training.checkpoint import Checkpoints

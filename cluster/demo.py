@@ -1,20 +1,15 @@
 """`diptych demo`: train on handwritten digits from an S3 server on this machine."""
 
-import io
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
-from PIL import Image
-from sklearn.datasets import load_digits
-
+from cluster.digits import scattered_digits
 from cluster.objectstore import s3_server
 from cluster.train import run_training
-from pipelines.shards import EncodedImage, write_shards
+from pipelines.shards import write_shards
 from pipelines.storage.scratch import scratch_folder
 from training.config import TrainConfig, shipped_config
 from training.evaluation.certainty import shown
@@ -54,45 +49,3 @@ def _print_accuracies(evaluations: Sequence[dict[str, Any]]) -> None:
         ("trained encoder", evaluations[-1], "knn_top1"),
     ):
         print(f"  {label:<18} {shown(line, key):>13}  {'#' * round(50 * line[key])}")
-
-
-SIDE = 32
-_SMALLEST, _LARGEST = 14, 26
-_LEAST_CONTRAST = 0.4
-_LUMA = np.array([0.299, 0.587, 0.114])
-_HELD_OUT = 5  # Every fifth digit is for testing.
-
-
-def scattered_digits(count: int, *, held_out: bool, seed: int) -> Iterator[EncodedImage]:
-    """`count` PNGs of a digit on a canvas, labelled; held-out ones use digits that the others do not.
-
-    The digits are scikit-learn's 1,797 of 8 x 8 pixels (Alpaydin and Kaynak 1998).
-    """
-    digits, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
-    mine = np.flatnonzero((np.arange(len(labels)) % _HELD_OUT == 0) == held_out)
-    generator = np.random.default_rng([seed, held_out])
-    for number in range(count):
-        which = mine[number % len(mine)]
-        canvas = _scatter(digits[which].reshape(8, 8) / 16, generator)
-        yield _png(canvas), int(labels[which]), f"{'test' if held_out else 'train'}/{number:05}.png"
-
-
-def _scatter(
-    digit: Float[np.ndarray, "8 8"], generator: np.random.Generator
-) -> Float[np.ndarray, "side side 3"]:
-    """The digit as ink on paper, in two colours of different brightness."""
-    size = int(generator.integers(_SMALLEST, _LARGEST + 1))
-    top, left = generator.integers(0, SIDE - size + 1, 2)
-    stroke = Image.fromarray((digit * 255).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
-    ink = np.zeros((SIDE, SIDE, 1))
-    ink[top : top + size, left : left + size, 0] = np.asarray(stroke) / 255
-    paper, colour = generator.random((2, 3))
-    while abs((paper - colour) @ _LUMA) < _LEAST_CONTRAST:
-        paper, colour = generator.random((2, 3))
-    return paper * (1 - ink) + colour * ink + generator.normal(0, 0.02, (SIDE, SIDE, 3))
-
-
-def _png(pixels: Float[np.ndarray, "height width 3"]) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8)).save(out, "PNG")
-    return out.getvalue()

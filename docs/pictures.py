@@ -15,7 +15,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from cluster.demo import scattered_digits
+from cluster.digits import scattered_digits
 from pipelines.augment.dali import Request, make_views
 from pipelines.augment.draws import Draws, draw
 from pipelines.config import ViewRecipe

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cluster.demo import scattered_digits
+from cluster.digits import scattered_digits
 
 
 def digit_folders(root: Path, count: int, *, held_out: bool = False) -> Path:

@@ -58,6 +58,28 @@ def pack(
 
 
 @data.command
+def digits(dest: str, /, *, count: Count = 4096, by_class: bool = False) -> None:
+    """Write handwritten digits on coloured canvases as PNG files: images to try diptych on.
+
+    They are drawn from scikit-learn's 8 x 8 digits, without their labels, and need no network. `diptych train
+    demo --data.train DEST` trains on them.
+
+    Parameters
+    ----------
+    dest
+        A new folder: a path, file://, s3://, gs:// or az://.
+    count
+        Images to write.
+    by_class
+        Write them into a folder for each digit.
+    """
+    # scikit-learn takes seconds to import; help should not.
+    from cluster.digits import write_digits
+
+    write_digits(dest, count, by_class=by_class)
+
+
+@data.command
 def inspect(
     uri: str,
     /,

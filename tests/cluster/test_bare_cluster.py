@@ -12,7 +12,7 @@ import pytest
 from commands import diptych
 
 from cluster.auth_token import ensure_token
-from cluster.demo import scattered_digits
+from cluster.digits import scattered_digits
 from pipelines.shards import write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -19,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 
 from cluster.cli.main import app, main
-from cluster.demo import scattered_digits
+from cluster.digits import scattered_digits
 from pipelines import storage
 from pipelines.config import DataConfig
 from pipelines.index import build_index

@@ -10,7 +10,7 @@ from pool import Pool
 from small_disks import Full, small_disk
 
 from cluster.cli.main import app
-from cluster.demo import scattered_digits
+from cluster.digits import scattered_digits
 from cluster.train import run_training
 from pipelines.shards import write_shards
 from training.errors import RunError

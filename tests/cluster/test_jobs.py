@@ -25,7 +25,7 @@ from processes import LOOPBACK, cluster_processes, held, listening, training_wor
 from ray.dashboard.modules.dashboard_sdk import SubmissionClient
 
 from cluster.cli.main import app, main
-from cluster.demo import scattered_digits
+from cluster.digits import scattered_digits
 from cluster.jobs import limit_answers
 from cluster.train import run_training
 from pipelines import storage

@@ -12,7 +12,7 @@ import pytest
 import torch
 from processes import offspring, running
 
-from cluster.demo import scattered_digits
+from cluster.digits import scattered_digits
 from pipelines.shards import write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

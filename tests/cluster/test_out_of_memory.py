@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.demo import scattered_digits
+from cluster.digits import scattered_digits
 from pipelines.shards import write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -23,7 +23,7 @@ from processes import cluster_processes, held, offspring, training_workers
 
 from cluster import local_cluster
 from cluster.cli.main import app, main
-from cluster.demo import scattered_digits
+from cluster.digits import scattered_digits
 from cluster.train import run_training
 from pipelines.shards import write_shards
 from training.config import TrainConfig

@@ -11,7 +11,7 @@ from processes import LOOPBACK, listening, processes_in
 from strangers import as_stranger, needs_root, stranger_reads
 
 from cluster.auth_token import token_file
-from cluster.demo import scattered_digits
+from cluster.digits import scattered_digits
 from cluster.train import run_training
 from pipelines.config import DataConfig
 from pipelines.shards import write_shards

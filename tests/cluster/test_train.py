@@ -22,7 +22,7 @@ from PIL import Image
 from pool import Pool
 
 from cluster.cli.main import app, main
-from cluster.demo import scattered_digits
+from cluster.digits import scattered_digits
 from cluster.evaluate import run_evaluation
 from cluster.objectstore import S3Server
 from cluster.train import run_training

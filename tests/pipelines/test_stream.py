@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from cluster.demo import scattered_digits
+from cluster.digits import scattered_digits
 from pipelines.config import DataConfig
 from pipelines.index import Index, build_index
 from pipelines.plan import Plan, Window

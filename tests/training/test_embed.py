@@ -12,7 +12,7 @@ from animated import with_deadly
 from PIL import Image
 
 import training.embed
-from cluster.demo import scattered_digits
+from cluster.digits import scattered_digits
 from pipelines.config import DataConfig, ViewRecipe
 from pipelines.feed import Device, evaluation_views
 from pipelines.images.isolation import Crash, Isolated

@@ -20,7 +20,7 @@ import tomli_w
 from ray.tune.execution import class_cache
 
 from cluster.cli.main import main
-from cluster.demo import scattered_digits
+from cluster.digits import scattered_digits
 from pipelines.shards import write_shards
 from training.config import TrainConfig, config_hash
 from training.config.encoder import EncoderConfig

@@ -10,7 +10,7 @@ from ray._private.utils import check_version_info
 from rich.console import Console
 
 from cluster.cli.main import app, main
-from cluster.demo import scattered_digits
+from cluster.digits import scattered_digits
 from cluster.ray_cluster import _other_versions
 from pipelines.config import DataConfig
 from pipelines.shards import write_shards

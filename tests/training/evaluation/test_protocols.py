@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.demo import scattered_digits
+from cluster.digits import scattered_digits
 from pipelines.config import DataConfig
 from pipelines.index import build_index
 from pipelines.labels import labelled_part

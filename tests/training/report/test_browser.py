@@ -15,7 +15,7 @@ import torch
 from browser import CHROMIUM, Browser
 from PIL import Image
 
-from cluster.demo import scattered_digits
+from cluster.digits import scattered_digits
 from pipelines import storage
 from pipelines.config import DataConfig
 from pipelines.index import build_index

@@ -9,7 +9,7 @@ import pyarrow as pa
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from cluster.demo import scattered_digits
+from cluster.digits import scattered_digits
 from pipelines.config import RECIPES
 from pipelines.inspection import contact_sheet
 from pipelines.reader import SCHEMA
