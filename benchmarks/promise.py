@@ -2,7 +2,7 @@
 
     python benchmarks/promise.py    # handwritten digits: 8 minutes on two cores
 
-Trains the demo's config with exact=true on one, two and four workers, and once more on two, killed without
+Trains the demo's config with exact=true on one, two and four workers, and once more on four, killed without
 warning after a third of the steps and resumed on one. Their losses, weights and accuracies must be the same,
 bit for bit. To compare, it trains on two workers without exact, which differs by rounding that grows with
 each step, and with another seed. Prints the losses, a digest of the last weights, how far the losses are from
@@ -38,7 +38,7 @@ from training.run_folder import to_toml
 Losses = Float[np.ndarray, " steps"]
 
 _IMAGES, _TEST_IMAGES = 2048, 1024
-_KILLED, _ROUNDED, _SEED = "2, killed, then 1", "2, not exact", "2, another seed"
+_KILLED, _ROUNDED, _SEED = "4, killed, then 1", "2, not exact", "2, another seed"
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _result(config: TrainConfig) -> _Result:
 
 def _killed(folder: Path, steps: int) -> TrainConfig:
     """The config of a run whose processes are killed, and which is resumed on one worker."""
-    config = _config(folder, steps, 2, "killed")
+    config = _config(folder, steps, 4, "killed")
     (folder / "killed.toml").write_text(to_toml(config))
     run = f"{config.output}/{config.name}"
     command = [sys.executable, "-m", "cluster", "train"]

@@ -79,7 +79,7 @@ def run_training(
             print(f"{run} is finished: {done} steps")
         else:
             _check_images(config, images, sets, resumed=resumed, done=done)
-            print(_announcement(config, plan, steps))
+            print(_length(plan, steps))
             if not done:
                 for line in advice(config, steps, plan.steps_per_epoch):
                     warn(line)
@@ -198,6 +198,7 @@ def _launch(
     from training.ray_train.launch import launch as start_workers
 
     run = run_uri(config)
+    print(f"starting {config.workers or 'the'} worker{'' if config.workers == 1 else 's'} {place()} ...")
     with (
         open_trackers(config) as trackers,
         cluster(most_workers(config) * config.cpus_per_worker, modules, ("train", "--resume", run)),
@@ -226,12 +227,11 @@ def _launch(
             ) from stopped
 
 
-def _announcement(config: TrainConfig, plan: Plan, steps: int) -> str:
-    """How many images and steps the run has, and how many workers are started."""
+def _length(plan: Plan, steps: int) -> str:
+    """How many images and steps the run has."""
     each = plan.steps_per_epoch
     of = f" ({steps / each:,.3g} epochs of {each:,})" if each else ""
-    workers = f"{config.workers or 'the'} worker{'' if config.workers == 1 else 's'}"
-    return f"{plan.rows.sum():,} images, {steps:,} steps{of}; starting {workers} {place()} ..."
+    return f"{plan.rows.sum():,} images, {steps:,} steps{of}"
 
 
 def _tell(values: dict[str, Any], bar: RunBar, trackers: Trackers) -> None:

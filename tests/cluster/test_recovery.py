@@ -181,24 +181,6 @@ def test_a_run_whose_workers_and_driver_are_killed_ends_bit_for_bit_as_an_undist
 
 
 @pytest.mark.slow
-def test_an_exact_run_killed_on_four_workers_and_resumed_on_one_ends_as_an_undisturbed_one(
-    images: Path, address: str, pool: Pool, tmp_path: Path
-) -> None:
-    run, others = tmp_path / "run", training_workers().keys()
-    process = _start([*_training(images, tmp_path, "run", "4"), "--exact"], address, tmp_path / "log")
-    _wait(_has(run, 2 * _EVERY), process, tmp_path / "log")
-    process.kill()
-    process.wait()
-    _workers_left(others, 0)
-    assert not _has(run, _STEPS)()
-    main(["train", "--resume", str(run), "--workers", "1"])
-    assert [line["workers"] for line in _lines(run) if "workers" in line] == [4, 1]
-    whole = _config([*_training(images, tmp_path, "whole", "1"), "--exact"])
-    run_training(whole, launch=pool.launch)
-    _assert_same_run(run, tmp_path / "whole")
-
-
-@pytest.mark.slow
 def test_a_run_is_in_the_cluster_s_metrics_and_ctrl_c_twice_ends_it_at_once(
     images: Path, address: str, tmp_path: Path
 ) -> None:
