@@ -46,7 +46,7 @@ _WARM_UP = 2
 
 @dataclass(frozen=True)
 class _Settings:
-    """What is measured: steps of a round, rounds, and pixels along each side of a view."""
+    """The config that is measured, steps of a round, rounds, and pixels along each side of a view."""
 
     config: TrainConfig
     device: torch.device

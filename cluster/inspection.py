@@ -83,7 +83,7 @@ def _mixing(index: Index, plan: Plan | None, found: Survey) -> Mixing | None:
 
 
 def _epoch(index: Index, plan: Plan | None, price: float) -> EpochCost:
-    """What an epoch costs at `price` for 1,000 requests. Raises ValueError if it cannot be counted."""
+    """The cost of an epoch at `price` for 1,000 requests. Raises ValueError if it cannot be counted."""
     if plan is None:
         raise ValueError(
             f"--cost counts the steps of an epoch, and {index.uri} has fewer images than a batch of "

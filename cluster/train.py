@@ -230,8 +230,7 @@ def _launch(
 def _length(plan: Plan, steps: int) -> str:
     """How many images and steps the run has."""
     each = plan.steps_per_epoch
-    of = f" ({steps / each:,.3g} epochs of {each:,})" if each else ""
-    return f"{plan.rows.sum():,} images, {steps:,} steps{of}"
+    return f"{plan.rows.sum():,} images, {steps:,} steps ({steps / each:,.3g} epochs of {each:,})"
 
 
 def _tell(values: dict[str, Any], bar: RunBar, trackers: Trackers) -> None:

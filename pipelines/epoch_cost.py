@@ -21,7 +21,7 @@ _Count = Callable[[list[dict]], tuple[int, float]]
 
 @dataclass(frozen=True)
 class EpochCost:
-    """What an epoch asks of object storage, without requests that are repeated after errors.
+    """Requests and bytes that an epoch asks of object storage, without those repeated after errors.
 
     price: of the requests.
     """

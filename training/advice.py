@@ -1,4 +1,4 @@
-"""What makes it unlikely that a run learns anything, said before it starts."""
+"""Warnings before a run that is unlikely to learn anything."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ _SMALL_BATCH = 256
 def advice(config: TrainConfig, steps: int, steps_per_epoch: int) -> Iterator[str]:
     """A line for each setting that will not do for a run of `steps`, with the way out."""
     if steps < _TOO_FEW:
-        epochs = -(-_ENOUGH // max(1, steps_per_epoch))
+        epochs = -(-_ENOUGH // steps_per_epoch)
         more = f"--steps {_ENOUGH}" if config.steps else f"--epochs {epochs:,}"
         yield f"in {steps:,} steps hardly anything is learnt; try {more}, which are {_ENOUGH:,} steps or more"
     if config.optimizer.name == "lars" and config.batch_size < _SMALL_BATCH:

@@ -53,7 +53,7 @@ def deterministic(*, exact: bool, device: torch.device) -> Iterator[None]:
 
 
 def kind_of_machine(device: torch.device) -> dict[str, str]:
-    """What the bits of a step on `device` depend on, by name: hardware and versions of libraries."""
+    """Hardware and versions of libraries that the bits of a step on `device` depend on, by name."""
     kind = {
         "CPU": _cpu(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -79,7 +79,7 @@ def _cpu() -> str:
 
 
 def kind_differences(one: Kind, other: Kind) -> list[str]:
-    """What differs between two kinds of machines, as `CPU A and B`."""
+    """The differences between two kinds of machines, as `CPU A and B`."""
     return [
         f"{name} {one.get(name, 'none')} and {other.get(name, 'none')}"
         for name in {**one, **other}

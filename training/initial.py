@@ -55,12 +55,12 @@ def check_initial(config: EncoderConfig, checkpoint: str) -> "Fit | None":
     Compares names and shapes: of another run's checkpoint no weights are made or copied. Returns which
     weights of another library fit.
     """
+    encoder = on_meta(lambda: build_encoder(config))
     if is_foreign(checkpoint):
         from training.models.foreign_weights import read_weights  # Imports torchvision.
 
-        return read_weights(checkpoint, on_meta(lambda: build_encoder(config)))
+        return read_weights(checkpoint, encoder)
     saved = read_initial(checkpoint, device="meta")
-    encoder = on_meta(lambda: build_encoder(config))
     if _shapes(encoder.state_dict()) != _shapes(weights_of("encoder", saved)):
         raise _misfit(saved, checkpoint)
     return None

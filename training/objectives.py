@@ -40,7 +40,7 @@ class Objective(nn.Module):
 
     @abstractmethod
     def embed(self, views: Views) -> list[Float[Tensor, "n dim"]]:
-        """What the loss is a function of, for each view: rows that depend on their own images alone.
+        """The loss's arguments, for each view: rows that depend on their own images alone.
 
         But for batch norm. Views that go through the networks in one forward are normalised by the same
         batch statistics, and apart each by its own.

@@ -41,7 +41,7 @@ def test_each_image_is_written_once_and_a_resume_goes_on(tmp_path: Path):
 
 
 def test_only_new_images_are_encoded(tmp_path: Path):
-    """What is in the file stays as it is, also a line that this version would write in another way."""
+    """Lines of the file stay as they are, even one that this version would write differently."""
     before = b'{"path": "train/0.tar", "key":   "by hand", "reason": "no bytes"}'
     (tmp_path / "quarantine.jsonl").write_bytes(before)
     quarantine = Quarantine(str(tmp_path))

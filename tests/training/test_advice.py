@@ -1,4 +1,4 @@
-"""What is said before a run that will hardly learn anything."""
+"""Warnings before a run that will hardly learn anything."""
 
 from typing import Any
 

@@ -9,7 +9,7 @@ _T = TypeVar("_T")
 
 
 def on_meta(build: Callable[[], _T]) -> _T:
-    """What `build` returns, on torch's meta device where it can be built there."""
+    """The result of `build`, on torch's meta device where it can be built there."""
     try:
         with torch.device("meta"):
             return build()

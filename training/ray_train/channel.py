@@ -48,7 +48,7 @@ class _Channel:
 
 
 class WorkerEnd:
-    """What a worker has of the channel."""
+    """A worker's end of the channel."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor

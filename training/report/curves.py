@@ -128,7 +128,7 @@ def _drawn(metrics: Iterable[_Metric], runs: Mapping[str, RunHistory]) -> list[C
 
 
 def _loss_of(config: TrainConfig) -> tuple[object, ...]:
-    """What two runs must have in common for their losses to be compared."""
+    """Settings that two runs must share for their losses to be compared."""
     return config.objective, config.simclr, config.temperature, config.batch_size, config.byol.views_apart
 
 

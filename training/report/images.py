@@ -1,4 +1,4 @@
-"""What the page shows of images: their views, a map of their features, and their nearest neighbours."""
+"""The images of a page: their views, a map of their features, and their nearest neighbours."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""What a report says of runs in words and numbers: measurements, settings, and where configs differ."""
+"""Runs in words and numbers, for a report: measurements, settings, and where configs differ."""
 
 from collections.abc import Mapping
 from itertools import groupby

@@ -136,7 +136,7 @@ _MEASURED = ("loss", "view_matching", "knn_top1", "linear_top1", "alignment", "u
 
 
 def _measured(config: TrainConfig) -> list[tuple[int, dict[str, float]]]:
-    """What metrics.jsonl has of the steps and evaluations, but for times."""
+    """The steps and evaluations in metrics.jsonl, without times."""
     lines = read_metrics(run_uri(config))
     assert not [line for line in lines if "exact" in line.get("warning", "")]
     chosen = [(line["step"], {key: line[key] for key in _MEASURED if key in line}) for line in lines]
